@@ -1,0 +1,36 @@
+# Everything runs in .venv, which the first target that needs it creates. Needs Python 3.11 and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test quality style clean
+
+demo: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py --output demo_output
+
+test: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+quality: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo_output
+
+# A checkout that was copied elsewhere brings a .venv whose paths point to the old place: the stamp holds the path it was
+# made for, and the environment is made anew where that differs.
+$(STAMP): pyproject.toml constraints.txt .venv-location
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,eval,demo,test,quality]"
+	touch $(STAMP)
+
+.PHONY: force
+.venv-location: force
+	@echo "$(CURDIR)" | cmp -s - $@ || echo "$(CURDIR)" > $@

@@ -1,0 +1,52 @@
+"""diffae_hub: diffusion autoencoders in the manner of diffusers.
+
+The public API is flat and imported lazily: `from diffae_hub import DiffusionAutoencoderPipeline` loads what it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Name -> module that defines it. `ModelMixin` and `SchedulerMixin` are here because diffusers looks them up in the library
+# that model_index.json names, to know how a component is loaded.
+_LAZY = {
+    "ConditionedUNet2DModel": "diffae_hub.models.conditioned_unet_2d",
+    "DiffusionAutoencoderPipeline": "diffae_hub.pipelines.pipeline_diffusion_autoencoder",
+    "DiffusionAutoencoderPipelineOutput": "diffae_hub.pipelines.pipeline_diffusion_autoencoder",
+    "LatentCodeModel": "diffae_hub.models.latent_code_model",
+    "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
+    "SemanticEncoderModel": "diffae_hub.models.semantic_encoder",
+    "VPDDIMInverseScheduler": "diffae_hub.schedulers.scheduling_vp_ddim_inverse",
+    "VPDDIMScheduler": "diffae_hub.schedulers.scheduling_vp_ddim",
+}
+
+__all__ = [*_LAZY, "__version__"]
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin, SchedulerMixin
+
+    from diffae_hub.models.conditioned_unet_2d import ConditionedUNet2DModel
+    from diffae_hub.models.latent_code_model import LatentCodeModel
+    from diffae_hub.models.semantic_encoder import SemanticEncoderModel
+    from diffae_hub.pipelines.pipeline_diffusion_autoencoder import (
+        DiffusionAutoencoderPipeline,
+        DiffusionAutoencoderPipelineOutput,
+    )
+    from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler
+    from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,286 @@
+"""ConditionedUNet2DModel: (x_t, timestep, z) -> noise, x_0 or velocity; an ADM U-Net (section 8, table 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from .layers import (
+    ConditionedResidualBlock,
+    Float32GroupNorm,
+    SelfAttentionBlock,
+    TimeEmbedding,
+    validate_common_configuration,
+    validate_image_batch,
+    zero_initialized,
+)
+
+
+@dataclass
+class ConditionedUNet2DOutput(BaseOutput):
+    """Output of [`ConditionedUNet2DModel`].
+
+    Args:
+        sample: The prediction (noise, x_0 or velocity, as the model was trained), shape (B, out_channels, H, W).
+    """
+
+    sample: torch.Tensor
+
+
+@dataclass
+class LatentConditioning:
+    """Everything the decoder derives from the latent code alone; the same for every step of a trajectory.
+
+    Args:
+        modulations: Per residual block, in the order of execution, shape (B, C) or (B, 2C).
+        spatial: Projection of the latent code to a feature map, shape (B, C, S, S), or None.
+    """
+
+    modulations: tuple[torch.Tensor, ...]
+    spatial: torch.Tensor | None
+
+
+class ConditionedUNet2DModel(ModelMixin, ConfigMixin):
+    """The conditional diffusion decoder of a diffusion autoencoder: `D(x_t, t, z)`.
+
+    A 3x3 stem; per level `layers_per_block` residual blocks on the way down and one more on the way up, with
+    self-attention at the listed resolutions; residual blocks do the down- and upsampling; a middle of residual block,
+    attention, residual block. Time embedding and latent code modulate every residual block (adaptive group norm).
+    The defaults are the official DiffAE network for FFHQ at 256 pixels (138,341,891 parameters); the paper's networks
+    set `latent_scale_shift=True` and, at 32 pixels, `time_embed_dim=1024, latent_mlp_layers=2`.
+
+    Args:
+        sample_size: Height and width of the training images, in pixels. Fixes where attention is placed.
+        in_channels: Channels of x_t.
+        out_channels: Channels of the prediction.
+        latent_dim: Width of the latent code.
+        base_channels: Channels of the first level before its multiplier, and the dimension of the time sinusoid.
+        channel_multipliers: One per level; each level after the first halves the resolution.
+        layers_per_block: Residual blocks per level on the way down (one more on the way up).
+        attention_resolutions: Resolutions, in pixels, after whose residual blocks self-attention follows.
+        num_attention_heads: Heads of each attention block.
+        dropout: Dropout probability in the residual blocks.
+        norm_num_groups: Groups of each group norm (at most one per channel).
+        norm_eps: Epsilon of each group norm.
+        time_embed_dim: Width of the time embedding.
+        latent_scale_shift: Whether the latent code gives a scale and a shift (the paper) or a scale only (official).
+        latent_mlp_layers: Linear layers of an MLP (SiLU between) applied to the latent code first; 0 for none.
+        latent_spatial_size: If given, the latent code is also projected to a feature map of this height and width,
+            which is added where the up path enters that resolution. Fixes the image size to `sample_size`. Beyond the
+            paper.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    __module__ = "diffae_hub"
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ConditionedResidualBlock", "SelfAttentionBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 256,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_dim: int = 512,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
+        layers_per_block: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        num_attention_heads: int = 1,
+        dropout: float = 0.1,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        time_embed_dim: int = 512,
+        latent_scale_shift: bool = False,
+        latent_mlp_layers: int = 0,
+        latent_spatial_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        validate_common_configuration(
+            sample_size=sample_size,
+            latent_dim=latent_dim,
+            base_channels=base_channels,
+            channel_multipliers=tuple(channel_multipliers),
+            layers_per_block=layers_per_block,
+            dropout=dropout,
+            num_attention_heads=num_attention_heads,
+        )
+        if latent_mlp_layers < 0:
+            raise ValueError(f"latent_mlp_layers must be at least 0, got {latent_mlp_layers}")
+        resolutions = [sample_size // 2**level for level in range(len(channel_multipliers))]
+        if latent_spatial_size is not None and latent_spatial_size not in resolutions:
+            raise ValueError(
+                f"latent_spatial_size must be None or a resolution of the network, one of {resolutions}, "
+                f"got {latent_spatial_size}"
+            )
+        self.gradient_checkpointing = False
+        self.downsampling_factor = 2 ** (len(channel_multipliers) - 1)
+
+        self.time_embedding = TimeEmbedding(base_channels, time_embed_dim)
+        mlp: list[nn.Module] = []
+        for index in range(latent_mlp_layers):
+            mlp += [nn.SiLU()] * (index > 0) + [nn.Linear(latent_dim, latent_dim)]
+        self.latent_mlp = nn.Sequential(*mlp)
+
+        def residual(in_channels: int, out_channels: int, resample: str | None = None) -> ConditionedResidualBlock:
+            return ConditionedResidualBlock(
+                in_channels,
+                out_channels,
+                time_embed_dim=time_embed_dim,
+                latent_dim=latent_dim,
+                latent_scale_shift=latent_scale_shift,
+                norm_num_groups=norm_num_groups,
+                norm_eps=norm_eps,
+                dropout=dropout,
+                resample=resample,
+            )
+
+        def attention(channels: int, wanted: bool) -> nn.Module:
+            if not wanted:
+                return nn.Identity()
+            return SelfAttentionBlock(
+                channels, num_heads=num_attention_heads, norm_num_groups=norm_num_groups, norm_eps=norm_eps
+            )
+
+        # Way down. Every entry leaves one skip connection, and so does the stem.
+        channels = base_channels * channel_multipliers[0]
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        skip_channels = [channels]
+        self.down_residuals, self.down_attentions = nn.ModuleList(), nn.ModuleList()
+        for level, multiplier in enumerate(channel_multipliers):
+            for _ in range(layers_per_block):
+                self.down_residuals.append(residual(channels, base_channels * multiplier))
+                channels = base_channels * multiplier
+                self.down_attentions.append(attention(channels, resolutions[level] in attention_resolutions))
+                skip_channels.append(channels)
+            if level < len(channel_multipliers) - 1:
+                self.down_residuals.append(residual(channels, channels, "down"))
+                self.down_attentions.append(nn.Identity())
+                skip_channels.append(channels)
+
+        self.middle_residuals = nn.ModuleList([residual(channels, channels), residual(channels, channels)])
+        self.middle_attention = attention(channels, True)
+
+        # Way up. Each level has `layers_per_block + 1` blocks that take a skip and, but for the last level, one that
+        # upsamples.
+        self.up_residuals, self.up_attentions = nn.ModuleList(), nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(channel_multipliers))):
+            if resolutions[level] == latent_spatial_size:
+                self.latent_spatial_projection = nn.Linear(latent_dim, channels * latent_spatial_size**2)
+            for _ in range(layers_per_block + 1):
+                self.up_residuals.append(residual(channels + skip_channels.pop(), base_channels * multiplier))
+                channels = base_channels * multiplier
+                self.up_attentions.append(attention(channels, resolutions[level] in attention_resolutions))
+            if level > 0:
+                self.up_residuals.append(residual(channels, channels, "up"))
+                self.up_attentions.append(nn.Identity())
+
+        self.norm_out = Float32GroupNorm(norm_num_groups, channels, norm_eps)
+        self.conv_out = zero_initialized(nn.Conv2d(channels, out_channels, 3, padding=1))
+
+    def _residual_blocks(self) -> list[ConditionedResidualBlock]:
+        """The residual blocks in the order of execution, the order of `LatentConditioning.modulations`."""
+        return [*self.down_residuals, *self.middle_residuals, *self.up_residuals]
+
+    @apply_forward_hook
+    def prepare_latent(self, latent_code: torch.Tensor) -> LatentConditioning:
+        """Computes what depends on the latent code only, so that a denoising loop does it once.
+
+        Args:
+            latent_code: z, shape (B, latent_dim), floating point.
+
+        Returns:
+            The conditioning to hand to [`~ConditionedUNet2DModel.forward`].
+
+        Raises:
+            ValueError: If `latent_code` is not (B, latent_dim).
+        """
+        if latent_code.ndim != 2 or latent_code.shape[1] != self.config.latent_dim:
+            raise ValueError(
+                f"latent_code must have shape (batch, {self.config.latent_dim}), got {tuple(latent_code.shape)}"
+            )
+        embedding = self.latent_mlp(latent_code)
+        spatial = None
+        if self.config.latent_spatial_size is not None:
+            size = self.config.latent_spatial_size
+            spatial = self.latent_spatial_projection(embedding).unflatten(1, (-1, size, size))
+        activated = F.silu(embedding)
+        modulations = tuple(block.latent_projection(activated) for block in self._residual_blocks())
+        return LatentConditioning(modulations=modulations, spatial=spatial)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        latent_code: torch.Tensor | None,
+        latent_conditioning: LatentConditioning | None = None,
+        return_dict: bool = True,
+    ) -> ConditionedUNet2DOutput | tuple[torch.Tensor]:
+        """Predicts noise, x_0 or velocity.
+
+        Args:
+            sample: x_t, shape (B, in_channels, H, W), floating point; H and W divisible by `downsampling_factor`
+                (equal to `sample_size` with `latent_spatial_size`).
+            timestep: 1000 t, a number or a tensor of shape () or (B,), in [0, 1000].
+            latent_code: z, shape (B, latent_dim). May be None if `latent_conditioning` is given.
+            latent_conditioning: Result of [`~ConditionedUNet2DModel.prepare_latent`]; takes the place of `latent_code`.
+            return_dict: Whether to return a [`ConditionedUNet2DOutput`] or a tuple.
+
+        Returns:
+            The prediction, shape (B, out_channels, H, W).
+
+        Raises:
+            ValueError: If a shape is not allowed, or neither `latent_code` nor `latent_conditioning` is given.
+        """
+        validate_image_batch(sample, in_channels=self.config.in_channels, downsampling_factor=self.downsampling_factor)
+        if latent_conditioning is None:
+            if latent_code is None:
+                raise ValueError("latent_code or latent_conditioning must be given, got neither")
+            latent_conditioning = self.prepare_latent(latent_code)
+        spatial_size = self.config.latent_spatial_size
+        if spatial_size is not None and tuple(sample.shape[-2:]) != (self.config.sample_size,) * 2:
+            raise ValueError(
+                f"sample height and width must be {self.config.sample_size} with latent_spatial_size, "
+                f"got {sample.shape[-2]} x {sample.shape[-1]}"
+            )
+
+        timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32)
+        time = F.silu(self.time_embedding(timestep.expand(sample.shape[0])))
+        modulations = iter(latent_conditioning.modulations)
+
+        def run(residual: nn.Module, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+            modulation = next(modulations)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden = self._gradient_checkpointing_func(residual, hidden, time, modulation)
+                return self._gradient_checkpointing_func(attention, hidden)
+            return attention(residual(hidden, time, modulation))
+
+        hidden = self.conv_in(sample)
+        skips = [hidden]
+        for residual, attention in zip(self.down_residuals, self.down_attentions, strict=True):
+            hidden = run(residual, attention, hidden)
+            skips.append(hidden)
+
+        hidden = run(self.middle_residuals[0], self.middle_attention, hidden)
+        hidden = run(self.middle_residuals[1], nn.Identity(), hidden)
+
+        added = spatial_size is None
+        for residual, attention in zip(self.up_residuals, self.up_attentions, strict=True):
+            if not added and hidden.shape[-1] == spatial_size:
+                hidden, added = hidden + latent_conditioning.spatial, True
+            if residual.resample is None:
+                hidden = torch.cat([hidden, skips.pop()], dim=1)
+            hidden = run(residual, attention, hidden)
+
+        output = self.conv_out(F.silu(self.norm_out(hidden)))
+        return ConditionedUNet2DOutput(sample=output) if return_dict else (output,)

@@ -1,0 +1,279 @@
+"""Building blocks shared by the encoder and the decoder: normalisation, residual blocks, attention, embeddings.
+
+The blocks follow the ADM architecture (Dhariwal and Nichol, 2021) as Preechakul et al. (2022) use it; the paper keeps
+that architecture (section 8, tables 6 and 7).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import nn
+
+
+def zero_initialized(module: nn.Module) -> nn.Module:
+    """Sets every parameter of `module` to zero and returns it: the block starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class Float32GroupNorm(nn.GroupNorm):
+    """Group normalisation computed in float32 whatever the input's dtype, returned in the input's dtype.
+
+    Args:
+        num_groups: Number of groups; fewer channels than that give one group per channel.
+        num_channels: Number of channels, a multiple of the number of groups.
+        eps: Added to the variance.
+
+    Raises:
+        ValueError: If `num_channels` is not a multiple of the number of groups.
+    """
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float) -> None:
+        groups = min(num_groups, num_channels)
+        if num_channels % groups:
+            raise ValueError(
+                f"norm_num_groups must divide every channel count (base_channels times a multiplier), "
+                f"got {num_groups} groups for {num_channels} channels"
+            )
+        super().__init__(groups, num_channels, eps=eps)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, num_channels, ...) -> the same shape and dtype."""
+        if hidden.dtype == torch.float32 and self.weight.dtype == torch.float32:
+            return super().forward(hidden)
+        normed = F.group_norm(hidden.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+        return normed.to(hidden.dtype)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid of the timestep (cosines first, float32), then Linear, SiLU, Linear.
+
+    Args:
+        base_channels: Dimension of the sinusoid.
+        embed_dim: Dimension of the result.
+    """
+
+    def __init__(self, base_channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.base_channels = base_channels
+        self.linear_1 = nn.Linear(base_channels, embed_dim)
+        self.linear_2 = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, timestep: torch.Tensor) -> torch.Tensor:
+        """Embeds `timestep`, shape (B,), in units of 1000 t. Returns shape (B, embed_dim)."""
+        sinusoid = get_timestep_embedding(
+            timestep, self.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0
+        )  # frequencies exp(-ln(10000) i / half), float32
+        sinusoid = sinusoid.to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(sinusoid)))
+
+
+def _resample(hidden: torch.Tensor, resample: str | None) -> torch.Tensor:
+    if resample == "down":
+        return F.avg_pool2d(hidden, kernel_size=2)
+    if resample == "up":
+        return F.interpolate(hidden, scale_factor=2.0, mode="nearest")
+    return hidden
+
+
+class EncoderResidualBlock(nn.Module):
+    """Residual block of the encoder: GroupNorm, SiLU, (resample), one convolution, plus the skip path.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output; a 1x1 convolution joins the skip path only where they differ.
+        norm_num_groups: Groups of the group norm.
+        norm_eps: Epsilon of the group norm.
+        dropout: Probability of dropping an activation before the convolution.
+        resample: None, "down" (2x2 average pooling) or "up" (nearest), applied to both paths.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm_num_groups: int,
+        norm_eps: float,
+        dropout: float = 0.0,
+        resample: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm_1 = Float32GroupNorm(norm_num_groups, in_channels, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
+        residual = self.dropout(_resample(F.silu(self.norm_1(hidden)), self.resample))
+        return self.skip(_resample(hidden, self.resample)) + self.conv_1(residual)
+
+
+class ConditionedResidualBlock(nn.Module):
+    """Residual block of the decoder, modulated by the time embedding and by the latent code.
+
+    GroupNorm, SiLU, (resample), convolution; then adaptive group norm
+    `GroupNorm(h) (1 + s_t) + b_t`, times `(1 + s_z)` (plus `b_z` if `latent_scale_shift`), SiLU, dropout and a
+    zero-initialised convolution. Each of `(s_t, b_t)` and `(s_z, b_z)` is SiLU then Linear of its embedding.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        time_embed_dim: Width of the time embedding.
+        latent_dim: Width of the latent code as it reaches the block.
+        latent_scale_shift: Whether the latent code gives a scale and a shift, or a scale only (official DiffAE).
+        norm_num_groups: Groups of the group norms.
+        norm_eps: Epsilon of the group norms.
+        dropout: Probability of dropping an activation before the second convolution.
+        resample: None, "down" (2x2 average pooling) or "up" (nearest), applied to both paths.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        time_embed_dim: int,
+        latent_dim: int,
+        latent_scale_shift: bool,
+        norm_num_groups: int,
+        norm_eps: float,
+        dropout: float,
+        resample: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.latent_scale_shift = latent_scale_shift
+        self.norm_1 = Float32GroupNorm(norm_num_groups, in_channels, norm_eps)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_projection = nn.Linear(time_embed_dim, 2 * out_channels)
+        self.latent_projection = nn.Linear(latent_dim, (2 if latent_scale_shift else 1) * out_channels)
+        self.norm_2 = Float32GroupNorm(norm_num_groups, out_channels, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = zero_initialized(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(
+        self, hidden: torch.Tensor, activated_time: torch.Tensor, latent_modulation: torch.Tensor
+    ) -> torch.Tensor:
+        """Applies the block.
+
+        Args:
+            hidden: (B, in_channels, H, W).
+            activated_time: SiLU of the time embedding, (B, time_embed_dim).
+            latent_modulation: This block's `latent_projection` of SiLU of the latent code, (B, C or 2C). It does not
+                depend on the timestep, so the caller computes it once per trajectory.
+
+        Returns:
+            (B, out_channels, H', W').
+        """
+        residual = self.conv_1(_resample(F.silu(self.norm_1(hidden)), self.resample))
+
+        # Both modulations are one affine map per channel; composing them on (B, C) first reads the image once.
+        time_scale, time_shift = self.time_projection(activated_time).chunk(2, dim=1)
+        if self.latent_scale_shift:
+            latent_scale, latent_shift = latent_modulation.chunk(2, dim=1)
+            shift = time_shift * (1 + latent_scale) + latent_shift
+        else:
+            latent_scale = latent_modulation
+            shift = time_shift * (1 + latent_scale)
+        scale = (1 + time_scale) * (1 + latent_scale)
+        residual = torch.addcmul(shift[:, :, None, None], self.norm_2(residual), scale[:, :, None, None])
+
+        residual = self.conv_2(self.dropout(F.silu(residual)))
+        return self.skip(_resample(hidden, self.resample)) + residual
+
+
+class SelfAttentionBlock(nn.Module):
+    """Self-attention over the pixels of a feature map, with a zero-initialised output projection.
+
+    GroupNorm, one projection C -> 3C whose output is split into heads first and into query, key and value second, then
+    scaled dot-product attention, projection, plus the input.
+
+    Args:
+        channels: Channels of the feature map.
+        num_heads: Number of heads; divides `channels`.
+        norm_num_groups: Groups of the group norm.
+        norm_eps: Epsilon of the group norm.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `channels`.
+    """
+
+    def __init__(self, channels: int, *, num_heads: int, norm_num_groups: int, norm_eps: float) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(
+                f"num_attention_heads must divide the channels of every attention level, got {num_heads} heads "
+                f"for {channels} channels"
+            )
+        self.num_heads = num_heads
+        self.norm = Float32GroupNorm(norm_num_groups, channels, norm_eps)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.projection = zero_initialized(nn.Linear(channels, channels))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        batch, channels, height, width = hidden.shape
+        tokens = self.norm(hidden).flatten(2).transpose(1, 2)  # (B, HW, C): no copy in channels_last
+        qkv = self.qkv(tokens).view(batch, height * width, self.num_heads, 3, channels // self.num_heads)
+        query, key, value = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # each (B, heads, HW, C / heads)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = self.projection(attended.transpose(1, 2).reshape(batch, height * width, channels))
+        return hidden + attended.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+def validate_common_configuration(
+    *,
+    sample_size: int,
+    latent_dim: int,
+    base_channels: int,
+    channel_multipliers: tuple[int, ...],
+    layers_per_block: int,
+    dropout: float,
+    num_attention_heads: int,
+) -> None:
+    """Checks the part of the configuration that the encoder and the decoder share.
+
+    Raises:
+        ValueError: Names the argument, what is allowed and what came.
+    """
+    for name, value in (
+        ("sample_size", sample_size),
+        ("latent_dim", latent_dim),
+        ("base_channels", base_channels),
+        ("layers_per_block", layers_per_block),
+        ("num_attention_heads", num_attention_heads),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    if not channel_multipliers or any(not isinstance(m, int) or m < 1 for m in channel_multipliers):
+        raise ValueError(
+            f"channel_multipliers must be a non-empty sequence of positive integers, got {channel_multipliers!r}"
+        )
+    factor = 2 ** (len(channel_multipliers) - 1)
+    if sample_size % factor:
+        raise ValueError(
+            f"sample_size must be divisible by {factor} (one halving per channel multiplier after the first), "
+            f"got {sample_size}"
+        )
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+
+
+def validate_image_batch(sample: torch.Tensor, *, in_channels: int, downsampling_factor: int) -> None:
+    """Checks the shape of a batch of images before a network sees it.
+
+    Raises:
+        ValueError: If `sample` is not (B, in_channels, H, W) with H and W divisible by `downsampling_factor`.
+    """
+    if sample.ndim != 4 or sample.shape[1] != in_channels:
+        raise ValueError(f"sample must have shape (batch, {in_channels}, height, width), got {tuple(sample.shape)}")
+    height, width = sample.shape[-2:]
+    if height % downsampling_factor or width % downsampling_factor or not height or not width:
+        raise ValueError(f"sample height and width must be divisible by {downsampling_factor}, got {height} x {width}")

@@ -1,0 +1,157 @@
+"""SemanticEncoderModel: image -> latent code z, the downsampling half of an ADM U-Net (section 8, table 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from .layers import (
+    EncoderResidualBlock,
+    Float32GroupNorm,
+    SelfAttentionBlock,
+    validate_common_configuration,
+    validate_image_batch,
+)
+
+
+@dataclass
+class SemanticEncoderOutput(BaseOutput):
+    """Output of [`SemanticEncoderModel`].
+
+    Args:
+        latent_code: The latent code z, shape (B, latent_dim), unbounded, in the model's dtype.
+    """
+
+    latent_code: torch.Tensor
+
+
+class SemanticEncoderModel(ModelMixin, ConfigMixin):
+    """The encoder of a diffusion autoencoder: `z = E(x_0)`.
+
+    A 3x3 stem, per level `layers_per_block` single-convolution residual blocks (with self-attention at the listed
+    resolutions) and a downsampling residual block, a middle of residual block, attention, residual block, and a head.
+    The defaults are the official DiffAE network for FFHQ at 256 pixels (30,150,400 parameters).
+
+    Because the decoder's last layers start at zero, the encoder's gradient is exactly zero for the first two optimizer
+    steps of a new model (the first step moves the decoder's output layer, the second its residual blocks); it is
+    non-zero from the third on. This is not a bug.
+
+    Args:
+        sample_size: Height and width of the training images, in pixels. Fixes where attention is placed.
+        in_channels: Channels of the image.
+        latent_dim: Width of the latent code.
+        base_channels: Channels of the first level before its multiplier.
+        channel_multipliers: One per level; each level after the first halves the resolution.
+        layers_per_block: Residual blocks per level.
+        attention_resolutions: Resolutions, in pixels, after whose residual blocks self-attention follows.
+        num_attention_heads: Heads of each attention block.
+        dropout: Dropout probability before each convolution.
+        norm_num_groups: Groups of each group norm (at most one per channel).
+        norm_eps: Epsilon of each group norm.
+        latent_head: `"pool"` averages the last feature map over space (the paper and the official networks);
+            `"flatten"` flattens and projects it, which keeps position but fixes the image size to `sample_size`.
+            Beyond the paper.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    __module__ = "diffae_hub"
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderResidualBlock", "SelfAttentionBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 256,
+        in_channels: int = 3,
+        latent_dim: int = 512,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4, 4),
+        layers_per_block: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        num_attention_heads: int = 1,
+        dropout: float = 0.0,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        latent_head: str = "pool",
+    ) -> None:
+        super().__init__()
+        validate_common_configuration(
+            sample_size=sample_size,
+            latent_dim=latent_dim,
+            base_channels=base_channels,
+            channel_multipliers=tuple(channel_multipliers),
+            layers_per_block=layers_per_block,
+            dropout=dropout,
+            num_attention_heads=num_attention_heads,
+        )
+        if latent_head not in ("pool", "flatten"):
+            raise ValueError(f"latent_head must be one of 'pool', 'flatten', got {latent_head!r}")
+        self.gradient_checkpointing = False
+        self.downsampling_factor = 2 ** (len(channel_multipliers) - 1)
+        norm = {"norm_num_groups": norm_num_groups, "norm_eps": norm_eps}
+
+        def attention(channels: int) -> SelfAttentionBlock:
+            return SelfAttentionBlock(channels, num_heads=num_attention_heads, **norm)
+
+        channels = base_channels * channel_multipliers[0]
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.blocks = nn.ModuleList()
+        resolution = sample_size
+        for level, multiplier in enumerate(channel_multipliers):
+            for _ in range(layers_per_block):
+                out_channels = base_channels * multiplier
+                self.blocks.append(EncoderResidualBlock(channels, out_channels, dropout=dropout, **norm))
+                channels = out_channels
+                if resolution in attention_resolutions:
+                    self.blocks.append(attention(channels))
+            if level < len(channel_multipliers) - 1:
+                self.blocks.append(EncoderResidualBlock(channels, channels, dropout=dropout, resample="down", **norm))
+                resolution //= 2
+        self.blocks.append(EncoderResidualBlock(channels, channels, dropout=dropout, **norm))
+        self.blocks.append(attention(channels))
+        self.blocks.append(EncoderResidualBlock(channels, channels, dropout=dropout, **norm))
+
+        self.norm_out = Float32GroupNorm(norm_num_groups, channels, norm_eps)
+        head_in = channels if latent_head == "pool" else channels * resolution * resolution
+        self.head = nn.Linear(head_in, latent_dim)
+
+    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> SemanticEncoderOutput | tuple[torch.Tensor]:
+        """Encodes images.
+
+        Args:
+            sample: Images in [-1, 1], shape (B, in_channels, H, W), floating point; H and W divisible by
+                `downsampling_factor` (equal to `sample_size` with `latent_head="flatten"`).
+            return_dict: Whether to return a [`SemanticEncoderOutput`] or a tuple.
+
+        Returns:
+            The latent code, shape (B, latent_dim).
+
+        Raises:
+            ValueError: If the shape of `sample` is not allowed.
+        """
+        validate_image_batch(sample, in_channels=self.config.in_channels, downsampling_factor=self.downsampling_factor)
+        flatten = self.config.latent_head == "flatten"
+        if flatten and tuple(sample.shape[-2:]) != (self.config.sample_size, self.config.sample_size):
+            raise ValueError(
+                f"sample height and width must be {self.config.sample_size} with latent_head='flatten', "
+                f"got {sample.shape[-2]} x {sample.shape[-1]}"
+            )
+        hidden = self.conv_in(sample)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden = self._gradient_checkpointing_func(block, hidden)
+            else:
+                hidden = block(hidden)
+        hidden = F.silu(self.norm_out(hidden))
+        features = hidden.flatten(1) if flatten else hidden.mean(dim=(2, 3))
+        latent_code = self.head(features)
+        return SemanticEncoderOutput(latent_code=latent_code) if return_dict else (latent_code,)

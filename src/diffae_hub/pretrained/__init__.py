@@ -1,0 +1,24 @@
+"""The models that ship inside the package: pipeline folders (safetensors) loadable by name with no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_ROOT = Path(__file__).parent
+
+
+def bundled_model_names() -> list[str]:
+    """Names of the bundled models, sorted."""
+    return sorted(folder.parent.name for folder in _ROOT.glob("*/model_index.json"))
+
+
+def bundled_model_path(name: str) -> Path:
+    """Folder of the bundled model `name`, as `DiffusionAutoencoderPipeline.save_pretrained` wrote it.
+
+    Raises:
+        ValueError: If there is no bundled model of that name; the message lists those there are.
+    """
+    names = bundled_model_names()
+    if name not in names:
+        raise ValueError(f"name must be one of the bundled models {names}, got {name!r}")
+    return _ROOT / name

@@ -1,0 +1,320 @@
+"""The encoder and the decoder: sizes against the published figures, arithmetic against plain torch, robustness."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffae_hub import ConditionedUNet2DModel, SemanticEncoderModel
+from diffae_hub.models.layers import ConditionedResidualBlock, Float32GroupNorm, SelfAttentionBlock, TimeEmbedding
+from diffae_hub.training.presets import PRESETS
+
+from ..conftest import TINY, randomize
+
+# Parameter counts measured on the official code (decoder, encoder).
+OFFICIAL_PARAMETERS = {
+    "official-ffhq256": (138_341_891, 30_150_400),
+    "official-ffhq128": (103_871_619, 24_673_536),
+    "official-bedroom128": (103_871_619, 24_673_536),
+    "official-horse128": (103_871_619, 24_673_536),
+    "official-celeba64": (71_518_723, 19_320_512),
+}
+# "Size (MB)" of tables 6 and 7 (decoder, encoder), in units of 1.024e6 bytes of float32 parameters.
+PAPER_SIZES = {
+    "cifar10-32": (265, 224),
+    "celeba-64": (316, 224),
+    "bedroom-128": (427, 96),
+    "imagenet-32": (296, 224),
+}
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", OFFICIAL_PARAMETERS)
+def test_official_parameter_counts(name: str) -> None:
+    with torch.device("meta"):
+        decoder, encoder = PRESETS[name].build_decoder(), PRESETS[name].build_encoder()
+    assert (count_parameters(decoder), count_parameters(encoder)) == OFFICIAL_PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PAPER_SIZES)
+def test_paper_sizes(name: str) -> None:
+    with torch.device("meta"):
+        sizes = [
+            4 * count_parameters(m) / 1.024e6 for m in (PRESETS[name].build_decoder(), PRESETS[name].build_encoder())
+        ]
+    assert sizes == pytest.approx(PAPER_SIZES[name], rel=0.01)
+
+
+def test_defaults_are_the_official_network() -> None:
+    with torch.device("meta"):
+        assert count_parameters(ConditionedUNet2DModel()) == 138_341_891
+        assert count_parameters(SemanticEncoderModel()) == 30_150_400
+
+
+def test_time_embedding_matches_its_formula() -> None:
+    embedding = TimeEmbedding(base_channels=6, embed_dim=6).double()
+    for linear in (embedding.linear_1, embedding.linear_2):
+        torch.nn.init.eye_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+    timestep = 437.5
+    frequencies = [math.exp(-math.log(10_000) * i / 3) for i in range(3)]
+    sinusoid = [math.cos(timestep * f) for f in frequencies] + [math.sin(timestep * f) for f in frequencies]
+    expected = [x / (1 + math.exp(-x)) for x in sinusoid]  # cosines first, then SiLU between identity layers
+    actual = embedding(torch.tensor([timestep]))[0]
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("latent_scale_shift", [False, True])
+@pytest.mark.parametrize("resample", [None, "down", "up"])
+def test_residual_block_matches_the_published_order_of_operations(
+    latent_scale_shift: bool, resample: str | None
+) -> None:
+    block = ConditionedResidualBlock(
+        8, 12, time_embed_dim=5, latent_dim=7, latent_scale_shift=latent_scale_shift,
+        norm_num_groups=4, norm_eps=1e-5, dropout=0.0, resample=resample,
+    )  # fmt: skip
+    block = randomize(block).double()
+    hidden, time, latent = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 8, 6, 6), (2, 5), (2, 7)))
+    state = block.state_dict()
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return (x @ state[f"{name}.weight"].T + state[f"{name}.bias"])[:, :, None, None]
+
+    def resampled(x: torch.Tensor) -> torch.Tensor:
+        if resample == "down":
+            return (x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]) / 4
+        if resample == "up":
+            return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return x
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        grouped = x.reshape(2, 4, -1)
+        variance = grouped.var(dim=2, unbiased=False, keepdim=True)
+        normed = ((grouped - grouped.mean(2, keepdim=True)) / (variance + 1e-5).sqrt()).reshape(x.shape)
+        return normed * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
+
+    h = resampled(F.silu(norm("norm_1", hidden)))
+    h = F.conv2d(h, state["conv_1.weight"], state["conv_1.bias"], padding=1)
+    time_scale, time_shift = linear("time_projection", time).chunk(2, dim=1)
+    h = norm("norm_2", h) * (1 + time_scale) + time_shift
+    if latent_scale_shift:
+        latent_scale, latent_shift = linear("latent_projection", latent).chunk(2, dim=1)
+        h = h * (1 + latent_scale) + latent_shift
+    else:
+        h = h * (1 + linear("latent_projection", latent))
+    h = F.conv2d(F.silu(h), state["conv_2.weight"], state["conv_2.bias"], padding=1)
+    expected = F.conv2d(resampled(hidden), state["skip.weight"], state["skip.bias"]) + h
+
+    # Float32GroupNorm computes in float32, hence the tolerance.
+    actual = block(hidden, time, block.latent_projection(latent))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_attention_splits_heads_before_query_key_value(num_heads: int) -> None:
+    channels = 8
+    block = randomize(SelfAttentionBlock(channels, num_heads=num_heads, norm_num_groups=4, norm_eps=1e-5))
+    hidden = torch.randn(2, channels, 3, 5)
+    tokens = block.norm(hidden).reshape(2, channels, 15).transpose(1, 2)
+    qkv = tokens @ block.qkv.weight.T + block.qkv.bias  # (2, 15, 3C)
+    width = channels // num_heads
+    heads = []
+    for head in range(num_heads):
+        query, key, value = qkv[..., 3 * width * head : 3 * width * (head + 1)].split(width, dim=-1)
+        weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(width), dim=-1)
+        heads.append(weights @ value)
+    attended = torch.cat(heads, dim=-1) @ block.projection.weight.T + block.projection.bias
+    expected = hidden + attended.transpose(1, 2).reshape(hidden.shape)
+    torch.testing.assert_close(block(hidden), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_group_norm_is_computed_in_float32() -> None:
+    norm = Float32GroupNorm(4, 8, eps=1e-5).to(torch.float16)
+    hidden = 200.0 + torch.randn(2, 8, 8, 8)  # variance in float16 would be lost beside the squared mean
+    expected = F.group_norm(hidden.half().float(), 4)
+    actual = norm(hidden.half())
+    assert actual.dtype == torch.float16
+    torch.testing.assert_close(actual.float(), expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_follows_float32(tiny_encoder, tiny_decoder, dtype: torch.dtype) -> None:
+    images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([999.0, 3.0])
+    latent_code = tiny_encoder(images).latent_code
+    expected = tiny_decoder(images, timestep, latent_code).sample
+    half_code = tiny_encoder.to(dtype)(images.to(dtype)).latent_code
+    actual = tiny_decoder.to(dtype)(images.to(dtype), timestep, half_code).sample
+    assert half_code.dtype == actual.dtype == dtype
+    tolerance = {torch.bfloat16: 0.06, torch.float16: 0.01}[dtype]
+    assert (actual.float() - expected).norm() / expected.norm() < tolerance
+
+
+def test_channels_last_changes_nothing(tiny_encoder, tiny_decoder) -> None:
+    images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([700.0, 10.0])
+    latent_code = tiny_encoder(images).latent_code
+    prediction = tiny_decoder(images, timestep, latent_code).sample
+    encoder, decoder = (m.to(memory_format=torch.channels_last) for m in (tiny_encoder, tiny_decoder))
+    images = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(encoder(images).latent_code, latent_code, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoder(images, timestep, latent_code).sample, prediction, atol=1e-5, rtol=1e-5)
+
+
+def test_compiles_without_graph_breaks(tiny_encoder, tiny_decoder) -> None:
+    # backend="eager" runs the captured graph: what is tested is that one whole graph is captured.
+    images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([700.0, 10.0])
+    latent_code = tiny_encoder(images).latent_code
+    expected = tiny_decoder(images, timestep, latent_code).sample
+    encoder = torch.compile(tiny_encoder, fullgraph=True, backend="eager")
+    decoder = torch.compile(tiny_decoder, fullgraph=True, backend="eager")
+    torch.testing.assert_close(encoder(images).latent_code, latent_code)
+    torch.testing.assert_close(decoder(images, timestep, latent_code).sample, expected)
+    conditioning = tiny_decoder.prepare_latent(latent_code)
+    torch.testing.assert_close(decoder(images, timestep, None, latent_conditioning=conditioning).sample, expected)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_encoder, tiny_decoder) -> None:
+    images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([700.0, 10.0])
+
+    def gradients() -> list[torch.Tensor]:
+        for model in (tiny_encoder, tiny_decoder):
+            model.zero_grad()
+        tiny_decoder(images, timestep, tiny_encoder(images).latent_code).sample.square().mean().backward()
+        return [p.grad.clone() for model in (tiny_encoder, tiny_decoder) for p in model.parameters()]
+
+    expected = gradients()
+    for model in (tiny_encoder, tiny_decoder):
+        model.enable_gradient_checkpointing()
+        assert model.is_gradient_checkpointing
+    for actual, reference in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(actual, reference)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("size", [(16, 16), (24, 10)])
+def test_any_channel_count_and_size(channels: int, size: tuple[int, int]) -> None:
+    encoder = randomize(SemanticEncoderModel(**TINY, in_channels=channels))
+    decoder = randomize(ConditionedUNet2DModel(**TINY, in_channels=channels, out_channels=channels))
+    images = torch.rand(2, channels, *size)
+    latent_code = encoder(images).latent_code
+    assert latent_code.shape == (2, 8)
+    assert decoder(images, 10, latent_code).sample.shape == images.shape
+
+
+def test_every_output_depends_on_image_time_and_code(tiny_decoder) -> None:
+    images, codes = torch.rand(2, 3, 16, 16), torch.randn(2, 8)
+    reference = tiny_decoder(images, 500, codes).sample
+    for changed in ((images + 0.1, 500, codes), (images, 510, codes), (images, 500, codes + 0.1)):
+        assert (tiny_decoder(*changed).sample - reference).abs().mean() > 1e-4
+
+
+def test_prepared_latent_gives_the_same_prediction_and_is_what_the_step_needs(tiny_decoder) -> None:
+    images, codes = torch.rand(2, 3, 16, 16), torch.randn(2, 8)
+    conditioning = tiny_decoder.prepare_latent(codes)
+    expected = tiny_decoder(images, 500, codes).sample
+    assert torch.equal(tiny_decoder(images, 500, None, latent_conditioning=conditioning).sample, expected)
+
+
+def test_flatten_head_keeps_position_and_pooling_does_not() -> None:
+    """Global pooling of a convolutional map (no attention) forgets position; flattening does not."""
+    configuration = {**TINY, "channel_multipliers": (1,), "attention_resolutions": ()}
+    corner, centre = torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)
+    corner[..., 3, 3], centre[..., 9, 9] = 5.0, 5.0
+    distances = {}
+    for head in ("pool", "flatten"):
+        encoder = randomize(SemanticEncoderModel(**configuration, latent_head=head))
+        difference = encoder(corner).latent_code - encoder(centre).latent_code
+        distances[head] = (difference.norm() / encoder(corner).latent_code.norm()).item()
+    assert distances["flatten"] > 10 * distances["pool"]
+
+
+@pytest.mark.parametrize("latent_spatial_size", [8, 16])
+def test_spatial_projection_adds_position(latent_spatial_size: int) -> None:
+    torch.manual_seed(0)
+    decoder = randomize(ConditionedUNet2DModel(**TINY, latent_spatial_size=latent_spatial_size))
+    plain = ConditionedUNet2DModel(**TINY)
+    channels = 16  # width of the up path where it enters either resolution
+    extra = count_parameters(decoder) - count_parameters(plain)
+    assert extra == (8 + 1) * channels * latent_spatial_size**2
+    images, code = torch.zeros(1, 3, 16, 16), torch.randn(1, 8)
+    with_map = decoder(images, 500, code).sample
+    for parameter in decoder.latent_spatial_projection.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert (with_map - decoder(images, 500, code).sample).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("model_class", "extra"),
+    [(SemanticEncoderModel, {"latent_head": "flatten"}), (ConditionedUNet2DModel, {"latent_spatial_size": 8})],
+)
+def test_save_and_load_round_trip(tmp_path, model_class, extra) -> None:
+    model = randomize(model_class(**TINY, **extra))
+    model.save_pretrained(tmp_path)
+    loaded = model_class.from_pretrained(tmp_path)
+    for key in TINY | extra:
+        assert loaded.config[key] == (list(TINY[key]) if isinstance(TINY.get(key), tuple) else model.config[key])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sample_size": 15}, "sample_size must be divisible by 2"),
+        ({"base_channels": 0}, "base_channels must be an integer of at least 1"),
+        ({"base_channels": 6}, "norm_num_groups must divide"),
+        ({"channel_multipliers": ()}, "channel_multipliers must be a non-empty sequence"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"num_attention_heads": 3}, "num_attention_heads must divide"),
+        ({"latent_dim": -1}, "latent_dim must be an integer of at least 1"),
+    ],
+)
+@pytest.mark.parametrize("model_class", [SemanticEncoderModel, ConditionedUNet2DModel])
+def test_bad_configuration(model_class, arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_class(**{**TINY, **arguments})
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ValueError, match="latent_head must be one of 'pool', 'flatten', got 'mean'"):
+        SemanticEncoderModel(**TINY, latent_head="mean")
+    with pytest.raises(ValueError, match=r"latent_spatial_size must be None or .* \[16, 8\], got 4"):
+        ConditionedUNet2DModel(**TINY, latent_spatial_size=4)
+
+
+def test_bad_shapes(tiny_encoder, tiny_decoder) -> None:
+    code = torch.zeros(1, 8)
+    with pytest.raises(ValueError, match="sample must have shape"):
+        tiny_encoder(torch.zeros(1, 4, 16, 16))
+    with pytest.raises(ValueError, match="divisible by 2, got 15 x 16"):
+        tiny_decoder(torch.zeros(1, 3, 15, 16), 1, code)
+    with pytest.raises(ValueError, match=r"latent_code must have shape \(batch, 8\), got \(1, 9\)"):
+        tiny_decoder(torch.zeros(1, 3, 16, 16), 1, torch.zeros(1, 9))
+    with pytest.raises(ValueError, match="latent_code or latent_conditioning must be given"):
+        tiny_decoder(torch.zeros(1, 3, 16, 16), 1, None)
+    with pytest.raises(ValueError, match="must be 16 with latent_head='flatten', got 32 x 32"):
+        SemanticEncoderModel(**TINY, latent_head="flatten")(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="must be 16 with latent_spatial_size, got 32 x 32"):
+        ConditionedUNet2DModel(**TINY, latent_spatial_size=8)(torch.zeros(1, 3, 32, 32), 1, code)
+
+
+def test_encoder_gradient_is_zero_for_two_steps_then_not() -> None:
+    """Zero-initialised layers: the first step moves the output layer, the second the blocks, the third the encoder."""
+    torch.manual_seed(0)
+    encoder, decoder = SemanticEncoderModel(**TINY), ConditionedUNet2DModel(**TINY, latent_scale_shift=True)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    norms = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        prediction = decoder(torch.randn_like(images), 1000, encoder(images).latent_code).sample
+        (prediction + images).square().mean().backward()
+        norms.append(max(float(p.grad.abs().max()) for p in encoder.parameters()))
+        optimizer.step()
+    assert norms[0] == norms[1] == 0.0
+    assert norms[2] > 0.0
