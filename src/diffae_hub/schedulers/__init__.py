@@ -1,0 +1,1 @@
+"""Noise schedules and the two DDIM schedulers that walk along them."""

@@ -1,0 +1,126 @@
+"""Noise schedules: pure functions from the time t to (alpha_t, sigma_t), with x_t = alpha_t x_0 + sigma_t noise.
+
+All of them are variance preserving, alpha_t^2 + sigma_t^2 = 1, with t = 0 the clean image and t = 1 the noisiest one
+(section 3 of the paper). Everything is computed in float64, and alpha and sigma each from their own well-conditioned
+expression: sqrt(1 - alpha^2) would lose every digit of sigma near t = 0, where DDIM inversion starts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+
+NOISE_SCHEDULES = ("shifted_cosine", "linear_beta", "inverted")
+
+LINEAR_BETA_STEPS = 1000
+LINEAR_BETA_START = 1e-4
+LINEAR_BETA_END = 0.02
+
+
+def shifted_cosine(t: torch.Tensor, scaling_factor: float = 4.0) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""The shifted cosine schedule SC-S: alpha_t = sqrt(sigmoid(-2 ln tan(pi t / 2) + 2 ln S)) (section 3).
+
+    The argument of the sigmoid is the log signal-to-noise ratio ln(alpha^2 / sigma^2). S = 1 is the cosine schedule
+    alpha_t = cos(pi t / 2); S = 4, which the paper recommends, adds 2 ln 4 = 2.77 to its log-SNR, so there is *less*
+    noise at a given t and more of the steps go to the low noise levels. Beware of the direction: for high-resolution
+    images Hoogeboom et al. use S = 32 / width, which is below 1 and gives *more* noise at a given t.
+
+    Args:
+        t: times in [0, 1], any shape, on any device that has float64.
+        scaling_factor: S > 0.
+
+    Returns:
+        (alpha, sigma), float64, shaped as t; exactly (1, 0) at t = 0 and (0, 1) at t = 1.
+    """
+    t = t.to(torch.float64)
+    half_pi = math.pi / 2
+    # cos(pi t / 2) is taken as sin(pi (1 - t) / 2), which is exactly 0 at t = 1; cos(pi / 2) is 6e-17 in floats. The
+    # logarithms of the two zeros then give an infinite log-SNR, and the sigmoid of that is exactly 0 or 1.
+    log_snr = 2 * (torch.log(torch.sin(half_pi * (1 - t))) - torch.log(torch.sin(half_pi * t)))
+    log_snr = log_snr + 2 * math.log(scaling_factor)
+    return torch.exp(0.5 * F.logsigmoid(log_snr)), torch.exp(0.5 * F.logsigmoid(-log_snr))
+
+
+def linear_beta(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The linear-beta schedule of Ho et al., at continuous t: log(alpha_t^2) interpolates the 1000-entry table.
+
+    The table holds alpha_{k/1000}^2 = prod_{j=1..k} (1 - beta_j), with beta from 1e-4 to 0.02 in equal steps, and 1 at
+    t = 0. It never reaches pure noise: alpha_1 = 0.0064.
+
+    Args:
+        t: times in [0, 1], any shape, on any device that has float64.
+
+    Returns:
+        (alpha, sigma), float64, shaped as t; exactly (1, 0) at t = 0.
+    """
+    t = t.to(torch.float64)
+    table = _log_alpha_bar_table(t.device)
+    position = t * LINEAR_BETA_STEPS
+    lower = position.floor().clamp(0, LINEAR_BETA_STEPS - 1).long()
+    log_alpha_bar = table[lower] + (position - lower) * (table[lower + 1] - table[lower])
+    # sigma^2 = 1 - exp(log_alpha_bar), kept to full relative precision where log_alpha_bar is close to 0.
+    return torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))
+
+
+def inverted(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The "inverted" schedule of Hudson et al. as the paper reconstructs it: alpha_t = sqrt((2 / pi) arccos(sqrt(t))).
+
+    Args:
+        t: times in [0, 1], any shape, on any device that has float64.
+
+    Returns:
+        (alpha, sigma), float64, shaped as t; exactly (1, 0) at t = 0 and (0, 1) at t = 1.
+    """
+    t = t.to(torch.float64)
+    signal, noise = torch.sqrt(1 - t), torch.sqrt(t)
+    # arccos(sqrt t) and its complement arcsin(sqrt t), by atan2 because both lose digits near the ends.
+    half_pi = math.pi / 2
+    return torch.sqrt(torch.atan2(signal, noise) / half_pi), torch.sqrt(torch.atan2(noise, signal) / half_pi)
+
+
+def alpha_sigma(
+    noise_schedule: str, t: torch.Tensor | float, scaling_factor: float = 4.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(alpha_t, sigma_t) of the schedule called `noise_schedule`.
+
+    Args:
+        noise_schedule: "shifted_cosine", "linear_beta" or "inverted".
+        t: times in [0, 1], any shape.
+        scaling_factor: S of the shifted cosine schedule; the others do not use it.
+
+    Returns:
+        (alpha, sigma), shaped as t and on its device; float64, or float32 where the device has no float64.
+
+    Raises:
+        ValueError: if there is no schedule of that name.
+    """
+    check_choice("noise_schedule", noise_schedule, NOISE_SCHEDULES)
+    t = torch.as_tensor(t)
+    device = t.device
+    if device.type == "mps":
+        t = t.cpu()
+    if noise_schedule == "shifted_cosine":
+        alpha, sigma = shifted_cosine(t, scaling_factor)
+    elif noise_schedule == "linear_beta":
+        alpha, sigma = linear_beta(t)
+    else:
+        alpha, sigma = inverted(t)
+    if device.type == "mps":
+        return alpha.float().to(device), sigma.float().to(device)
+    return alpha, sigma
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError that names the argument and its choices unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+@functools.lru_cache(maxsize=8)
+def _log_alpha_bar_table(device: torch.device) -> torch.Tensor:
+    """log(alpha_{k/1000}^2) for k = 0..1000, float64."""
+    betas = torch.linspace(LINEAR_BETA_START, LINEAR_BETA_END, LINEAR_BETA_STEPS, dtype=torch.float64)
+    return F.pad(torch.cumsum(torch.log1p(-betas), dim=0), (1, 0)).to(device)

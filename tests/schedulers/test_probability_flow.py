@@ -1,0 +1,142 @@
+"""DDIM sampling and inversion against the exact probability flow of Gaussian data.
+
+For x_0 ~ N(mu, s^2) the marginal is x_t ~ N(alpha_t mu, v_t) with v_t = alpha_t^2 s^2 + sigma_t^2. The flow's map
+between two times is increasing, affine, and carries one Gaussian to the other, so that (x_t - alpha_t mu) / sqrt(v_t)
+stays constant on a trajectory. The optimal denoiser is E[x_0 | x_t] = mu + alpha_t s^2 / v_t (x_t - alpha_t mu), and
+E[eps | x_t] = sigma_t / v_t (x_t - alpha_t mu).
+
+The order of convergence: with the angle phi = arcsin(sigma_t) one DDIM step is x cos(d) + v sin(d), exact up to d^2
+where d is the angle of the step, so the error is of the order of the sum of d^2 over the steps. For SC-S phi is smooth
+in t, d is about 1 / K and the error is of order 1 / K: the ratio of the errors of K and 2K steps is 2. For the inverted
+schedule phi is about (2 / pi)^(1/2) t^(1/4) near 0 (and mirrored near 1), the first and last steps dominate with
+d = K^(-1/4), and the error is of order K^(-1/2): the ratio is sqrt(2), which it approaches slowly.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler
+from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
+
+MEAN, DEVIATION = 0.4, 0.3
+PREDICTION_TYPES = ["v_prediction", "epsilon", "sample"]
+# schedule, S, range of the ratio between the errors of K and 2K steps
+SCHEDULES = [
+    pytest.param("shifted_cosine", 1.0, (1.9, 2.1), id="SC-1"),
+    pytest.param("shifted_cosine", 4.0, (1.9, 2.1), id="SC-4"),
+    pytest.param("linear_beta", 4.0, (1.8, 2.2), id="linear_beta"),
+    pytest.param("inverted", 4.0, (1.25, 1.5), id="inverted"),
+]
+STARTS = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)
+
+
+def level(schedule: str, scaling_factor: float, t: float) -> tuple[float, float]:
+    """(alpha, sigma) straight from the formulas of the paper."""
+    if schedule == "linear_beta":
+        table = np.concatenate([[0.0], np.cumsum(np.log(1 - np.linspace(1e-4, 0.02, 1000)))])
+        alpha_squared = math.exp(np.interp(1000 * t, np.arange(1001), table))
+    elif schedule == "inverted":
+        alpha_squared = 2 / math.pi * math.acos(math.sqrt(t))
+    elif t in (0, 1):
+        alpha_squared = 1 - t
+    else:
+        alpha_squared = 1 / (1 + (math.tan(math.pi * t / 2) / scaling_factor) ** 2)
+    return math.sqrt(alpha_squared), math.sqrt(1 - alpha_squared)
+
+
+def exact_flow(x: torch.Tensor, here: tuple[float, float], there: tuple[float, float]) -> torch.Tensor:
+    def deviation(alpha: float, sigma: float) -> float:
+        return math.sqrt(alpha**2 * DEVIATION**2 + sigma**2)
+
+    return there[0] * MEAN + deviation(*there) / deviation(*here) * (x - here[0] * MEAN)
+
+
+def optimal_output(prediction_type: str, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+    centred = (x - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
+    original, noise = MEAN + alpha * DEVIATION**2 * centred, sigma * centred
+    return {"sample": original, "epsilon": noise, "v_prediction": alpha * noise - sigma * original}[prediction_type]
+
+
+def walk(scheduler, x: torch.Tensor, num_steps: int) -> torch.Tensor:
+    config = scheduler.config
+    scheduler.set_timesteps(num_steps)
+    for timestep in scheduler.timesteps:
+        here = level(config.noise_schedule, config.scaling_factor, float(timestep) / 1000)
+        x = scheduler.step(optimal_output(config.prediction_type, x, *here), timestep, x).prev_sample
+    return x
+
+
+def last_time(prediction_type: str) -> float:
+    return 0.999 if prediction_type == "epsilon" else 1.0
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("schedule, scaling_factor, ratios", SCHEDULES)
+def test_sampling_converges_to_the_exact_flow(schedule, scaling_factor, ratios, prediction_type):
+    scheduler = VPDDIMScheduler(noise_schedule=schedule, scaling_factor=scaling_factor, prediction_type=prediction_type)
+    noisy = level(schedule, scaling_factor, last_time(prediction_type))
+    exact = exact_flow(STARTS, noisy, (1.0, 0.0))
+    errors = [float((walk(scheduler, STARTS, k) - exact).abs().max()) for k in (100, 200, 400)]
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert ratios[0] < coarse / fine < ratios[1], errors
+    if schedule == "shifted_cosine":
+        assert errors[-1] < 0.01
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("schedule, scaling_factor, ratios", SCHEDULES)
+def test_inversion_converges_to_the_exact_flow(schedule, scaling_factor, ratios, prediction_type):
+    scheduler = VPDDIMInverseScheduler(
+        noise_schedule=schedule, scaling_factor=scaling_factor, prediction_type=prediction_type
+    )
+    images = MEAN + DEVIATION * STARTS
+    exact = exact_flow(
+        images, level(schedule, scaling_factor, 0.0), level(schedule, scaling_factor, last_time(prediction_type))
+    )
+    errors = [float((walk(scheduler, images, k) - exact).abs().max()) for k in (100, 200, 400)]
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert ratios[0] < coarse / fine < ratios[1], errors
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize(
+    "schedule, scaling_factor, bound",
+    [
+        pytest.param("shifted_cosine", 1.0, lambda k: 4 / k, id="SC-1"),
+        pytest.param("shifted_cosine", 4.0, lambda k: 2.5 / k, id="SC-4"),
+        pytest.param("linear_beta", 4.0, lambda k: 8 / k, id="linear_beta"),
+        pytest.param("inverted", 4.0, lambda k: 5 / math.sqrt(k), id="inverted"),
+    ],
+)
+def test_inversion_then_sampling_returns_the_input(schedule, scaling_factor, bound, prediction_type):
+    scheduler = VPDDIMScheduler(noise_schedule=schedule, scaling_factor=scaling_factor, prediction_type=prediction_type)
+    inverse = VPDDIMInverseScheduler.from_config(scheduler.config)
+    images = MEAN + DEVIATION * STARTS
+    for k in (50, 100, 200, 400):
+        error = float((walk(scheduler, walk(inverse, images, k), k) - images).abs().max())
+        assert error < bound(k), k
+
+
+@pytest.mark.parametrize("schedule, scaling_factor, ratios", SCHEDULES)
+def test_x_and_v_prediction_are_the_same_walk(schedule, scaling_factor, ratios):
+    ends = [
+        walk(
+            VPDDIMScheduler(noise_schedule=schedule, scaling_factor=scaling_factor, prediction_type=prediction_type),
+            STARTS,
+            20,
+        )
+        for prediction_type in ("v_prediction", "sample")
+    ]
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_one_step_from_pure_noise_is_the_mean(prediction_type):
+    """At t = 1 the optimal estimate of x_0 does not depend on the noise, and dividing by alpha would give NaN."""
+    end = walk(VPDDIMScheduler(prediction_type=prediction_type), STARTS, 1)
+    torch.testing.assert_close(end, torch.full_like(STARTS, MEAN), rtol=0, atol=1e-15)
