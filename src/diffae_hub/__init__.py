@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Name -> module that defines it. `ModelMixin` and `SchedulerMixin` are here because diffusers looks them up in the library
-# that model_index.json names, to know how a component is loaded.
+# Name -> module that defines it. `ModelMixin` and `SchedulerMixin` are here because diffusers looks them up in the
+# library that model_index.json names, to know how a component is loaded.
 _LAZY = {
     "ConditionedUNet2DModel": "diffae_hub.models.conditioned_unet_2d",
     "DiffusionAutoencoderPipeline": "diffae_hub.pipelines.pipeline_diffusion_autoencoder",
@@ -24,7 +24,18 @@ _LAZY = {
     "VPDDIMScheduler": "diffae_hub.schedulers.scheduling_vp_ddim",
 }
 
-__all__ = [*_LAZY, "__version__"]
+__all__ = [
+    "ConditionedUNet2DModel",
+    "DiffusionAutoencoderPipeline",
+    "DiffusionAutoencoderPipelineOutput",
+    "LatentCodeModel",
+    "ModelMixin",
+    "SchedulerMixin",
+    "SemanticEncoderModel",
+    "VPDDIMInverseScheduler",
+    "VPDDIMScheduler",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin

@@ -1,0 +1,1 @@
+"""Evaluation by the paper's protocol: one metric per file."""

@@ -1,0 +1,34 @@
+"""Peak signal-to-noise ratio."""
+
+from __future__ import annotations
+
+import torch
+
+
+def peak_signal_to_noise_ratio(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """`-10 log10(mean squared error)` per image, for images in [0, 1] (tables 1-4 average it over images).
+
+    Args:
+        images: (B, C, H, W), floating point, in [0, 1].
+        references: As `images`.
+
+    Returns:
+        PSNR in dB, (B,), float64; infinite where an image equals its reference.
+
+    Raises:
+        ValueError: If the shapes differ or are not (B, C, H, W).
+    """
+    check_image_pair(images, references)
+    error = (images.double() - references.double()).square().flatten(1).mean(dim=1)
+    return -10 * torch.log10(error)
+
+
+def check_image_pair(images: torch.Tensor, references: torch.Tensor) -> None:
+    """Raises ValueError unless both are floating-point batches (B, C, H, W) of one shape."""
+    if images.ndim != 4 or images.shape != references.shape:
+        raise ValueError(
+            f"images and references must have one shape (batch, channels, height, width), got {tuple(images.shape)} "
+            f"and {tuple(references.shape)}"
+        )
+    if not (images.is_floating_point() and references.is_floating_point()):
+        raise ValueError(f"images and references must be floating point, got {images.dtype} and {references.dtype}")

@@ -1,0 +1,1 @@
+"""The pipeline and what it needs to take in and give out images."""

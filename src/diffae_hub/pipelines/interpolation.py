@@ -1,0 +1,47 @@
+"""Interpolation between vectors or images: linear, and spherical (section 5.2; Karras et al.'s Slerp in section 10)."""
+
+from __future__ import annotations
+
+import torch
+
+# Below this sine the two directions are parallel (or opposite, where no arc is distinguished): interpolate linearly.
+_SMALL_SINE = 1e-6
+
+
+def lerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float) -> torch.Tensor:
+    """`(1 - f) start + f end`; shapes as in [`slerp`]."""
+    weight = _weight(fraction, start)
+    return (1 - weight) * start + weight * end
+
+
+def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float) -> torch.Tensor:
+    """Spherical interpolation `sin((1 - f) w) / sin(w) start + sin(f w) / sin(w) end`.
+
+    w is the angle between the two flattened, normalised tensors, per batch element. Parallel, opposite and zero vectors
+    have no distinguished arc and are interpolated linearly.
+
+    Args:
+        start: (B, ...), floating point; computed in float32 at least.
+        end: As `start`.
+        fraction: f in [0, 1], a number or one per batch element, (B,).
+
+    Returns:
+        Shaped and typed as `start`.
+    """
+    dtype = torch.promote_types(start.dtype, torch.float32)
+    first, second = start.to(dtype), end.to(dtype)
+    flat = [tensor.flatten(1) for tensor in (first, second)]
+    unit = [tensor / tensor.norm(dim=1, keepdim=True).clamp_min(torch.finfo(dtype).tiny) for tensor in flat]
+    cosine = (unit[0] * unit[1]).sum(dim=1).clamp(-1, 1)
+    angle = torch.arccos(cosine).reshape(-1, *[1] * (start.ndim - 1))
+    sine = torch.sin(angle)
+    weight = _weight(fraction, first)
+    safe = torch.where(sine.abs() < _SMALL_SINE, torch.ones_like(sine), sine)
+    spherical = (torch.sin((1 - weight) * angle) * first + torch.sin(weight * angle) * second) / safe
+    straight = (1 - weight) * first + weight * second
+    return torch.where(sine.abs() < _SMALL_SINE, straight, spherical).to(start.dtype)
+
+
+def _weight(fraction: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    weight = torch.as_tensor(fraction, dtype=like.dtype, device=like.device)
+    return weight.reshape(-1, *[1] * (like.ndim - 1)) if weight.ndim else weight

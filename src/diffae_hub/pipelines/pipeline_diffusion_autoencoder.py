@@ -1,0 +1,455 @@
+"""DiffusionAutoencoderPipeline: encode, invert, decode, interpolate."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from ..models.conditioned_unet_2d import ConditionedUNet2DModel, LatentConditioning
+from ..models.semantic_encoder import SemanticEncoderModel
+from ..pretrained import bundled_model_names, bundled_model_path
+from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
+from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
+from .image_processor import DiffusionAutoencoderImageProcessor, ImageInput
+from .interpolation import lerp, slerp
+
+MODES = ("stochastic", "inversion")
+INTERPOLATIONS = {"slerp": slerp, "lerp": lerp}
+
+Generators = torch.Generator | list[torch.Generator] | None
+StepCallback = Callable[["DiffusionAutoencoderPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, Any]]
+
+
+@dataclass
+class DiffusionAutoencoderPipelineOutput(BaseOutput):
+    """What decoding returns.
+
+    Args:
+        images: As `output_type` says: list of PIL images, array (B, H, W, C) or tensor (B, C, H, W) in [0, 1], or the
+            model's own (B, C, H, W), about in [-1, 1].
+        latent_code: z, (B, latent_dim).
+        noise: x_T that was decoded, (B, C, H, W), float32.
+    """
+
+    __module__ = "diffae_hub"
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    latent_code: torch.Tensor
+    noise: torch.Tensor
+
+
+class DiffusionAutoencoderPipeline(DiffusionPipeline):
+    """A diffusion autoencoder: image -> latent code z and noise x_T -> image (section 3, "Diffusion autoencoder").
+
+    Args:
+        encoder: Image -> z.
+        decoder: (x_t, t, z) -> noise, x_0 or velocity.
+        scheduler: Walks from x_T to the image. The scheduler of the inverse walk is made from its configuration.
+        latent_code_model: Optional; samples new latent codes.
+        latent_scheduler: Optional; the scheduler of `latent_code_model`.
+        attribute_classifier: Optional; linear classifier of attributes on normalised codes, for editing.
+    """
+
+    __module__ = "diffae_hub"
+    model_cpu_offload_seq = "encoder->latent_code_model->decoder"
+    _optional_components = ["latent_code_model", "latent_scheduler", "attribute_classifier"]
+    _callback_tensor_inputs = ["sample", "latent_code"]
+
+    def __init__(
+        self,
+        encoder: SemanticEncoderModel,
+        decoder: ConditionedUNet2DModel,
+        scheduler: VPDDIMScheduler,
+        latent_code_model: Any = None,
+        latent_scheduler: Any = None,
+        attribute_classifier: Any = None,
+    ) -> None:
+        super().__init__()
+        if encoder.config.latent_dim != decoder.config.latent_dim:
+            raise ValueError(
+                f"encoder and decoder must have one latent_dim, got {encoder.config.latent_dim} "
+                f"and {decoder.config.latent_dim}"
+            )
+        self.register_modules(
+            encoder=encoder,
+            decoder=decoder,
+            scheduler=scheduler,
+            latent_code_model=latent_code_model,
+            latent_scheduler=latent_scheduler,
+            attribute_classifier=attribute_classifier,
+        )
+        self.image_processor = DiffusionAutoencoderImageProcessor(
+            sample_size=decoder.config.sample_size,
+            channels=encoder.config.in_channels,
+            downsampling_factor=max(encoder.downsampling_factor, decoder.downsampling_factor),
+            fixed_size=encoder.config.latent_head == "flatten" or decoder.config.latent_spatial_size is not None,
+        )
+
+    # ---- loading and saving ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DiffusionAutoencoderPipeline:
+        """Loads a pipeline, float32 unless `torch_dtype` says otherwise. Only safetensors are read.
+
+        Args:
+            pretrained_model_name_or_path: A local folder, the name of a bundled model, or a Hub id ("owner/name").
+            kwargs: As in diffusers.
+
+        Raises:
+            ValueError: If there is no such folder or bundled model, a weight file is damaged, or a configuration holds
+                a value that is not allowed.
+            OSError: If a Hub repository cannot be reached or a file is missing.
+        """
+        name = str(pretrained_model_name_or_path)
+        folder = Path(name)
+        if not folder.is_dir():
+            if name in bundled_model_names():
+                folder = bundled_model_path(name)
+            elif name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+                raise ValueError(
+                    "pretrained_model_name_or_path must be a folder, a Hub id 'owner/name' or one of the bundled "
+                    f"models {bundled_model_names()}, got {name!r}"
+                )
+        kwargs = {"torch_dtype": torch.float32, **kwargs, "use_safetensors": True}
+        if not folder.is_dir():
+            return super().from_pretrained(name, **kwargs)
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(
+                f"pretrained_model_name_or_path must be a pipeline folder with a model_index.json, got {name!r}"
+            )
+        try:
+            return super().from_pretrained(folder, **kwargs)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            damaged = _damaged_weight_files(folder)
+            if damaged:
+                raise ValueError(
+                    f"weight file {damaged[0]} is damaged or truncated; download or convert it again"
+                ) from error
+            raise
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves the pipeline, weights as safetensors; arguments as in diffusers.
+
+        Raises:
+            ValueError: If `safe_serialization=False` is asked for.
+        """
+        if not kwargs.pop("safe_serialization", True):
+            raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+
+    # ---- the four stages -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: ImageInput, resize_mode: str | None = None) -> torch.Tensor:
+        """`z = E(x_0)`.
+
+        Args:
+            images: PIL image(s), arrays or tensors; see [`DiffusionAutoencoderImageProcessor.preprocess`].
+            resize_mode: None, "crop", "stretch" or "none".
+
+        Returns:
+            Latent codes, (B, latent_dim), in the encoder's dtype.
+
+        Raises:
+            ValueError: For images that are not allowed.
+        """
+        batch = self.image_processor.preprocess(images, resize_mode).to(self._execution_device, self.encoder.dtype)
+        latent_code = self.encoder(batch, return_dict=False)[0]
+        self.maybe_free_model_hooks()
+        return latent_code
+
+    @torch.no_grad()
+    def invert(
+        self,
+        images: ImageInput,
+        latent_code: torch.Tensor | None = None,
+        num_inference_steps: int = 50,
+        resize_mode: str | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> torch.Tensor:
+        """DDIM inversion: the noise x_T (stochastic subcode) that decodes to the images.
+
+        Args:
+            images: As in [`~DiffusionAutoencoderPipeline.encode`].
+            latent_code: Their codes; None encodes them.
+            num_inference_steps: Number of updates, 1 to 1000.
+            resize_mode: As in [`~DiffusionAutoencoderPipeline.encode`].
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after each update.
+            callback_on_step_end_tensor_inputs: Which of "sample", "latent_code" it receives; default ["sample"].
+
+        Returns:
+            x_T, (B, C, H, W), float32.
+
+        Raises:
+            ValueError: For arguments that are not allowed.
+        """
+        batch = self.image_processor.preprocess(images, resize_mode).to(self._execution_device)
+        scheduler = VPDDIMInverseScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        if latent_code is None:
+            latent_code = self.encoder(batch.to(self.encoder.dtype), return_dict=False)[0]
+        self._check_latent_code(latent_code, batch.shape[0])
+        noise = self._walk(scheduler, batch, latent_code, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self.maybe_free_model_hooks()
+        return noise
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latent_code: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        num_inference_steps: int = 50,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> DiffusionAutoencoderPipelineOutput | tuple:
+        """DDIM sampling from x_T to images, conditioned on latent codes.
+
+        Args:
+            latent_code: z, (B, latent_dim), floating point.
+            noise: x_T, (B, C, H, W); None draws it from `generator`, at the model's `sample_size`.
+            num_inference_steps: Number of updates, 1 to 1000.
+            generator: One generator, or one per image; with one per image an image does not depend on its batch.
+            output_type: "pil", "np", "pt" (both in [0, 1]) or "latent" (as the model gives it).
+            return_dict: Whether to return a [`DiffusionAutoencoderPipelineOutput`] or a tuple.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after each update; what it returns
+                under "sample" replaces the sample.
+            callback_on_step_end_tensor_inputs: Which of "sample", "latent_code" it receives; default ["sample"].
+
+        Returns:
+            Images, latent code, noise.
+
+        Raises:
+            ValueError: For arguments that are not allowed.
+        """
+        self.image_processor.check_output_type(output_type)
+        self._check_latent_code(latent_code)
+        device, batch_size = self._execution_device, latent_code.shape[0]
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        noise = self._prepare_noise(noise, batch_size, generator, device)
+        sample = self._walk(
+            self.scheduler,
+            noise,
+            latent_code.to(device),
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        self.maybe_free_model_hooks()
+        images = self.image_processor.postprocess(sample, output_type)
+        if not return_dict:
+            return images, latent_code, noise
+        return DiffusionAutoencoderPipelineOutput(images=images, latent_code=latent_code, noise=noise)
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        image_a: ImageInput,
+        image_b: ImageInput,
+        num_frames: int = 9,
+        num_inference_steps: int = 50,
+        latent_interpolation: str = "slerp",
+        output_type: str = "pil",
+        resize_mode: str | None = None,
+        return_dict: bool = True,
+    ) -> DiffusionAutoencoderPipelineOutput | tuple:
+        """Images between two images (section 5.2): codes and noises are interpolated, then decoded.
+
+        Args:
+            image_a: One image, as in [`~DiffusionAutoencoderPipeline.encode`].
+            image_b: One image.
+            num_frames: Number of images, both ends included; at least 2.
+            num_inference_steps: Updates of inversion and of decoding, 1 to 1000.
+            latent_interpolation: How z is interpolated: "slerp" (the paper) or "lerp" (official DiffAE). The noise x_T
+                is always interpolated spherically.
+            output_type: As in [`~DiffusionAutoencoderPipeline.decode`].
+            resize_mode: As in [`~DiffusionAutoencoderPipeline.encode`].
+            return_dict: Whether to return a [`DiffusionAutoencoderPipelineOutput`] or a tuple.
+
+        Raises:
+            ValueError: For arguments that are not allowed.
+        """
+        if _as_integer(num_frames) is None or num_frames < 2:
+            raise ValueError(f"num_frames must be an integer of at least 2, got {num_frames!r}")
+        if latent_interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"latent_interpolation must be one of {sorted(INTERPOLATIONS)}, got {latent_interpolation!r}"
+            )
+        self.image_processor.check_output_type(output_type)
+        ends = [self.image_processor.preprocess(image, resize_mode) for image in (image_a, image_b)]
+        if any(end.shape[0] != 1 for end in ends):
+            raise ValueError(f"image_a and image_b must be one image each, got {[end.shape[0] for end in ends]}")
+        batch = torch.cat(ends)
+        codes = self.encode(batch)
+        noises = self.invert(batch, latent_code=codes, num_inference_steps=num_inference_steps)
+        fractions = torch.linspace(0, 1, num_frames, device=codes.device)
+
+        def between(tensor: torch.Tensor, how: Callable) -> torch.Tensor:
+            first, second = (end[None].expand(num_frames, *end.shape) for end in tensor)
+            return how(first, second, fractions)
+
+        return self.decode(
+            between(codes, INTERPOLATIONS[latent_interpolation]),
+            noise=between(noises, slerp),
+            num_inference_steps=num_inference_steps,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: ImageInput,
+        mode: str = "stochastic",
+        num_inference_steps: int = 50,
+        generator: Generators = None,
+        output_type: str = "pil",
+        resize_mode: str | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> DiffusionAutoencoderPipelineOutput | tuple:
+        """Reconstructs images (section 4.1).
+
+        Args:
+            images: As in [`~DiffusionAutoencoderPipeline.encode`].
+            mode: "stochastic" decodes from random noise: what the latent code alone holds. "inversion" decodes from the
+                noise that DDIM inversion finds for the image: nearly exact.
+            num_inference_steps: Updates of decoding, and of inversion; 1 to 1000. The paper uses 50.
+            generator: As in [`~DiffusionAutoencoderPipeline.decode`]; used by "stochastic".
+            output_type: As in [`~DiffusionAutoencoderPipeline.decode`].
+            resize_mode: As in [`~DiffusionAutoencoderPipeline.encode`].
+            return_dict: Whether to return a [`DiffusionAutoencoderPipelineOutput`] or a tuple.
+            callback_on_step_end: As in [`~DiffusionAutoencoderPipeline.decode`]; called while decoding.
+            callback_on_step_end_tensor_inputs: As in [`~DiffusionAutoencoderPipeline.decode`].
+
+        Returns:
+            Images, latent code, noise.
+
+        Raises:
+            ValueError: For arguments that are not allowed.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+        self.image_processor.check_output_type(output_type)
+        batch = self.image_processor.preprocess(images, resize_mode)
+        self.scheduler.set_timesteps(num_inference_steps)  # a bad number fails before any work
+
+        latent_code = self.encode(batch)
+        if mode == "inversion":
+            noise = self.invert(batch, latent_code=latent_code, num_inference_steps=num_inference_steps)
+        else:
+            noise = self._prepare_noise(None, batch.shape[0], generator, self._execution_device, batch.shape[1:])
+        return self.decode(
+            latent_code,
+            noise=noise,
+            num_inference_steps=num_inference_steps,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+
+    # ---- shared ----------------------------------------------------------------------------------------------------
+
+    def _walk(
+        self,
+        scheduler: VPDDIMScheduler | VPDDIMInverseScheduler,
+        sample: torch.Tensor,
+        latent_code: torch.Tensor,
+        callback_on_step_end: StepCallback | None,
+        callback_on_step_end_tensor_inputs: list[str] | None,
+    ) -> torch.Tensor:
+        """Walks `sample` through the scheduler's timesteps. The trajectory is float32, the network in its own dtype."""
+        wanted = ["sample"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        unknown = [name for name in wanted if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}"
+            )
+        dtype = self.decoder.dtype
+        # What depends on the code only is computed once, not at each step.
+        conditioning: LatentConditioning = self.decoder.prepare_latent(latent_code.to(sample.device, dtype))
+        with self.progress_bar(total=len(scheduler.timesteps)) as progress:
+            for index, timestep in enumerate(scheduler.timesteps):
+                model_output = self.decoder(
+                    sample.to(dtype), timestep, None, latent_conditioning=conditioning, return_dict=False
+                )[0]
+                sample = scheduler.step(model_output.to(sample.dtype), timestep, sample, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    tensors = {"sample": sample, "latent_code": latent_code}
+                    returned = callback_on_step_end(self, index, timestep, {name: tensors[name] for name in wanted})
+                    sample = (returned or {}).get("sample", sample)
+                progress.update()
+        return sample
+
+    def _check_latent_code(self, latent_code: torch.Tensor, batch_size: int | None = None) -> None:
+        width = self.decoder.config.latent_dim
+        if not isinstance(latent_code, torch.Tensor) or not latent_code.is_floating_point():
+            raise ValueError(f"latent_code must be a floating-point tensor, got {_describe(latent_code)}")
+        if latent_code.ndim != 2 or latent_code.shape[1] != width or latent_code.shape[0] == 0:
+            raise ValueError(f"latent_code must have shape (batch, {width}), got {tuple(latent_code.shape)}")
+        if batch_size is not None and latent_code.shape[0] != batch_size:
+            raise ValueError(f"latent_code must have one row per image, {batch_size}, got {latent_code.shape[0]}")
+        if not bool(torch.isfinite(latent_code).all()):
+            raise ValueError("latent_code must be finite, got NaN or infinity")
+
+    def _prepare_noise(
+        self,
+        noise: torch.Tensor | None,
+        batch_size: int,
+        generator: Generators,
+        device: torch.device,
+        image_shape: torch.Size | None = None,
+    ) -> torch.Tensor:
+        size, channels = self.decoder.config.sample_size, self.decoder.config.in_channels
+        if noise is None:
+            if isinstance(generator, list) and len(generator) != batch_size:
+                raise ValueError(f"generator must be one generator or a list of {batch_size}, got {len(generator)}")
+            shape = (batch_size, *(image_shape or (channels, size, size)))
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if not isinstance(noise, torch.Tensor) or not noise.is_floating_point():
+            raise ValueError(f"noise must be a floating-point tensor, got {_describe(noise)}")
+        if noise.ndim != 4 or noise.shape[:2] != (batch_size, channels):
+            raise ValueError(
+                f"noise must have shape ({batch_size}, {channels}, height, width), got {tuple(noise.shape)}"
+            )
+        if not bool(torch.isfinite(noise).all()):
+            raise ValueError("noise must be finite, got NaN or infinity")
+        return noise.to(device, torch.float32)
+
+
+def _as_integer(value: object) -> int | None:
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _damaged_weight_files(folder: Path) -> list[Path]:
+    """Weight files below a pipeline folder whose header or length does not hold."""
+    damaged = []
+    for path in sorted(folder.glob("*/*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError):
+            damaged.append(path)
+    return damaged
