@@ -1,0 +1,158 @@
+"""Checkpoints of a training run: a safetensors file, a JSON file and their checksums, written aside and renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+_PREFIX = "checkpoint-"
+_TENSORS = "state.safetensors"
+_STRUCTURE = "state.json"
+# In the format of sha256sum, so that `sha256sum -c` checks a folder too. Written last: without it nothing is complete.
+_CHECKSUMS = "SHA256SUMS"
+
+
+def _flatten(value: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Replaces each tensor in nested containers by its name in `tensors`, so that the rest can be written as JSON."""
+    if isinstance(value, torch.Tensor):
+        tensors[prefix] = value.detach().cpu().contiguous().clone()
+        return {"__tensor__": prefix}
+    if isinstance(value, dict):
+        # Pairs, because an optimizer's state has integer keys.
+        return {"__dict__": [[key, _flatten(item, f"{prefix}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_flatten(item, f"{prefix}.{index}", tensors) for index, item in enumerate(value)]
+    return value
+
+
+def _unflatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, dict):
+        if "__tensor__" in value:
+            return tensors[value["__tensor__"]]
+        return {key: _unflatten(item, tensors) for key, item in value["__dict__"]}
+    if isinstance(value, list):
+        return [_unflatten(item, tensors) for item in value]
+    return value
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a checkpoint; it loses its name first, so that a half-deleted one is never taken for a checkpoint."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def checkpoint_folders(run_folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; leftovers of interrupted writes are not among them."""
+    folders = [f for f in run_folder.glob(f"{_PREFIX}*") if f.name.removeprefix(_PREFIX).isdigit()]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix(_PREFIX)))
+
+
+def save_checkpoint(run_folder: Path, examples_seen: int, state: dict[str, Any], keep: int) -> Path:
+    """Writes a checkpoint under a temporary name, renames it, then deletes all but the newest `keep`.
+
+    Args:
+        run_folder: Folder of the run.
+        examples_seen: Examples trained on; part of the name.
+        state: Nested dicts and lists of tensors, numbers, strings, booleans and None.
+        keep: Number of checkpoints to keep, at least 1.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: If it cannot be written (a full disk); checkpoints written before are then untouched.
+    """
+    folder = run_folder / f"{_PREFIX}{examples_seen}"
+    temporary = run_folder / f".{folder.name}.partial"
+    for leftover in run_folder.glob(f".{_PREFIX}*"):  # of a run that was killed while it wrote or deleted
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        tensors: dict[str, torch.Tensor] = {}
+        structure = _flatten({"examples_seen": examples_seen, **state}, "state", tensors)
+        try:
+            save_file(tensors, temporary / _TENSORS)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        (temporary / _STRUCTURE).write_text(json.dumps(structure))
+        sums = [f"{_sha256(temporary / name)}  {name}\n" for name in (_TENSORS, _STRUCTURE)]
+        (temporary / _CHECKSUMS).write_text("".join(sums))
+        for path in [*temporary.iterdir(), temporary]:
+            _flush_to_disk(path)
+        _remove(folder)
+        temporary.rename(folder)
+        _flush_to_disk(run_folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in checkpoint_folders(run_folder)[:-keep]:
+        _remove(old)
+    return folder
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """Reads a checkpoint back.
+
+    Raises:
+        ValueError: If it is damaged: a file is missing, truncated, or does not match its checksum.
+    """
+    try:
+        sums = dict(reversed(line.split(maxsplit=1)) for line in (folder / _CHECKSUMS).read_text().splitlines())
+        for name in (_TENSORS, _STRUCTURE):
+            if _sha256(folder / name) != sums[name]:
+                raise ValueError(f"{name} does not match its checksum")
+        structure = json.loads((folder / _STRUCTURE).read_text())
+        return _unflatten(structure, load_file(folder / _TENSORS))
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {folder} is damaged: {error}") from error
+
+
+def load_latest_checkpoint(
+    run_folder: Path, warn: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
+    """The newest checkpoint that is intact.
+
+    Args:
+        run_folder: Folder of the run.
+        warn: Called with one line for each damaged checkpoint that is passed over.
+
+    Returns:
+        (folder, state), or (None, None) if the run has no checkpoint yet.
+
+    Raises:
+        ValueError: If there are checkpoints and all are damaged.
+    """
+    folders = checkpoint_folders(run_folder)
+    for folder in reversed(folders):
+        try:
+            return folder, load_checkpoint(folder)
+        except ValueError as error:
+            warn(f"WARNING: {error}; going back to the checkpoint before it")
+    if folders:
+        raise ValueError(f"resume_from_checkpoint must find an intact checkpoint, but all in {run_folder} are damaged")
+    return None, None

@@ -1,0 +1,125 @@
+"""The training objective: Algorithms 1 and 2 of the paper (supplementary section 7)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..models.conditioned_unet_2d import ConditionedUNet2DModel
+from ..models.semantic_encoder import SemanticEncoderModel
+from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
+
+
+class DiffusionAutoencoder(nn.Module):
+    """Encoder and decoder as one module, so that one wrapper (DDP, torch.compile, autocast) sees one forward pass.
+
+    Args:
+        encoder: Image -> latent code.
+        decoder: (x_t, timestep, latent code) -> prediction.
+    """
+
+    def __init__(self, encoder: SemanticEncoderModel, decoder: ConditionedUNet2DModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, images: torch.Tensor, noisy_images: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """`D(x_t, t, E(x_0))`: images and noisy images (B, C, H, W), timesteps (B,) -> prediction (B, C, H, W)."""
+        latent_code = self.encoder(images, return_dict=False)[0]
+        return self.decoder(noisy_images, timesteps, latent_code, return_dict=False)[0]
+
+
+def derived_seed(seed: int, *position: int) -> int:
+    """A seed of 63 bits for one place in the training, a pure function of its arguments.
+
+    Args:
+        seed: The run's seed, at least 0.
+        position: Non-negative integers that name the place: what is drawn, examples seen, process.
+    """
+    return int(np.random.SeedSequence((seed, *position)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def phase_at(examples_seen: int, training_examples: int, phase1_fraction: float) -> int:
+    """The phase, 1 or 2, of the batch that starts after `examples_seen` examples (section 5: phases count examples).
+
+    Args:
+        examples_seen: Examples trained on before this batch.
+        training_examples: Length of the whole training.
+        phase1_fraction: Share of the training that is phase 1, in [0, 1]; the paper uses a quarter.
+    """
+    return 1 if examples_seen < round(phase1_fraction * training_examples) else 2
+
+
+def learning_rate_at(examples_seen: int, learning_rate: float, warmup_examples: int) -> float:
+    """Linear warm-up counted in examples, then constant (section 8).
+
+    Args:
+        examples_seen: Examples trained on, this batch included.
+        learning_rate: The rate after the warm-up.
+        warmup_examples: Length of the warm-up; 0 for none.
+    """
+    if warmup_examples <= 0:
+        return learning_rate
+    return learning_rate * min(1.0, examples_seen / warmup_examples)
+
+
+def sample_timesteps(
+    batch_size: int, phase: int, scheduler: VPDDIMScheduler, generator: torch.Generator, device: torch.device | str
+) -> torch.Tensor:
+    """Draws the timesteps of a batch: t = 1 in phase 1 (Algorithm 1), t uniform in phase 2 (Algorithm 2, line 5).
+
+    With `timestep_spacing="uniform"` t is continuous in [0, 1]; with `"leading"`, the official convention, it is one of
+    the integer indices 0 .. num_train_timesteps - 1.
+
+    Args:
+        batch_size: Number of timesteps.
+        phase: 1 or 2.
+        scheduler: Gives the time convention and the prediction type.
+        generator: Source of randomness, on `device`.
+        device: Where the result lives.
+
+    Returns:
+        Timesteps in units of 1000 t, shape (batch_size,), float32.
+
+    Raises:
+        ValueError: If `phase` is not 1 or 2, or phase 1 is asked of a noise-prediction model, whose target at t = 1 is
+            its own input.
+    """
+    last = float(scheduler.config.num_train_timesteps)
+    leading = scheduler.config.timestep_spacing == "leading"
+    if phase == 1:
+        if scheduler.config.prediction_type == "epsilon":
+            raise ValueError("phase must be 2 for prediction_type 'epsilon' (at t = 1 the target is the input), got 1")
+        return torch.full((batch_size,), last - 1 if leading else last, device=device)
+    if phase != 2:
+        raise ValueError(f"phase must be 1 or 2, got {phase!r}")
+    if leading:
+        return torch.randint(int(last), (batch_size,), generator=generator, device=device).float()
+    return torch.rand(batch_size, generator=generator, device=device) * last
+
+
+def denoising_loss(
+    model: nn.Module,
+    scheduler: VPDDIMScheduler,
+    images: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+) -> torch.Tensor:
+    """Mean squared error between the prediction and its target (Algorithm 2, lines 7-16).
+
+    Args:
+        model: A [`DiffusionAutoencoder`], possibly wrapped.
+        scheduler: Gives `x_t = alpha_t x_0 + sigma_t eps` and the target of its prediction type.
+        images: x_0 in [-1, 1], (B, C, H, W), float32.
+        noise: eps, standard normal, same shape.
+        timesteps: 1000 t, (B,); may stay on the CPU, where the scheduler checks them without waiting for a device.
+
+    Returns:
+        The loss per image, shape (B,), float32: its mean over all images of a global batch is the training loss.
+    """
+    noisy_images = scheduler.add_noise(images, noise, timesteps)
+    target = scheduler.training_target(images, noise, timesteps)
+    prediction = model(images, noisy_images, timesteps.to(images.device, non_blocking=True))
+    return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
