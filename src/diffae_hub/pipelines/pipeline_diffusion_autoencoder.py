@@ -100,7 +100,7 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DiffusionAutoencoderPipeline:
-        """Loads a pipeline, float32 unless `torch_dtype` says otherwise. Only safetensors are read.
+        """Loads a pipeline, float32 unless `dtype` says otherwise. Only safetensors are read.
 
         Args:
             pretrained_model_name_or_path: A local folder, the name of a bundled model, or a Hub id ("owner/name").
@@ -121,7 +121,7 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
                     "pretrained_model_name_or_path must be a folder, a Hub id 'owner/name' or one of the bundled "
                     f"models {bundled_model_names()}, got {name!r}"
                 )
-        kwargs = {"torch_dtype": torch.float32, **kwargs, "use_safetensors": True}
+        kwargs["use_safetensors"] = True
         if not folder.is_dir():
             return super().from_pretrained(name, **kwargs)
         if not (folder / "model_index.json").is_file():

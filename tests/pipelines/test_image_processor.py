@@ -1,0 +1,122 @@
+"""Image preparation: modes, ranges, resizing, and every kind of bad input."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffae_hub.pipelines.image_processor import DiffusionAutoencoderImageProcessor, pil_to_array
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def processor() -> DiffusionAutoencoderImageProcessor:
+    return DiffusionAutoencoderImageProcessor(sample_size=16, channels=3, downsampling_factor=4, fixed_size=False)
+
+
+def test_all_inputs_mean_the_same(processor) -> None:
+    expected = torch.from_numpy(PIXELS).permute(2, 0, 1)[None].float() / 127.5 - 1
+    inputs = [
+        Image.fromarray(PIXELS),
+        [Image.fromarray(PIXELS)],
+        PIXELS,
+        PIXELS[None],
+        [PIXELS],
+        PIXELS.astype(np.float64) / 255,
+        expected,
+        expected[0],
+        [expected[0]],
+        expected.double(),
+    ]
+    for given in inputs:
+        batch = processor.preprocess(given)
+        assert (batch.dtype, tuple(batch.shape)) == (torch.float32, (1, 3, 16, 16))
+        torch.testing.assert_close(batch, expected, atol=1e-6, rtol=0)
+
+
+def test_lists_become_batches(processor) -> None:
+    batch = processor.preprocess([PIXELS, PIXELS[::-1].copy()])
+    torch.testing.assert_close(batch[1], batch[0].flip(1))
+
+
+def test_pil_modes() -> None:
+    red = np.zeros((4, 4, 3), np.uint8)
+    red[..., 0] = 255
+    picture = Image.fromarray(red)
+    half = picture.convert("RGBA")
+    half.putalpha(128)
+    np.testing.assert_allclose(pil_to_array(half)[0, 0], [1.0, 127 / 255, 127 / 255], atol=1 / 255)  # on white
+    np.testing.assert_allclose(pil_to_array(picture.convert("P"))[0, 0], [1, 0, 0], atol=0.01)
+    np.testing.assert_allclose(pil_to_array(picture.convert("CMYK"))[0, 0], [1, 0, 0], atol=0.01)
+    np.testing.assert_allclose(pil_to_array(picture, channels=1)[0, 0], [0.299], atol=0.005)  # ITU-R 601 luma
+    deep = Image.fromarray(np.full((4, 4), 32768, np.uint16))
+    np.testing.assert_allclose(pil_to_array(deep)[0, 0], [0.5] * 3, atol=1 / 255)
+
+
+def test_exif_orientation_is_applied() -> None:
+    picture = Image.fromarray(PIXELS)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored rotated: to be shown turned by 90 degrees clockwise
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", exif=exif)
+    np.testing.assert_array_equal((pil_to_array(Image.open(buffer)) * 255).round(), np.rot90(PIXELS, k=-1))
+
+
+def test_crop_takes_the_centre_and_stretch_takes_all(processor) -> None:
+    wide = np.zeros((16, 48, 3), np.uint8)
+    wide[:, 16:32] = 255
+    picture = Image.fromarray(wide)
+    assert processor.preprocess(picture).min() == 1.0
+    stretched = processor.preprocess(picture, resize_mode="stretch")
+    assert float(stretched.mean()) == pytest.approx(-1 / 3, abs=0.02)
+    assert processor.preprocess(wide, resize_mode="crop").min() == 1.0
+    assert processor.preprocess(wide).shape[-2:] == (16, 48)  # arrays are never resized unasked
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "empty list"),
+        ("photo.jpg", r"open a file with PIL first\), got str"),
+        (None, "got NoneType"),
+        ([PIXELS, torch.zeros(3, 16, 16)], "all of one kind"),
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), r"floating-point tensors in \[-1, 1\], got dtype torch.uint8"),
+        (torch.zeros(4, 16, 16), r"got \(1, 4, 16, 16\)"),
+        (torch.zeros(16, 16), "images must be tensors of shape"),
+        (torch.zeros(0, 3, 16, 16), "images must be tensors of shape"),
+        (torch.zeros(3, 18, 16), "divisible by 4, got 18 x 16"),
+        (torch.full((3, 16, 16), 200.0), r"must be in \[-1, 1\].*\[200, 200\]"),
+        (torch.full((3, 16, 16), float("nan")), "must be finite"),
+        (torch.full((3, 16, 16), float("-inf")), "must be finite"),
+        (PIXELS.astype(np.int64), "dtype uint8 or floating point, got int64"),
+        (PIXELS.astype(np.float32), r"must be in \[0, 1\]"),
+        (PIXELS.transpose(2, 0, 1), r"arrays of shape \(height, width, 3\)"),
+        ([torch.zeros(3, 16, 16), torch.zeros(3, 32, 32)], "one height and width"),
+    ],
+)
+def test_bad_images(processor, given, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor.preprocess(given)
+
+
+def test_models_of_a_fixed_size_say_so() -> None:
+    processor = DiffusionAutoencoderImageProcessor(sample_size=16, channels=3, downsampling_factor=4, fixed_size=True)
+    with pytest.raises(ValueError, match="must be 16 x 16 for this model, got 32 x 32"):
+        processor.preprocess(torch.zeros(3, 32, 32))
+    with pytest.raises(ValueError, match="must be 16x16 pixels with resize_mode='none'"):
+        pil_to_array(Image.fromarray(PIXELS[:8]), size=(16, 16), resize_mode="none")
+    assert processor.preprocess(torch.zeros(3, 32, 32), resize_mode="stretch").shape == (1, 3, 16, 16)
+
+
+def test_other_channel_counts_take_tensors_only() -> None:
+    processor = DiffusionAutoencoderImageProcessor(sample_size=16, channels=5, downsampling_factor=4, fixed_size=False)
+    assert processor.preprocess(torch.zeros(5, 16, 16)).shape == (1, 5, 16, 16)
+    with pytest.raises(ValueError, match="PIL serves 1 or 3"):
+        processor.preprocess(Image.fromarray(PIXELS))
+    with pytest.raises(ValueError, match="output_type must be 'np', 'pt' or 'latent' for 5 channels"):
+        processor.check_output_type("pil")

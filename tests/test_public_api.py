@@ -1,0 +1,59 @@
+"""The public names: they don't change, they load lazily, and diffusers finds classes by them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import diffae_hub
+
+FROZEN = {
+    "AttributeClassifierModel",
+    "ConditionedUNet2DModel",
+    "DiffusionAutoencoderPipeline",
+    "DiffusionAutoencoderPipelineOutput",
+    "LatentCodeModel",
+    "ModelMixin",
+    "SchedulerMixin",
+    "SemanticEncoderModel",
+    "VPDDIMInverseScheduler",
+    "VPDDIMScheduler",
+    "__version__",
+}
+
+
+def test_names_are_frozen() -> None:
+    assert set(diffae_hub.__all__) == FROZEN
+    assert set(dir(diffae_hub)) >= FROZEN
+
+
+@pytest.mark.parametrize("name", sorted(FROZEN - {"__version__", "ModelMixin", "SchedulerMixin"}))
+def test_classes_say_that_they_live_in_the_flat_package(name: str) -> None:
+    # model_index.json records __module__: published pipelines must not depend on where a file lies.
+    assert getattr(diffae_hub, name).__module__ == "diffae_hub"
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        diffae_hub.Nonsense  # noqa: B018
+
+
+def test_import_is_lazy_and_the_core_needs_no_extra() -> None:
+    code = (
+        "import sys, diffae_hub\n"
+        "assert 'torch' not in sys.modules\n"
+        "from diffae_hub import DiffusionAutoencoderPipeline\n"
+        "import diffae_hub.cli\n"
+        "extras = {'lpips', 'datasets', 'sklearn', 'torch_fidelity', 'cleanfid'} & set(sys.modules)\n"
+        "assert not extras, extras\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_version_is_the_packages() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["version"] == diffae_hub.__version__

@@ -1,0 +1,36 @@
+"""The README's Python blocks run as pasted, one after another, and its pictures and links to files exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_blocks_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_the_first_screen_shows_the_picture_the_commands_and_python() -> None:
+    first_screen = "\n".join(README.splitlines()[:45])
+    for part in ("![", "make demo", "make test", "```python"):
+        assert part in first_screen
+
+
+@pytest.mark.parametrize("document", sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*.md")) + ["model_cards"])
+def test_local_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for file in sorted(path.glob("*.md")) if path.is_dir() else [path]:
+        for target in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
+            if "://" not in target:
+                assert (file.parent / target).exists(), f"{file.name}: {target}"
