@@ -81,8 +81,8 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
     losses = [r for r in records if "loss" in r]
     for phase in (1, 2):
         part = [r for r in losses if r["phase"] == phase]
-        axes[0].plot([r["examples"] for r in part], [r["loss"] for r in part], label=f"phase {phase}")
-    axes[0].set(xlabel="examples", ylabel="training loss", yscale="log")
+        axes[0].plot([r["examples"] / 1000 for r in part], [r["loss"] for r in part], label=f"phase {phase}")
+    axes[0].set(xlabel="thousands of examples", ylabel="training loss", yscale="log")
     axes[0].legend()
     for key, label in (
         ("psnr_one_step", "one step (phase 1)"),
@@ -90,8 +90,8 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
         ("psnr_inversion", "inversion, 50 steps"),
     ):
         part = [r for r in records if key in r]
-        axes[1].plot([r["examples"] for r in part], [r[key] for r in part], marker="o", label=label)
-    axes[1].set(xlabel="examples", ylabel="validation PSNR (dB)")
+        axes[1].plot([r["examples"] / 1000 for r in part], [r[key] for r in part], marker="o", label=label)
+    axes[1].set(xlabel="thousands of examples", ylabel="validation PSNR (dB)")
     axes[1].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)

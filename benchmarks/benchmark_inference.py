@@ -1,0 +1,243 @@
+"""Speed and memory of encode, decode, invert and one training step, against a plain implementation in the same run.
+
+    python benchmarks/benchmark_inference.py
+    python benchmarks/benchmark_inference.py --sizes small --batch_sizes 1 --quick
+
+Each row is the best of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps_timed` of its steps
+and scaled (every step does the same work); the column `timed` says over how many. `ratio` is the throughput over that
+of the plain float32, NCHW, eager implementation of benchmarks/baseline.py with the same weights; `difference` is the
+largest absolute difference of their predictions. Memory on the CPU is the growth of the process's resident set while
+the operation runs, on CUDA the allocator's peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from baseline import plain_decoder
+from diffusers.utils import logging
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler
+from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss
+from diffae_hub.training.presets import preset_named
+
+SIZES = {"small": "cifar10-32-small", "celeba64": "official-celeba64"}
+OPERATIONS = ("encode", "decode20", "decode50", "invert50", "train")
+MIB = 2**20
+
+
+class PeakMemory:
+    """Peak memory of a block, in MiB above what was in use before it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+            return self
+        self.process, self.running = psutil.Process(), True
+        self.start = self.peak = self.process.memory_info().rss
+        self.thread = threading.Thread(target=self._sample)
+        self.thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while self.running:
+            self.peak = max(self.peak, self.process.memory_info().rss)
+            time.sleep(0.002)
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.mebibytes = (torch.cuda.max_memory_allocated() - self.start) / MIB
+            return
+        self.running = False
+        self.thread.join()
+        self.mebibytes = (self.peak - self.start) / MIB
+
+
+def best_seconds(function: Callable[[], object], device: torch.device, repetitions: int) -> float:
+    """The shortest of several timed calls, after one that warms up."""
+    times = []
+    for _ in range(repetitions + 1):
+        started = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def machine_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """GFLOP/s of a large matrix product and of a 3x3 convolution (128 channels, 32x32, batch 16, channels_last)."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
+    x = torch.randn(16, 128, 32, 32, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        matmul = 2 * size**3 / best_seconds(lambda: a @ b, device, 5)
+        convolution = 2 * 9 * 128 * 128 * 32 * 32 * 16 / best_seconds(lambda: conv(x), device, 5)
+    return {"matmul": matmul / 1e9, "convolution": convolution / 1e9}
+
+
+def benchmark_size(
+    size: str, device: torch.device, dtype: torch.dtype, batch: int, compiled: bool, options: argparse.Namespace
+) -> list[dict[str, object]]:
+    """Rows of one configuration."""
+    preset = preset_named(SIZES[size])
+    torch.manual_seed(0)
+    encoder, decoder = preset.build_encoder(), preset.build_decoder()
+    for parameter in decoder.parameters():  # zero-initialised layers would hide differences
+        torch.nn.init.normal_(parameter, std=0.02) if not parameter.any() else None
+    encoder, decoder = encoder.to(device).eval(), decoder.to(device).eval()
+    resolution = preset.encoder["sample_size"]
+    images = torch.rand(batch, 3, resolution, resolution, device=device) * 2 - 1
+    timestep = torch.tensor(500.0, device=device)
+    rows: list[dict[str, object]] = []
+
+    def row(implementation: str, operation: str, images_per_second: float, memory: float, timed: str, **more) -> None:
+        rows.append(
+            {
+                "size": size, "device": device.type, "dtype": str(dtype).removeprefix("torch."), "batch": batch,
+                "implementation": implementation, "operation": operation, "images_per_second": images_per_second,
+                "peak_mib": memory, "timed": timed, **more,
+            }
+        )  # fmt: skip
+        print(format_row(rows[-1]), flush=True)
+
+    # The plain implementation: decode (per step) and training step, before the networks are converted.
+    with torch.no_grad():
+        code = encoder(images).latent_code
+        plain_prediction = plain_decoder(decoder, images, timestep, code)
+        plain_step = best_seconds(lambda: plain_decoder(decoder, images, timestep, code), device, options.repetitions)
+        flops = FlopCounterMode(display=False)
+        with flops:
+            decoder(images, timestep, code)
+    gigaflop_per_image = flops.get_total_flops() / batch / 1e9
+    for operation, steps in (("decode20", 20), ("decode50", 50)):
+        if operation in options.operations:
+            row("plain float32", operation, batch / plain_step / steps, float("nan"), f"1 of {steps} steps")
+
+    encoder, decoder = (m.to(dtype=dtype, memory_format=torch.channels_last) for m in (encoder, decoder))
+    network, embed = (torch.compile(decoder), torch.compile(encoder)) if compiled else (decoder, encoder)
+    name = f"diffae_hub{' compiled' if compiled else ''}"
+    typed = images.to(dtype).contiguous(memory_format=torch.channels_last)
+
+    with torch.no_grad():
+        code = encoder(typed).latent_code
+        conditioning = decoder.prepare_latent(code)
+        prediction = network(typed, timestep, None, latent_conditioning=conditioning).sample
+        difference = float((prediction.float() - plain_prediction).abs().max())
+        if "encode" in options.operations:
+            with PeakMemory(device) as memory:
+                seconds = best_seconds(lambda: embed(typed), device, options.repetitions)
+            row(name, "encode", batch / seconds, memory.mebibytes, "all")
+
+        def trajectory(scheduler: VPDDIMScheduler | VPDDIMInverseScheduler, steps: int) -> Callable[[], None]:
+            def run() -> None:
+                scheduler.set_timesteps(steps, device=device)
+                conditioning = decoder.prepare_latent(code)
+                sample = images
+                for t in scheduler.timesteps[: options.steps_timed]:
+                    output = network(sample.to(dtype), t, None, latent_conditioning=conditioning, return_dict=False)[0]
+                    sample = scheduler.step(output.float(), t, sample, return_dict=False)[0]
+
+            return run
+
+        for operation, scheduler, steps in (
+            ("decode20", VPDDIMScheduler(), 20),
+            ("decode50", VPDDIMScheduler(), 50),
+            ("invert50", VPDDIMInverseScheduler(), 50),
+        ):
+            if operation not in options.operations:
+                continue
+            timed = min(options.steps_timed, steps)
+            with PeakMemory(device) as memory:
+                seconds = best_seconds(trajectory(scheduler, steps), device, options.repetitions) * steps / timed
+            rate = gigaflop_per_image * batch * steps / seconds
+            more = {"gflops": rate, "difference": difference, "ratio": plain_step * steps / seconds}
+            row(name, operation, batch / seconds, memory.mebibytes, f"{timed} of {steps} steps", **more)
+
+    if "train" in options.operations and dtype == torch.float32 and not compiled:
+        model = DiffusionAutoencoder(encoder, decoder).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+        scheduler, timesteps = VPDDIMScheduler(), torch.rand(batch, device=device) * 1000
+
+        def training_step() -> None:
+            denoising_loss(model, scheduler, typed, torch.randn_like(typed), timesteps).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        with PeakMemory(device) as memory:
+            seconds = best_seconds(training_step, device, options.repetitions)
+        row(name, "train", batch / seconds, memory.mebibytes, "all")
+    return rows
+
+
+COLUMNS = {
+    "size": 9, "device": 6, "dtype": 9, "batch": 5, "implementation": 20, "operation": 9, "images_per_second": 10,
+    "peak_mib": 9, "ratio": 6, "difference": 10, "gflops": 8, "timed": 14,
+}  # fmt: skip
+
+
+def format_row(row: dict[str, object]) -> str:
+    """One line of the table; empty where a column does not apply."""
+    cells = []
+    for column, width in COLUMNS.items():
+        value = row.get(column, "")
+        if isinstance(value, float):
+            value = "" if value != value else f"{value:.1e}" if column == "difference" else f"{value:.3g}"
+        cells.append(f"{value!s:>{width}}")
+    return " | ".join(cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    parser.add_argument("--devices", nargs="+", default=devices)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--compile", choices=("no", "yes", "both"), default="no")
+    parser.add_argument("--steps_timed", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="one repetition")
+    parser.add_argument("--json", help="also write the rows here")
+    options = parser.parse_args()
+    if options.quick:
+        options.repetitions = 1
+
+    logging.set_verbosity_error()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
+    rows = []
+    for device in map(torch.device, options.devices):
+        if device.type == "cuda":
+            print(torch.cuda.get_device_name())
+        for dtype in (getattr(torch, name) for name in options.dtypes):
+            rates = ", ".join(f"{name} {rate:.0f}" for name, rate in machine_rates(device, dtype).items())
+            print(f"GFLOP/s of this machine, {device.type}, {dtype}: {rates}")
+        print(
+            " | ".join(f"{name:>{width}}" for name, width in COLUMNS.items()).replace("images_per_second", "  images/s")
+        )
+        for size in options.sizes:
+            for dtype in (getattr(torch, name) for name in options.dtypes):
+                for batch in options.batch_sizes:
+                    for compiled in {"no": (False,), "yes": (True,), "both": (False, True)}[options.compile]:
+                        rows += benchmark_size(size, device, dtype, batch, compiled, options)
+    if options.json:
+        with open(options.json, "w") as file:  # noqa: PTH123
+            json.dump(rows, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
