@@ -24,9 +24,10 @@ from diffae_hub.evaluation.ssim import structural_similarity
 from diffae_hub.training.data import ImageTransform, load_rows
 
 
-def summarize(path: Path) -> dict[str, float]:
-    """Number of images and mean PSNR and SSIM of an output file, each with the standard error of the mean."""
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+def summarize(paths: list[Path]) -> dict[str, float]:
+    """Number of images and mean PSNR and SSIM of output files, each with the standard error of the mean."""
+    records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    records = list({record["index"]: record for record in records}.values())
     summary: dict[str, float] = {"images": len(records)}
     for name in ("psnr_db", "ssim"):
         values = torch.tensor([record[name] for record in records], dtype=torch.float64)
@@ -42,7 +43,10 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--mode", choices=("stochastic", "inversion"), default="stochastic")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--num_images", type=int, help="the first N images; default all")
+    parser.add_argument(
+        "--first_image", type=int, default=0, help="index of the first image, to share a set between runs"
+    )
+    parser.add_argument("--num_images", type=int, help="number of images; default all that follow")
     parser.add_argument("--batch_size", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -56,14 +60,14 @@ def main() -> None:
     config = pipeline.encoder.config
     rows = load_rows(arguments.dataset, arguments.split)
     to_tensor = ImageTransform(config.sample_size, config.in_channels)
-    total = min(len(rows), arguments.num_images or len(rows))
+    total = min(len(rows) - arguments.first_image, arguments.num_images or len(rows))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     done = len(arguments.output.read_text().splitlines()) if arguments.output.exists() else 0
 
     started = time.monotonic()
     with arguments.output.open("a") as file, tqdm(total=total, initial=done, unit="img", mininterval=10) as progress:
         for first in range(done, total, arguments.batch_size):
-            indices = range(first, min(first + arguments.batch_size, total))
+            indices = [arguments.first_image + i for i in range(first, min(first + arguments.batch_size, total))]
             images = torch.stack([to_tensor(rows[index]) for index in indices])
             reconstructions = pipeline(
                 images,
@@ -85,7 +89,7 @@ def main() -> None:
             file.flush()
             progress.update(len(indices))
     elapsed = time.monotonic() - started
-    print(json.dumps({"mode": arguments.mode, "steps": arguments.steps, **summarize(arguments.output)}, indent=2))
+    print(json.dumps({"mode": arguments.mode, "steps": arguments.steps, **summarize([arguments.output])}, indent=2))
     if total > done:
         print(f"{(total - done) / elapsed:.1f} images/s")
 

@@ -102,8 +102,8 @@ def main() -> None:
     parser.add_argument("--train", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--metrics", type=Path, required=True)
-    parser.add_argument("--stochastic", type=Path, required=True)
-    parser.add_argument("--inversion", type=Path, required=True)
+    parser.add_argument("--stochastic", type=Path, nargs="+", required=True)
+    parser.add_argument("--inversion", type=Path, nargs="+", required=True)
     parser.add_argument(
         "--ablation", nargs="*", default=[], metavar="NAME=FILE", help="metrics of runs without options"
     )

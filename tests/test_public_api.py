@@ -12,7 +12,6 @@ import pytest
 import diffae_hub
 
 FROZEN = {
-    "AttributeClassifierModel",
     "ConditionedUNet2DModel",
     "DiffusionAutoencoderPipeline",
     "DiffusionAutoencoderPipelineOutput",

@@ -1,4 +1,4 @@
-"""The command line: `diffae-hub reconstruct | interpolate | evaluate | encode | convert | export-official | models`.
+"""The command line: `diffae-hub reconstruct | interpolate | models`.
 
 Each command is a pair of functions, `add_arguments` and `run`. Bad input ends with exit code 2 and one line on stderr.
 """
@@ -20,14 +20,6 @@ _COMMANDS = {
     "reconstruct": ("diffae_hub.cli", "reconstruct", "encode images and decode them again"),
     "interpolate": ("diffae_hub.cli", "interpolate", "walk from one image to another"),
     "models": ("diffae_hub.cli", "models", "list the bundled models"),
-    "evaluate": ("diffae_hub.evaluation.cli_commands", "evaluate", "measure a model by the paper's protocol"),
-    "encode": ("diffae_hub.evaluation.cli_commands", "encode", "write the latent codes of a data set"),
-    "convert": ("diffae_hub.conversion.cli_commands", "convert", "official DiffAE checkpoint -> pipeline folder"),
-    "export-official": (
-        "diffae_hub.conversion.cli_commands",
-        "export_official",
-        "pipeline folder -> official checkpoint",
-    ),
 }
 _DESCRIPTION = """Diffusion autoencoders: image -> latent code -> image.
 
