@@ -1,252 +1,394 @@
 """Train a diffusion autoencoder in two phases: t = 1 for the first quarter of the examples, then t uniform in [0, 1].
 
-    accelerate launch examples/train_two_phase.py --preset cifar10-32 --dataset path/to/images --output_dir runs/mine
+One process (a GPU, or the CPU where there is none):
 
-The data set is a folder of images, a parquet file or a Hub dataset. Every value of the preset can be overridden. The run
-folder receives checkpoints, `metrics.jsonl` and, at the end, the pipeline with averaged (EMA) weights, which
-`DiffusionAutoencoderPipeline.from_pretrained` loads. `--resume_from_checkpoint latest` continues an interrupted run.
+    python examples/train_two_phase.py --preset cifar10-32 --dataset path/to/images --output_dir runs/mine
+
+Several GPUs, or two CPU processes:
+
+    accelerate launch --num_processes 4 examples/train_two_phase.py ...
+    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 examples/train_two_phase.py ...
+
+The data set is a folder of images, a parquet file, a `datasets` folder or a Hub dataset. The preset holds the
+experiment; a JSON file (--config), named flags and --set KEY=VALUE override it, the later of these the earlier. The run
+folder receives configuration.json, metrics.jsonl, checkpoints, pictures and, at the end, the pipeline with averaged
+(EMA) weights, which `DiffusionAutoencoderPipeline.from_pretrained` loads. SIGTERM and Ctrl-C save and end the run;
+--resume_from_checkpoint latest continues it as if it had not been interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import math
+import os
+import shutil
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint, save_checkpoint
+from diffae_hub.hub.model_card import figures_of_run, write_model_card
+from diffae_hub.hub.push import ensure_repository, push_pipeline
+from diffae_hub.training.checkpoints import (
+    checkpoint_folders,
+    load_checkpoint,
+    load_latest_checkpoint,
+    restore_state_layout,
+    save_checkpoint,
+)
+from diffae_hub.training.configuration import check_run, parse_arguments, resolve_experiment
 from diffae_hub.training.data import (
     ImageTensorDataset,
+    ImageTransform,
     ResumableBatchSampler,
-    load_image_dataset,
+    load_rows,
+    open_dataset,
     process_share,
     training_loader,
 )
+from diffae_hub.training.faults import LossMonitor, StopSignal, TrainingError, check_finite_weights
 from diffae_hub.training.objective import (
     DiffusionAutoencoder,
     denoising_loss,
+    derived_seed,
     learning_rate_at,
     phase_at,
     sample_timesteps,
 )
-from diffae_hub.training.presets import PRESETS, TrainingPreset, preset_named
+from diffae_hub.training.presets import TrainingPreset
+from diffae_hub.training.run_folder import (
+    CONFIGURATION,
+    append_metrics,
+    check_same_experiment,
+    read_metrics,
+    rewind_metrics,
+    write_text,
+)
+from diffae_hub.training.streaming import StreamedBatches, streaming_loader
+from diffae_hub.training.validation import picture_grid, validate
+
+# What each draw of random numbers is for: part of its seed.
+NOISE, TIMESTEPS, DROPOUT = 1, 2, 3
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", required=True, help=f"one of {', '.join(sorted(PRESETS))}")
-    parser.add_argument("--dataset", required=True, help="folder of images, parquet file or Hub dataset")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--image_column", default="image")
-    parser.add_argument("--validation_dataset", default=None, help="as --dataset; its first images are reconstructed")
-    parser.add_argument("--validation_images", type=int, default=64)
-    parser.add_argument("--validation_every", type=int, default=100_000, help="examples between validations")
-    parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--training_examples", type=int)
-    parser.add_argument("--phase1_fraction", type=float)
-    parser.add_argument("--batch_size", type=int, help="global, over all processes")
-    parser.add_argument("--learning_rate", type=float)
-    parser.add_argument("--warmup_examples", type=int)
-    parser.add_argument("--ema_decay", type=float)
-    parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--channels_last", action="store_true")
-    parser.add_argument("--num_workers", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint_every", type=int, default=100_000, help="examples between checkpoints")
-    parser.add_argument("--keep_checkpoints", type=int, default=2)
-    parser.add_argument("--resume_from_checkpoint", help="'latest' or the path of a checkpoint")
-    return parser.parse_args(argv)
-
-
-def resolve_preset(arguments: argparse.Namespace) -> TrainingPreset:
-    """The named preset with the values given on the command line."""
-    names = ("training_examples", "phase1_fraction", "batch_size", "learning_rate", "warmup_examples", "ema_decay")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    return dataclasses.replace(preset_named(arguments.preset), **given)
-
-
-def step_generator(seed: int, examples_seen: int, device: torch.device) -> torch.Generator:
-    """Noise and timesteps depend on the seed and the position only: a resumed run draws what it would have drawn."""
-    return torch.Generator(device).manual_seed((seed << 40) + examples_seen)
-
-
-@torch.no_grad()
-def validate(pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor, phase: int, seed: int) -> dict[str, float]:
-    """Mean PSNR of the reconstructions, in dB on images in [0, 1]. A phase-1 model only knows t = 1: one step."""
-    pipeline.set_progress_bar_config(disable=True)
-
-    def psnr(reconstructions: torch.Tensor) -> float:
-        error = ((reconstructions.clamp(-1, 1) - images) / 2).square().mean(dim=(1, 2, 3))
-        return float((-10 * error.log10()).mean())
-
-    def reconstruct(mode: str, steps: int) -> torch.Tensor:
-        generator = torch.Generator(images.device).manual_seed(seed)
-        return pipeline(images, mode=mode, num_inference_steps=steps, generator=generator, output_type="latent").images
-
-    if phase == 1:
-        return {"psnr_one_step": psnr(reconstruct("stochastic", 1))}
-    return {
-        "psnr_stochastic": psnr(reconstruct("stochastic", 50)),
-        "psnr_inversion": psnr(reconstruct("inversion", 50)),
-    }
-
-
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    preset = resolve_preset(arguments)
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    device = accelerator.device
-    run_folder = arguments.output_dir
-    if accelerator.is_main_process:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        (run_folder / "configuration.json").write_text(json.dumps(preset.to_dict(), indent=2))
-
-    # Models, averaged weights, optimizer.
-    torch.manual_seed(arguments.seed)
-    scheduler = preset.build_scheduler()
-    model = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder()).to(device)
-    if arguments.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, betas=(0.9, 0.999))
-    ema = EMAModel(model.parameters(), decay=preset.ema_decay)
-    parameters = list(model.parameters())
-    unwrapped = model
-    model, optimizer = accelerator.prepare(model, optimizer)
-
-    # Resume.
-    examples_seen = 0
-    if arguments.resume_from_checkpoint:
-        latest = arguments.resume_from_checkpoint == "latest"
-        folders = checkpoint_folders(run_folder)[-1:] if latest else [Path(arguments.resume_from_checkpoint)]
-        for folder in folders:
-            state = load_checkpoint(folder)
-            unwrapped.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            ema.load_state_dict(state["ema"])
-            examples_seen = state["examples_seen"]
-            accelerator.print(f"resumed from {folder} at {examples_seen} examples")
-
-    # Data.
-    resolution, channels = preset.encoder["sample_size"], unwrapped.encoder.config.in_channels
-    images_dataset = ImageTensorDataset(
-        load_image_dataset(arguments.dataset, arguments.split, arguments.image_column),
-        resolution,
-        channels,
+def build_loader(
+    arguments: argparse.Namespace,
+    preset: TrainingPreset,
+    accelerator: Accelerator,
+    examples_seen: int,
+    stream_positions: list[dict[str, Any]] | None,
+) -> DataLoader:
+    """Batches of this process's shares, from `examples_seen` on."""
+    transform = ImageTransform(
+        preset.encoder["sample_size"],
+        preset.encoder.get("in_channels", 3),
         horizontal_flip=preset.horizontal_flip,
         crop=preset.crop,
         seed=arguments.seed,
     )
-    sampler = ResumableBatchSampler(
-        len(images_dataset),
-        preset.batch_size,
-        start=examples_seen,
-        stop=preset.training_examples,
-        seed=arguments.seed,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    loader = training_loader(images_dataset, sampler, arguments.num_workers)
-    validation = None
-    if arguments.validation_dataset:
-        dataset = load_image_dataset(arguments.validation_dataset, "test", arguments.image_column)
-        held_out = ImageTensorDataset(dataset, resolution, channels, crop=preset.crop)
-        validation = torch.stack([held_out[i] for i in range(min(arguments.validation_images, len(held_out)))])
-        validation = validation.to(device)
-
-    def averaged_pipeline() -> DiffusionAutoencoderPipeline:
-        """A pipeline around the networks; call inside `ema.store` / `ema.restore`."""
-        return DiffusionAutoencoderPipeline(
-            encoder=unwrapped.encoder, decoder=unwrapped.decoder, scheduler=preset.build_scheduler()
+    process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    if not arguments.streaming:
+        dataset = ImageTensorDataset(load_rows(arguments.dataset, arguments.split, arguments.image_column), transform)
+        sampler = ResumableBatchSampler(
+            len(dataset),
+            preset.batch_size,
+            start=examples_seen,
+            stop=preset.training_examples,
+            seed=arguments.seed,
+            **process,
         )
+        return training_loader(dataset, sampler, arguments.num_workers)
+    if stream_positions and len(stream_positions) != accelerator.num_processes:
+        raise ValueError(
+            f"a streaming run must resume with as many processes as it had, {len(stream_positions)}, "
+            f"got {accelerator.num_processes}"
+        )
+    share = process_share(preset.batch_size, **process)
+    stream = StreamedBatches(
+        open_dataset(arguments.dataset, arguments.split, arguments.image_column, streaming=True),
+        arguments.image_column,
+        transform,
+        batch_size=share.stop - share.start,
+        buffer_size=arguments.shuffle_buffer,
+        seed=arguments.seed,
+        position=stream_positions[accelerator.process_index] if stream_positions else None,
+        **process,
+    )
+    return streaming_loader(stream, arguments.num_workers)
+
+
+def load_validation_images(arguments: argparse.Namespace, preset: TrainingPreset) -> torch.Tensor | None:
+    if not arguments.validation_dataset:
+        return None
+    rows = load_rows(arguments.validation_dataset, arguments.validation_split, arguments.image_column)
+    transform = ImageTransform(
+        preset.encoder["sample_size"],
+        preset.encoder.get("in_channels", 3),
+        crop="center" if preset.crop == "random" else preset.crop,
+    )
+    return torch.stack([transform(rows[index]) for index in range(min(arguments.validation_images, len(rows)))])
+
+
+def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: StopSignal) -> None:
+    run_folder: Path = arguments.output_dir
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_dir=run_folder / "logs",
+    )
+    device, is_main = accelerator.device, accelerator.is_main_process
+    check_run(arguments, preset, accelerator.num_processes)
+
+    # The resolved configuration: printed, and kept with the run.
+    configuration = {
+        "preset": arguments.preset,
+        "experiment": preset.to_dict(),
+        "run": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if v is not None},
+        "num_processes": accelerator.num_processes,
+        "torch": torch.__version__,
+    }
+    accelerator.print(json.dumps(configuration, indent=2))
+    hub_model_id = None
+    if is_main:
+        if arguments.push_to_hub:  # now, and not after days of training, is the time to learn that there is no token
+            hub_model_id = ensure_repository(arguments.hub_model_id or run_folder.resolve().name, arguments.hub_private)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        write_text(run_folder / CONFIGURATION, json.dumps(configuration, indent=2))
+
+    # Networks, averaged weights, optimizer.
+    torch.manual_seed(arguments.seed)
+    scheduler = preset.build_scheduler()
+    autoencoder = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder()).to(device)
+    if arguments.channels_last:
+        autoencoder = autoencoder.to(memory_format=torch.channels_last)
+    if arguments.gradient_checkpointing:
+        autoencoder.encoder.enable_gradient_checkpointing()
+        autoencoder.decoder.enable_gradient_checkpointing()
+    parameters = list(autoencoder.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=preset.learning_rate, betas=(0.9, 0.999), fused=True)
+    # With update_after_step=-1 the decay of step n = 1, 2, ... is min(decay, (1 + n) / (10 + n)), from the first on.
+    ema = EMAModel(
+        parameters,
+        decay=preset.ema_decay,
+        min_decay=0.0 if preset.ema_warmup else preset.ema_decay,
+        update_after_step=-1,
+        foreach=True,
+    )
+    model = torch.compile(autoencoder) if arguments.compile else autoencoder
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    # Resume.
+    examples_seen, stream_positions, state = 0, None, None
+    if arguments.resume_from_checkpoint == "latest":
+        folder, state = load_latest_checkpoint(run_folder, accelerator.print)
+        if state is None:
+            accelerator.print(f"no checkpoint in {run_folder} yet: starting anew")
+    elif arguments.resume_from_checkpoint:
+        folder = Path(arguments.resume_from_checkpoint)
+        state = load_checkpoint(folder)
+    if state is not None:
+        check_same_experiment(state["experiment"], {**preset.to_dict(), "seed": arguments.seed})
+        autoencoder.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        restore_state_layout(optimizer)
+        ema.load_state_dict(state["ema"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        examples_seen, stream_positions = state["examples_seen"], state["stream_positions"]
+        accelerator.print(f"resumed from {folder} at {examples_seen} examples")
+
+    loader = build_loader(arguments, preset, accelerator, examples_seen, stream_positions)
+    validation_images = load_validation_images(arguments, preset)
+    if is_main:
+        rewind_metrics(run_folder, examples_seen)
+    if arguments.report_to != "none":
+        flat = {
+            key: value if isinstance(value, (int, float)) else str(value) for key, value in preset.to_dict().items()
+        }
+        accelerator.init_trackers("two_phase", config=flat)
+
+    def pipeline() -> DiffusionAutoencoderPipeline:
+        return DiffusionAutoencoderPipeline(autoencoder.encoder, autoencoder.decoder, preset.build_scheduler())
 
     def log(record: dict[str, float]) -> None:
-        with (run_folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_metrics(run_folder, {"examples": examples_seen, "phase": phase, **record})
+        accelerator.log(record, step=examples_seen)
 
-    # Train.
+    def due(every: int) -> bool:
+        finished = examples_seen >= preset.training_examples
+        return finished or (examples_seen - preset.batch_size) // every != examples_seen // every
+
+    def run_validation() -> None:
+        ema.store(parameters)
+        ema.copy_to(parameters)
+        autoencoder.eval()
+        figures, pictures = validate(
+            pipeline(), validation_images.to(device), phase, arguments.validation_steps, arguments.seed
+        )
+        ema.restore(parameters)
+        grid = picture_grid(validation_images / 2 + 0.5, pictures)
+        pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        (run_folder / "validation").mkdir(exist_ok=True)
+        Image.fromarray(pixels.squeeze()).save(run_folder / "validation" / f"{examples_seen:010d}.png")
+        if arguments.report_to == "tensorboard":
+            accelerator.get_tracker("tensorboard").log_images(
+                {"reconstructions": pixels[None]}, step=examples_seen, dataformats="NHWC"
+            )
+        log(figures)
+        progress.write(f"{examples_seen} examples: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+
+    def checkpoint() -> None:
+        positions = gather_object([batch.position]) if batch is not None and batch.position else stream_positions
+        if not is_main:
+            return
+        check_finite_weights(parameters, examples_seen)
+        save_checkpoint(
+            run_folder,
+            examples_seen,
+            {
+                "model": autoencoder.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "ema": ema.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                "stream_positions": positions,
+                "experiment": {**preset.to_dict(), "seed": arguments.seed},
+            },
+            arguments.keep_checkpoints,
+        )
+
+    # Train. Data order, noise, timesteps and dropout depend on the seed and on the examples seen, on nothing else, so
+    # that a checkpoint needs no state of any random generator.
+    phase, batch, skipped = phase_at(examples_seen, preset.training_examples, preset.phase1_fraction), None, 0
+    monitor = LossMonitor(accelerator, stop_signal)
+    share = process_share(preset.batch_size, accelerator.process_index, accelerator.num_processes)
     progress = tqdm(
-        total=preset.training_examples,
-        initial=examples_seen,
-        unit="img",
-        disable=not accelerator.is_main_process,
-        mininterval=5,
+        total=preset.training_examples, initial=examples_seen, unit="img", mininterval=5, disable=not is_main
     )
-    started, started_at, running_loss, running_count = time.monotonic(), examples_seen, 0.0, 0
-    for images in loader:
-        batch_size = min(preset.batch_size, preset.training_examples - examples_seen)
+    batches = iter(loader)
+    interval_start, interval_examples = time.monotonic(), examples_seen
+    while examples_seen < preset.training_examples and not monitor.stopping:
+        batch = next(batches)
+        for line in batch.unreadable:
+            if not arguments.skip_bad_images:
+                raise TrainingError(f"unreadable image (--skip_bad_images goes on without it): {line}")
+            skipped += 1
+            print(f"skipped an unreadable image ({skipped} so far): {line}", file=sys.stderr, flush=True)
         phase = phase_at(examples_seen, preset.training_examples, preset.phase1_fraction)
 
-        # Every process draws the noise and timesteps of the global batch and takes its share.
-        share = process_share(batch_size, accelerator.process_index, accelerator.num_processes)
-        generator = step_generator(arguments.seed, examples_seen, device)
-        timesteps = sample_timesteps(batch_size, phase, scheduler, generator, device)[share]
-        noise = torch.randn((batch_size, *images.shape[1:]), generator=generator, device=device)[share]
-        torch.manual_seed(((arguments.seed << 40) + examples_seen) * 1009 + accelerator.process_index)  # dropout
-        images = images.to(device, non_blocking=True)
+        # Every process draws the timesteps and the noise of the global batch and takes its share.
+        generator = torch.Generator().manual_seed(derived_seed(arguments.seed, TIMESTEPS, examples_seen))
+        timesteps = sample_timesteps(preset.batch_size, phase, scheduler, generator, "cpu")[share]
+        generator = torch.Generator(device).manual_seed(derived_seed(arguments.seed, NOISE, examples_seen))
+        noise = torch.randn((preset.batch_size, *batch.images.shape[1:]), generator=generator, device=device)[share]
+        torch.manual_seed(derived_seed(arguments.seed, DROPOUT, examples_seen, accelerator.process_index))
+        images = batch.images.to(device, non_blocking=True)
         if arguments.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images, noise = (t.contiguous(memory_format=torch.channels_last) for t in (images, noise))
 
+        # DDP averages over processes; each adds the sum of its losses over the global batch size.
         model.train()
-        with accelerator.autocast():
-            losses = denoising_loss(model, scheduler, images, noise, timesteps)
-        # DDP averages over processes; the shares' sums over the global batch size are what must be added.
-        loss = losses.sum() * accelerator.num_processes / batch_size
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters, 1.0)
+        step_loss = torch.zeros((), device=device)
+        splits = (t.tensor_split(arguments.gradient_accumulation_steps) for t in (images, noise, timesteps))
+        parts = list(zip(*splits, strict=True))
+        for index, part in enumerate(parts):
+            with accelerator.autocast():
+                loss = denoising_loss(model, scheduler, *part).sum() / preset.batch_size
+            step_loss += loss.detach()
+            if index < len(parts) - 1:
+                with accelerator.no_sync(model):
+                    accelerator.backward(loss * accelerator.num_processes)
+            else:
+                accelerator.backward(loss * accelerator.num_processes)
+        accelerator.clip_grad_norm_(parameters, preset.max_grad_norm)
+        examples_seen += preset.batch_size
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(examples_seen + batch_size, preset.learning_rate, preset.warmup_examples)
+            group["lr"] = learning_rate_at(examples_seen, preset.learning_rate, preset.warmup_examples)
         optimizer.step()
         optimizer.zero_grad()
         ema.step(parameters)
 
-        before, examples_seen = examples_seen, examples_seen + batch_size
-        progress.update(batch_size)
-        running_loss, running_count = running_loss + float(loss.detach()), running_count + 1
-        finished = examples_seen >= preset.training_examples
+        monitor.add(examples_seen // preset.batch_size, examples_seen, step_loss)
+        progress.update(preset.batch_size)
 
-        def crossed(every: int, before: int = before) -> bool:
-            return before // every != examples_seen // every
-
-        if crossed(5_000) or finished:
-            mean_loss = float(accelerator.reduce(torch.tensor(running_loss / running_count, device=device), "mean"))
-            if not math.isfinite(mean_loss):
-                raise RuntimeError(f"the loss is {mean_loss} after {examples_seen} examples")
-            rate = (examples_seen - started_at) / (time.monotonic() - started)
+        if due(arguments.log_every):
+            monitor.check()
+            rate = (examples_seen - interval_examples) / (time.monotonic() - interval_start)
+            mean_loss = monitor.mean()
             progress.set_postfix(phase=phase, loss=f"{mean_loss:.4f}")
-            if accelerator.is_main_process:
-                log({"examples": examples_seen, "phase": phase, "loss": mean_loss, "examples_per_second": rate})
-            running_loss, running_count = 0.0, 0
+            if is_main:
+                log({"loss": mean_loss, "learning_rate": group["lr"], "examples_per_second": rate})
+            interval_start, interval_examples = time.monotonic(), examples_seen
+        if validation_images is not None and due(arguments.validation_every):
+            pause = time.monotonic()
+            if is_main:
+                run_validation()
+            interval_start += time.monotonic() - pause
+        if due(arguments.checkpoint_every) and examples_seen < preset.training_examples:
+            monitor.check()
+            checkpoint()
+    progress.close()
+    monitor.check()
 
-        if accelerator.is_main_process and validation is not None and (crossed(arguments.validation_every) or finished):
-            ema.store(parameters)
-            ema.copy_to(parameters)
-            unwrapped.eval()
-            figures = validate(averaged_pipeline(), validation, phase, arguments.seed)
-            ema.restore(parameters)
-            log({"examples": examples_seen, "phase": phase, **figures})
-            accelerator.print(f"{examples_seen} examples: {figures}")
-
-        if accelerator.is_main_process and (crossed(arguments.checkpoint_every) or finished):
-            state = {
-                "model": unwrapped.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "ema": ema.state_dict(),
-            }
-            save_checkpoint(run_folder, examples_seen, state, arguments.keep_checkpoints)
-
-    if accelerator.is_main_process:
+    if batch is not None or not checkpoint_folders(run_folder):
+        checkpoint()
+    stopped_by = stop_signal.name
+    stop_signal.restore()
+    if examples_seen < preset.training_examples:
+        accelerator.print(
+            f"stopped by {stopped_by or 'a signal'} at {examples_seen} examples; "
+            "--resume_from_checkpoint latest continues"
+        )
+    elif is_main:
         ema.copy_to(parameters)
-        averaged_pipeline().save_pretrained(run_folder / "pipeline")
-        accelerator.print(f"pipeline saved to {run_folder / 'pipeline'}")
+        autoencoder.eval()
+        finished_pipeline, partial = run_folder / "pipeline", run_folder / ".pipeline.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        pipeline().save_pretrained(partial)
+        figures = figures_of_run(
+            hub_model_id or run_folder.resolve().name,
+            arguments.dataset,
+            preset.to_dict(),
+            {name: sum(p.numel() for p in part.parameters()) for name, part in autoencoder.named_children()},
+            read_metrics(run_folder),
+            0 if validation_images is None else len(validation_images),
+            arguments.validation_steps,
+        )
+        write_model_card(partial, figures)
+        shutil.rmtree(finished_pipeline, ignore_errors=True)
+        partial.rename(finished_pipeline)
+        accelerator.print(f"pipeline saved to {finished_pipeline}")
+        if hub_model_id:
+            push_pipeline(finished_pipeline, hub_model_id, private=arguments.hub_private)
+            accelerator.print(f"pushed to {hub_model_id}")
+    accelerator.end_training()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for a command line that cannot be run, 1 for a run that broke off."""
+    try:
+        arguments = parse_arguments(argv, __doc__)
+        preset = resolve_experiment(arguments)
+        train(arguments, preset, StopSignal())
+        return 0
+    except ValueError as error:
+        code, message = 2, str(error)
+    except (TrainingError, OSError) as error:
+        code, message = 1, str(error)
+        checkpoints = checkpoint_folders(arguments.output_dir)
+        message += f"; the last good checkpoint is {checkpoints[-1] if checkpoints else 'none'}"
+    if os.environ.get("RANK", "0") == "0" or code == 1:
+        print(f"train_two_phase.py: {' '.join(message.split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -123,7 +124,10 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
                 )
         kwargs["use_safetensors"] = True
         if not folder.is_dir():
-            return super().from_pretrained(name, **kwargs)
+            # The download of diffusers refuses components whose classes are not its own.
+            names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+            options = {key: kwargs.pop(key) for key in names if key in kwargs}
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **options))
         if not (folder / "model_index.json").is_file():
             raise ValueError(
                 f"pretrained_model_name_or_path must be a pipeline folder with a model_index.json, got {name!r}"

@@ -110,7 +110,9 @@ def save_checkpoint(run_folder: Path, examples_seen: int, state: dict[str, Any],
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in checkpoint_folders(run_folder)[:-keep]:
+    # Newer ones, left by a run that was taken up again from an older checkpoint, may be damaged: they don't count.
+    folders = checkpoint_folders(run_folder)
+    for old in folders[: max(folders.index(folder) + 1 - keep, 0)]:
         _remove(old)
     return folder
 
@@ -156,3 +158,15 @@ def load_latest_checkpoint(
     if folders:
         raise ValueError(f"resume_from_checkpoint must find an intact checkpoint, but all in {run_folder} are damaged")
     return None, None
+
+
+def restore_state_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Gives an optimizer's loaded state the memory layout of its parameters.
+
+    A checkpoint holds contiguous tensors. Fused optimizers walk a parameter and its averages by address, so that
+    averages in another layout than a channels_last parameter's would silently be applied to the wrong weights.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,113 +1,285 @@
-"""Training data: an image folder, a parquet file or a Hub dataset -> batches of images in [-1, 1].
+"""Training data: an image folder, parquet files or a `datasets` dataset -> batches of images in [-1, 1].
 
-The order of the examples is a pure function of the seed and the number of examples seen, so that a resumed run continues
-with exactly the batches an uninterrupted one would have had, whatever the number of processes.
+The order of the examples is a pure function of the seed and the number of examples seen, so that a resumed run
+continues with exactly the batches an uninterrupted one would have had, whatever the number of processes. Data sets that
+do not fit on the disk are in `streaming.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, load_dataset
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Sampler
 
+from ..image_files import read_image
 from ..pipelines.image_processor import pil_to_array
+from .presets import CROPS
+
+if TYPE_CHECKING:
+    import datasets
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+# Rows and columns that the official networks' crop of CelebA (178 x 218 pixels) keeps: left, upper, right, lower.
+_D2C_BOX = (25, 57, 153, 185)
+_CELEBA_SIZE = (178, 218)
 
 
-def load_image_dataset(source: str, split: str = "train", image_column: str = "image") -> Dataset:
-    """Opens a data set of images.
+class Batch(NamedTuple):
+    """A process's share of a global batch.
 
     Args:
-        source: A folder of images (subfolders allowed), a parquet file, or the name of a Hub dataset.
-        split: Split of a Hub dataset or of an image folder with splits.
-        image_column: Column that holds the images.
+        images: (B, C, H, W), float32, in [-1, 1].
+        unreadable: One line for each image that could not be read; the next readable one is in its place.
+        position: Where a stream stands after this batch; None for data sets with random access.
+    """
 
-    Returns:
-        The dataset, with only its image column, decoded to PIL images on access.
+    images: torch.Tensor
+    unreadable: list[str]
+    position: dict[str, Any] | None = None
+
+
+class ImageFolder(Sequence):
+    """The image files below a folder, in the order of their names, as rows `{"path": ..., "bytes": None}`.
+
+    Args:
+        folder: Searched with its subfolders; hidden files are left out.
 
     Raises:
-        ValueError: If the source holds no such column, or is empty.
+        ValueError: If there is no image file.
     """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.paths = sorted(
+            str(path)
+            for path in Path(folder).rglob("*")
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        )
+        if not self.paths:
+            raise ValueError(f"dataset must hold at least one image file ({', '.join(IMAGE_SUFFIXES)}), got {folder}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"path": self.paths[index], "bytes": None}
+
+
+class _ImageColumn(Sequence):
+    """The undecoded rows `{"path": ..., "bytes": ...}` of a dataset's image column."""
+
+    def __init__(self, dataset: datasets.Dataset, column: str) -> None:
+        self.dataset = dataset
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.dataset[index][self.column] or {}
+        return {"path": row.get("path") or f"row {index}", "bytes": row.get("bytes")}
+
+
+def _parquet_files(source: str, split: str) -> list[str]:
+    """The parquet files that `source` names: itself, or those of the split in a folder; empty if it names none."""
     path = Path(source)
     if path.is_file() and path.suffix == ".parquet":
-        dataset = load_dataset("parquet", data_files={split: str(path)}, split=split)
-    elif path.is_dir() and list(path.glob("*.parquet")):
+        return [str(path)]
+    if path.is_dir() and next(path.glob("*.parquet"), None):
         files = sorted(str(file) for file in path.glob(f"{split}*.parquet"))
-        dataset = load_dataset("parquet", data_files={split: files}, split=split)
-    elif path.is_dir():
-        dataset = load_dataset("imagefolder", data_dir=str(path), split=split)
-    else:
-        dataset = load_dataset(source, split=split)
-    if image_column not in dataset.column_names:
-        raise ValueError(f"image_column must be one of {dataset.column_names}, got {image_column!r}")
-    if len(dataset) == 0:
-        raise ValueError(f"source must hold at least one image, got none in {source!r}")
-    dataset = dataset.select_columns([image_column])
-    if image_column != "image":
-        dataset = dataset.rename_column(image_column, "image")
-    return dataset.cast_column("image", Image())
+        if not files:
+            names = sorted(file.name for file in path.glob("*.parquet"))
+            raise ValueError(f"split must begin the name of a parquet file in {source}, one of {names}, got {split!r}")
+        return files
+    return []
 
 
-class ImageTensorDataset(torch.utils.data.Dataset):
-    """Images of a dataset as float tensors in [-1, 1], shape (channels, resolution, resolution).
+def open_dataset(
+    source: str, split: str, image_column: str, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Opens parquet files, a dataset saved by `datasets` or a Hub dataset, with its images left undecoded.
 
     Args:
-        dataset: Has an `image` column of PIL images.
-        resolution: Height and width of the result; images are centre-cropped to a square and resized to it.
+        source: A parquet file, a folder of parquet files, a folder of `Dataset.save_to_disk`, a folder of images (for
+            streaming) or the name of a Hub dataset.
+        split: Its split.
+        image_column: The column that holds the images.
+        streaming: Whether to read it while training, without a copy on the disk.
+
+    Raises:
+        ValueError: If the source, the split or the column does not exist.
+    """
+    import datasets
+
+    path = Path(source)
+    try:
+        if files := _parquet_files(source, split):
+            dataset = datasets.load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming)
+        elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            dataset = datasets.load_from_disk(source)
+            if isinstance(dataset, datasets.DatasetDict):
+                if split not in dataset:
+                    raise ValueError(f"split must be one of {sorted(dataset)}, got {split!r}")
+                dataset = dataset[split]
+            if streaming:
+                dataset = dataset.to_iterable_dataset()
+        elif path.is_dir():
+            dataset = datasets.load_dataset("imagefolder", data_dir=source, split=split, streaming=streaming)
+        else:
+            dataset = datasets.load_dataset(source, split=split, streaming=streaming)
+    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise ValueError(
+            f"dataset must be a folder, a parquet file or a Hub dataset, got {source!r}: {error}"
+        ) from error
+    except ConnectionError as error:
+        raise ValueError(f"dataset {source!r} is no local path and the Hub cannot be reached: {error}") from error
+    if dataset.column_names is not None and image_column not in dataset.column_names:
+        raise ValueError(f"image_column must be one of {dataset.column_names}, got {image_column!r}")
+    return dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+
+
+def load_rows(source: str, split: str = "train", image_column: str = "image") -> Sequence[Mapping[str, Any]]:
+    """The rows of a data set with random access, each `{"path": ..., "bytes": ...}`, still encoded.
+
+    Args:
+        source: A folder of images (with subfolders; a subfolder named like the split is preferred), or what
+            [`open_dataset`] opens.
+        split: Its split.
+        image_column: The column that holds the images; a folder of images has none.
+
+    Raises:
+        ValueError: If the source, the split or the column does not exist, or there is no image.
+    """
+    path = Path(source)
+    saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    if path.is_dir() and not saved and not _parquet_files(source, split):
+        return ImageFolder(path / split if (path / split).is_dir() else path)
+    rows = _ImageColumn(open_dataset(source, split, image_column, streaming=False), image_column)
+    if not len(rows):
+        raise ValueError(f"dataset must hold at least one image, got none in {source!r}")
+    return rows
+
+
+class ImageTransform:
+    """An encoded image -> a float tensor in [-1, 1], shape (channels, resolution, resolution).
+
+    Args:
+        resolution: Height and width of the result.
         channels: 1 (grayscale) or 3 (RGB).
         horizontal_flip: Whether to flip with probability 1/2.
-        crop: None, or "d2c": rows 57..185 and columns 25..153, the official crop of CelebA.
-        seed: Seed of the flips, which depend on the position in the training only.
+        crop: "center" or "random": a square of the shorter side, resized; "d2c": the official networks' crop of CelebA,
+            for images of 178 x 218 pixels only.
+        seed: Seed of the flips and the random crops, which depend on the position in the training only.
+
+    Raises:
+        ValueError: If `crop` or `channels` is not allowed.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        resolution: int,
-        channels: int = 3,
-        horizontal_flip: bool = False,
-        crop: str | None = None,
-        seed: int = 0,
+        self, resolution: int, channels: int = 3, horizontal_flip: bool = False, crop: str = "center", seed: int = 0
     ) -> None:
-        if crop not in (None, "d2c"):
-            raise ValueError(f"crop must be None or 'd2c', got {crop!r}")
-        self.dataset = dataset
+        if crop not in CROPS:
+            raise ValueError(f"crop must be one of {CROPS}, got {crop!r}")
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {channels!r}")
         self.resolution = resolution
         self.channels = channels
         self.horizontal_flip = horizontal_flip
         self.crop = crop
         self.seed = seed
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __call__(self, row: Mapping[str, Any], position: tuple[int, ...] | None = None) -> torch.Tensor:
+        """The image of a row `{"path", "bytes"}`. `position` seeds what is random; None makes nothing random.
 
-    def __getitem__(self, key: int | tuple[int, int]) -> torch.Tensor:
-        """The image at an index, or at (index, position in the training), which decides whether it is flipped."""
-        index, position = key if isinstance(key, tuple) else (key, None)
-        image = self.dataset[index]["image"]
-        if self.crop == "d2c":
-            image = image.crop((25, 57, 153, 185))
+        Raises:
+            ValueError: If the image cannot be read; the message names it.
+        """
+        image = self._cropped(_decode(row), row["path"], position)
         array = pil_to_array(image, channels=self.channels, size=(self.resolution, self.resolution))
-        if self.horizontal_flip and position is not None:
-            if np.random.default_rng((self.seed, position)).random() < 0.5:
-                array = array[:, ::-1]
+        if self.horizontal_flip and position is not None and self._random(0, position).random() < 0.5:
+            array = array[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))) * 2.0 - 1.0
+
+    def _random(self, purpose: int, position: tuple[int, ...]) -> np.random.Generator:
+        return np.random.default_rng((self.seed, purpose, *position))
+
+    def _cropped(self, image: Image.Image, path: str, position: tuple[int, ...] | None) -> Image.Image:
+        if self.crop == "center":
+            return image  # `pil_to_array` does it
+        image = ImageOps.exif_transpose(image)
+        if self.crop == "d2c":
+            if image.size != _CELEBA_SIZE:
+                raise ValueError(f"{path}: crop 'd2c' is for images of 178x218 pixels, got {image.size}")
+            return image.crop(_D2C_BOX)
+        side = min(image.size)
+        room = [length - side for length in image.size]
+        left, upper = (length // 2 for length in room)
+        if position is not None:
+            left, upper = (int(v) for v in self._random(1, position).integers(0, np.asarray(room) + 1))
+        return image.crop((left, upper, left + side, upper + side))
+
+
+def _decode(row: Mapping[str, Any]) -> Image.Image:
+    """The picture of a row; ValueError, with its name, if it cannot be read."""
+    if row["bytes"] is None:
+        return read_image(row["path"])
+    try:
+        with Image.open(io.BytesIO(row["bytes"])) as image:
+            image.load()
+            return image.copy()
+    except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
+        raise ValueError(f"image {row['path']} cannot be decoded: {error}") from error
+
+
+class ImageTensorDataset(torch.utils.data.Dataset):
+    """Rows of a data set as image tensors.
+
+    Args:
+        rows: What [`load_rows`] returns.
+        transform: Decodes a row.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], transform: ImageTransform) -> None:
+        self.rows = rows
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
+        """(image, unreadable) at an index, or at (index, position in the training), which seeds what is random.
+
+        The place of an image that cannot be read is taken by the next one that can, always the same, so that the
+        training stays reproducible; `unreadable` holds one line for each that was passed over.
+        """
+        index, position = key if isinstance(key, tuple) else (key, None)
+        unreadable: list[str] = []
+        for offset in range(len(self.rows)):
+            try:
+                row = self.rows[(index + offset) % len(self.rows)]
+                return self.transform(row, None if position is None else (position,)), unreadable
+            except ValueError as error:
+                unreadable.append(str(error))
+        raise RuntimeError(f"none of the {len(self.rows)} images can be read; the first: {unreadable[0]}")
 
 
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, position) pairs in an order that the seed and the position alone decide.
 
-    Epoch e visits the data set in the permutation seeded by (seed, e). Batches run on over epoch ends, so every batch is
-    full. With several processes each takes its contiguous share of every global batch.
+    Epoch e visits the data set in the permutation seeded by (seed, e). Batches run on over epoch ends and all are full,
+    the last one too. With several processes each takes its contiguous share of every global batch.
 
     Args:
         dataset_size: Number of images.
         batch_size: Global batch size.
         start: Examples seen before the first batch.
-        stop: Examples seen after the last batch; the last batch may be smaller.
+        stop: Batches end when at least this many examples are seen.
         seed: Seed of the permutations.
         process_index: This process.
         num_processes: Number of processes.
@@ -129,8 +301,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         self.start = start
         self.stop = stop
         self.seed = seed
-        self.process_index = process_index
-        self.num_processes = num_processes
+        self.share = process_share(batch_size, process_index, num_processes)
         self._epoch = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
@@ -142,13 +313,12 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         return int(self._permutation[offset])
 
     def __len__(self) -> int:
-        return -(-(self.stop - self.start) // self.batch_size)
+        return max(0, -(-(self.stop - self.start) // self.batch_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for first in range(self.start, self.stop, self.batch_size):
-            positions = range(first, min(first + self.batch_size, self.stop))
-            share = process_share(len(positions), self.process_index, self.num_processes)
-            yield [(self._index_at(position), position) for position in positions[share]]
+            positions = range(first, first + self.batch_size)[self.share]
+            yield [(self._index_at(position), position) for position in positions]
 
 
 def process_share(batch_size: int, process_index: int, num_processes: int) -> slice:
@@ -157,12 +327,27 @@ def process_share(batch_size: int, process_index: int, num_processes: int) -> sl
     return slice(*bounds)
 
 
+def _collate(items: list[tuple[torch.Tensor, list[str]]]) -> Batch:
+    return Batch(torch.stack([image for image, _ in items]), [line for _, lines in items for line in lines])
+
+
 def training_loader(dataset: ImageTensorDataset, sampler: ResumableBatchSampler, num_workers: int) -> DataLoader:
-    """Batches (B, C, H, W) in the sampler's order; `num_workers` processes decode images ahead."""
+    """[`Batch`]es in the sampler's order; `num_workers` processes decode images ahead."""
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
+        collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
+        worker_init_fn=prepare_worker,
+        prefetch_factor=4 if num_workers else None,
     )
+
+
+def prepare_worker(worker_index: int) -> None:
+    """Lets a loader's process outlive SIGTERM and Ctrl-C, which go to the whole group: the trainer ends it."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

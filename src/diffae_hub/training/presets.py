@@ -87,7 +87,9 @@ class TrainingPreset:
             known = inspect.signature(cls.__init__).parameters
             unknown = sorted(set(getattr(self, component)) - set(known))
             if unknown:
-                raise ValueError(f"{component} must have arguments among {sorted(set(known) - {'self'})}, got {unknown}")
+                raise ValueError(
+                    f"{component} must have arguments among {sorted(set(known) - {'self'})}, got {unknown}"
+                )
         try:
             scheduler = self.build_scheduler()
             with torch.device("meta"):
@@ -147,8 +149,8 @@ def _paper_decoder(**overrides: Any) -> dict[str, Any]:
     return {"time_embed_dim": 512, "latent_scale_shift": True, **overrides}
 
 
-# Tables 6 and 7 give the networks of the paper. Where they leave something open (embedding width, MLP on the latent code,
-# attention of CelebA's encoder) the choice is the one whose parameter count matches the tables' "Size".
+# Tables 6 and 7 give the networks of the paper. Where they leave something open (embedding width, MLP on the latent
+# code, attention of CelebA's encoder) the choice is the one whose parameter count matches the tables' "Size".
 _ENCODER_32 = {
     "base_channels": 128,
     "channel_multipliers": (1, 2, 4, 8),

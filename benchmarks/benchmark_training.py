@@ -1,0 +1,279 @@
+"""Speed and memory of a training step, against the plain loop in the same run, and of the data loader alone.
+
+    python benchmarks/benchmark_training.py
+    python benchmarks/benchmark_training.py --presets cifar10-32 --batch_size 256 --device cuda --compile
+
+The plain loop is what one writes first: eager, float32, NCHW, Adam and averaged weights with their default settings, no
+accelerate. The other rows are the step of examples/train_two_phase.py with the options named. Both do the whole step:
+timesteps and noise, loss, gradients, clipping, Adam, averaged weights, on the same weights and images. Variants take
+turns, `--rounds` times, so that a machine that slows down slows down all of them; the best round counts. Memory on the
+CPU is the peak of the resident set of a process of its own, above what it had before the networks; on CUDA the
+allocator's peak. `MFU` is the step's floating-point operations (counted by PyTorch) over the matmul rate measured on
+the same machine in the same dtype. The last table times the loader alone on image files of the preset's size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from benchmark_inference import PeakMemory
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffae_hub.training.data import (
+    ImageTensorDataset,
+    ImageTransform,
+    ResumableBatchSampler,
+    load_rows,
+    training_loader,
+)
+from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss, derived_seed, sample_timesteps
+from diffae_hub.training.presets import TrainingPreset, preset_named
+
+MIB = 2**20
+
+
+def plain_step(preset: TrainingPreset, batch_size: int, device: torch.device) -> Callable[[torch.Tensor], None]:
+    """The loop that one writes first."""
+    model = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder()).to(device).train()
+    scheduler = preset.build_scheduler()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    ema = EMAModel(model.parameters(), decay=preset.ema_decay)
+
+    def step(images: torch.Tensor) -> None:
+        images = images.to(device)
+        timesteps = torch.rand(batch_size, device=device) * 1000
+        noise = torch.randn_like(images)
+        loss = denoising_loss(model, scheduler, images, noise, timesteps).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), preset.max_grad_norm)
+        optimizer.step()
+        ema.step(model.parameters())
+
+    return step
+
+
+def script_step(
+    preset: TrainingPreset, batch_size: int, device: torch.device, mixed_precision: str, compiled: bool
+) -> Callable[[torch.Tensor], None]:
+    """The step of examples/train_two_phase.py."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the last variant's
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
+    autoencoder = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
+    autoencoder = autoencoder.to(device, memory_format=torch.channels_last).train()
+    parameters = list(autoencoder.parameters())
+    scheduler = preset.build_scheduler()
+    optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)
+    ema = EMAModel(parameters, decay=preset.ema_decay, update_after_step=-1, foreach=True)
+    model = torch.compile(autoencoder) if compiled else autoencoder
+    model, optimizer = accelerator.prepare(model, optimizer)
+    seen = 0
+
+    def step(images: torch.Tensor) -> None:
+        nonlocal seen
+        generator = torch.Generator().manual_seed(derived_seed(0, 2, seen))
+        timesteps = sample_timesteps(batch_size, 2, scheduler, generator, "cpu")
+        generator = torch.Generator(device).manual_seed(derived_seed(0, 1, seen))
+        noise = torch.randn(images.shape, generator=generator, device=device)
+        torch.manual_seed(derived_seed(0, 3, seen, 0))
+        images = images.to(device, non_blocking=True)
+        images, noise = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, noise))
+        with accelerator.autocast():
+            loss = denoising_loss(model, scheduler, images, noise, timesteps).sum() / batch_size
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, preset.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(parameters)
+        seen += batch_size
+
+    return step
+
+
+def build_step(
+    variant: str, preset: TrainingPreset, batch_size: int, device: torch.device
+) -> Callable[[torch.Tensor], None]:
+    torch.manual_seed(0)
+    if variant == "plain loop":
+        return plain_step(preset, batch_size, device)
+    return script_step(preset, batch_size, device, "bf16" if "bf16" in variant else "no", "compile" in variant)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measured floating-point operations per second of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        wait(device)
+        start = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        wait(device)
+        best = min(best, (time.perf_counter() - start) / 4)
+    return 2 * size**3 / best
+
+
+def step_operations(preset: TrainingPreset) -> float:
+    """Floating-point operations of forward and backward pass, per example; counted without computing anything."""
+    with torch.device("meta"):
+        model = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
+        size, channels = preset.encoder["sample_size"], preset.encoder.get("in_channels", 3)
+        images = torch.empty(1, channels, size, size)
+        with FlopCounterMode(display=False) as counter:
+            model(images, images, torch.empty(1)).sum().backward()
+    return float(counter.get_total_flops())
+
+
+def peak_memory(variant: str, preset: TrainingPreset, batch_size: int, images: torch.Tensor, threads: int) -> float:
+    """MiB that two steps add to a fresh process (CPU)."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_memory, args=(sender, variant, preset, batch_size, images, threads))
+    process.start()
+    sender.close()
+    value = receiver.recv()
+    process.join()
+    return value
+
+
+def _measure_memory(sender, variant: str, preset: TrainingPreset, batch_size: int, images, threads: int) -> None:  # noqa: ANN001
+    torch.set_num_threads(threads)
+    with PeakMemory(torch.device("cpu")) as memory:
+        step = build_step(variant, preset, batch_size, torch.device("cpu"))
+        for _ in range(2):
+            step(images)
+    sender.send(memory.mebibytes)
+
+
+def benchmark_steps(name: str, arguments: argparse.Namespace, device: torch.device) -> list[dict]:
+    preset = preset_named(name)
+    batch_size = arguments.batch_size or preset.batch_size
+    size, channels = preset.encoder["sample_size"], preset.encoder.get("in_channels", 3)
+    images = torch.rand(batch_size, channels, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    if device.type == "cuda":
+        images = images.pin_memory()
+    variants = ["plain loop", "script", "script bf16"]
+    if arguments.compile:
+        variants += ["script compile", "script bf16 compile"]
+    best = dict.fromkeys(variants, float("inf"))
+    memory: dict[str, float] = {}
+    for _ in range(arguments.rounds):
+        for variant in variants:
+            torch.compiler.reset()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            step = build_step(variant, preset, batch_size, device)
+            for _ in range(arguments.warmup):
+                step(images)
+            for _ in range(arguments.steps):
+                wait(device)
+                start = time.perf_counter()
+                step(images)
+                wait(device)
+                best[variant] = min(best[variant], time.perf_counter() - start)
+            if device.type == "cuda":
+                memory[variant] = torch.cuda.max_memory_allocated() / MIB
+            del step
+    operations = step_operations(preset) * batch_size
+    rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    rows = []
+    for variant, seconds in best.items():
+        if device.type == "cpu" and not arguments.no_memory and "compile" not in variant:
+            memory[variant] = peak_memory(variant, preset, batch_size, images, arguments.threads)
+        rate = rates[torch.bfloat16 if "bf16" in variant else torch.float32]
+        rows.append(
+            {
+                "preset": name,
+                "variant": variant,
+                "batch": batch_size,
+                "examples/s": batch_size / seconds,
+                "ratio": best["plain loop"] / seconds,
+                "peak MiB": memory.get(variant),
+                "MFU %": 100 * operations / seconds / rate,
+            }
+        )
+    return rows
+
+
+def benchmark_loader(name: str, arguments: argparse.Namespace) -> list[dict]:
+    preset = preset_named(name)
+    size = preset.encoder["sample_size"]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        for index in range(512):
+            pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(Path(folder) / f"{index:04d}.png")
+        for workers in arguments.num_workers:
+            dataset = ImageTensorDataset(
+                load_rows(folder), ImageTransform(size, horizontal_flip=preset.horizontal_flip)
+            )
+            sampler = ResumableBatchSampler(len(dataset), 64, start=0, stop=64 * 200, seed=0)
+            batches = iter(training_loader(dataset, sampler, workers))
+            next(batches)
+            start, count = time.perf_counter(), 0
+            while time.perf_counter() - start < 5 and count < 190:
+                next(batches)
+                count += 1
+            rate = 64 * count / (time.perf_counter() - start)
+            rows.append({"preset": name, "loader processes": workers, "examples/s": rate})
+            del batches
+    return rows
+
+
+def print_table(rows: list[dict]) -> None:
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        cells = (f"{v:,.2f}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values())
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["cifar10-32-small"])
+    parser.add_argument("--batch_size", type=int, help="default: the preset's")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile (minutes per variant)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--no_memory", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    print(f"{machine}, {arguments.threads} thread(s), torch {torch.__version__}\n")
+    steps = [row for name in arguments.presets for row in benchmark_steps(name, arguments, device)]
+    print_table(steps)
+    print()
+    loader = [row for name in arguments.presets for row in benchmark_loader(name, arguments)]
+    print_table(loader)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine, "steps": steps, "loader": loader}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Data sets larger than memory or disk: read in order while training, shuffled in blocks, resumed where they stood.
+
+A shuffle buffer that refills itself cannot be resumed exactly without saving its content. Here the stream is cut into
+blocks of `buffer_size` consecutive rows, and each block is put in an order that the seed, the epoch and the block's
+number decide: a position in the stream is a few numbers, and reading one block again restores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from .data import Batch, ImageTransform, prepare_worker
+
+if TYPE_CHECKING:
+    import datasets
+
+_START = {"epoch": 0, "shard": 0, "shard_state": None, "row": 0, "block": 0, "offset": 0, "examples": 0}
+
+
+class StreamedBatches(IterableDataset):
+    """An endless stream of one process's [`Batch`]es.
+
+    Epoch e visits the shards (files) in the permutation seeded by (seed, e). Where there are at least as many shards as
+    processes, each process reads its own; otherwise each reads all and keeps every `num_processes`-th row.
+
+    Args:
+        dataset: An `IterableDataset` of `datasets`, from [`~diffae_hub.training.data.open_dataset`].
+        image_column: Its column of undecoded images.
+        transform: Decodes a row.
+        batch_size: Images per batch, for this process.
+        buffer_size: Rows per block.
+        seed: Seed of the order.
+        position: Where to begin: the `position` of the last batch that was trained on; None for the beginning.
+        process_index: This process.
+        num_processes: Number of processes. A position holds for this number only.
+        decoding_threads: Threads that decode the images of a batch.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        image_column: str,
+        transform: ImageTransform,
+        *,
+        batch_size: int,
+        buffer_size: int,
+        seed: int,
+        position: dict[str, Any] | None = None,
+        process_index: int = 0,
+        num_processes: int = 1,
+        decoding_threads: int = 1,
+    ) -> None:
+        self.dataset = dataset
+        self.image_column = image_column
+        self.transform = transform
+        self.batch_size = batch_size
+        self.buffer_size = buffer_size
+        self.seed = seed
+        self.position = position or _START
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.decoding_threads = decoding_threads
+
+    def _epoch_rows(self, start: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """This process's rows of an epoch from `start` on, each with the place that follows it."""
+        order = np.random.default_rng((self.seed, start["epoch"])).permutation(self.dataset.num_shards)
+        own_shards = len(order) >= self.num_processes
+        if own_shards:
+            order = order[self.process_index :: self.num_processes]
+        row_number = start["row"]
+        for shard_number in range(start["shard"], len(order)):
+            shard = self.dataset.shard(num_shards=self.dataset.num_shards, index=int(order[shard_number]))
+            if shard_number == start["shard"] and start["shard_state"] is not None:
+                shard.load_state_dict(start["shard_state"])
+            for row in shard:
+                row_number += 1
+                if own_shards or (row_number - 1) % self.num_processes == self.process_index:
+                    yield row, {"shard": shard_number, "shard_state": shard, "row": row_number}
+
+    def _shuffled_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Rows in training order, each with the position after it."""
+        start = dict(self.position)
+        while True:
+            rows = self._epoch_rows(start)
+            while block := list(islice(rows, self.buffer_size)):
+                place = block[-1][1]
+                # The state is taken here, once per block, where the generator stands right after the block's last row.
+                following = {**place, "shard_state": place["shard_state"].state_dict()}
+                order = np.random.default_rng((self.seed, start["epoch"], start["block"])).permutation(len(block))
+                for offset in range(start["offset"], len(block)):
+                    start = {**start, "offset": offset + 1, "examples": start["examples"] + 1}
+                    yield block[order[offset]][0][self.image_column] or {}, start
+                start = {**start, **following, "block": start["block"] + 1, "offset": 0}
+            if start["row"] == 0:
+                raise RuntimeError("dataset must hold at least one image per process, got none")
+            start = {**_START, "epoch": start["epoch"] + 1, "examples": start["examples"]}
+
+    def _decoded(self, item: tuple[dict[str, Any], dict[str, Any]]) -> tuple[torch.Tensor | None, str, dict[str, Any]]:
+        row, position = item
+        name = row.get("path") or f"example {position['examples']} of the stream"
+        try:
+            image = self.transform(
+                {"path": name, "bytes": row.get("bytes")}, (self.process_index, position["examples"])
+            )
+            return image, "", position
+        except ValueError as error:
+            return None, str(error), position
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows = self._shuffled_rows()
+        images: list[torch.Tensor] = []
+        unreadable: list[str] = []
+        with ThreadPoolExecutor(self.decoding_threads) as pool:
+            while True:
+                wanted = islice(rows, self.batch_size - len(images))
+                for image, problem, place in pool.map(self._decoded, wanted):
+                    position = place
+                    if image is None:
+                        unreadable.append(problem)
+                    else:
+                        images.append(image)
+                if len(unreadable) > self.buffer_size and not images:
+                    raise RuntimeError(f"no image of the stream can be read; the first: {unreadable[0]}")
+                if len(images) == self.batch_size:
+                    yield Batch(torch.stack(images), unreadable, position)
+                    images, unreadable = [], []
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def streaming_loader(stream: StreamedBatches, num_workers: int) -> DataLoader:
+    """The stream's batches, read and decoded ahead by one process with `num_workers` decoding threads."""
+    stream.decoding_threads = max(1, num_workers)
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=min(1, num_workers),
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=prepare_worker,
+        prefetch_factor=4 if num_workers else None,
+    )

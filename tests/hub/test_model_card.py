@@ -1,0 +1,76 @@
+"""Model cards: every number on the page is one of the document's."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffae_hub.hub.model_card import figures_of_run, render_model_card, write_model_card
+from diffae_hub.hub.push import push_pipeline
+from diffae_hub.training.presets import PRESETS
+
+METRICS = [
+    {"examples": 64, "phase": 1, "psnr_one_step": 11.5, "ssim_one_step": 0.2},
+    {"examples": 128, "phase": 2, "loss": 0.5, "examples_per_second": 88.25},
+    {"examples": 128, "phase": 2, "psnr_stochastic": 21.5432, "ssim_stochastic": 0.8125, "psnr_inversion": 37.25},
+]
+
+
+def figures() -> dict:
+    experiment = PRESETS["cifar10-32"].to_dict()
+    return figures_of_run(
+        "owner/model", "some/data", experiment, {"encoder": 123_456, "decoder": 7_654_321}, METRICS, 64, 50
+    )
+
+
+def test_card_shows_the_measured_figures() -> None:
+    card = render_model_card(figures())
+    for text in ("21.54 dB", "0.8125", "37.25 dB", "123,456", "7,654,321", "88.25", "owner/model", "some/data", "25 %"):
+        assert text in card, text
+    assert "11.5" not in card, "the last validation only"
+
+
+def test_header_is_yaml() -> None:
+    document = figures() | {"tags": ['odd: "tag"', "# no comment"]}
+    card = render_model_card(document)
+    header = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+    assert header["license"] == "apache-2.0"
+    assert header["library_name"] == "diffae_hub"
+    assert header["tags"][-2:] == ['odd: "tag"', "# no comment"]
+
+
+def test_networks_in_the_card_are_the_experiment() -> None:
+    card = render_model_card(figures())
+    networks = json.loads(re.search(r"```json\n(.*?)\n```", card, re.DOTALL)[1])
+    assert networks["encoder"]["base_channels"] == 128
+    assert networks == json.loads(json.dumps({part: figures()["experiment"][part] for part in networks}))
+
+
+def test_nothing_measured_is_said() -> None:
+    document = figures_of_run("m", "d", PRESETS["cifar10-32"].to_dict(), {}, [])
+    assert "nothing was measured" in render_model_card(document)
+
+
+def test_missing_key_is_named() -> None:
+    document = figures()
+    del document["results"]
+    with pytest.raises(ValueError, match=r"missing \['results'\]"):
+        render_model_card(document)
+
+
+def test_card_and_figures_are_written_together(tmp_path: Path) -> None:
+    document = figures() | {"limitations": ["Only small images."]}
+    write_model_card(tmp_path, document)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "figures.json"]
+    restored = json.loads((tmp_path / "figures.json").read_text())
+    assert render_model_card(restored) == (tmp_path / "README.md").read_text()
+    assert "- Only small images." in (tmp_path / "README.md").read_text()
+
+
+def test_only_pipelines_are_pushed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="folder must be a pipeline folder with a model_index.json"):
+        push_pipeline(tmp_path, "name")

@@ -1,0 +1,82 @@
+"""Pushing a trained pipeline with the real Hub client, to a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import load_file
+
+from ..hub_server import running_hub
+from ..training.runner import SCRIPT, arguments, write_images
+
+# The client reads its environment when it is imported: it gets a process of its own. First without a token, where the
+# script must refuse before it trains; then it trains, pushes, and loads back what it pushed, by its id alone.
+DRIVER = """
+import importlib.util, json, os, sys
+import torch
+specification = importlib.util.spec_from_file_location("train_two_phase", sys.argv[1])
+script = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(script)
+argv = sys.argv[2:]
+token = os.environ.pop("HF_TOKEN")
+assert script.main(argv) == 2
+os.environ["HF_TOKEN"] = token
+assert script.main(argv) == 0
+from diffae_hub import DiffusionAutoencoderPipeline
+pipeline = DiffusionAutoencoderPipeline.from_pretrained("tester/tiny-digits")
+image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+print("CODE", json.dumps(pipeline.encode(image).tolist()))
+"""
+
+
+def test_train_push_and_load_by_id(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    run_folder = tmp_path / "run"
+    flags = ("--push_to_hub", "--hub_model_id=tiny-digits", "--hub_private", f"--validation_dataset={images}")
+    argv = arguments(images, run_folder, *flags, "--validation_steps=2", training_examples=64)
+    with running_hub() as hub:
+        result = subprocess.run(
+            [sys.executable, "-c", DRIVER, str(SCRIPT), *argv],
+            env={**os.environ, **hub.environment(str(tmp_path / "home")), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert result.returncode == 0, result.stderr
+
+        assert "train_two_phase.py: repo_id must name a repository that can be written" in result.stderr
+        assert "hf_test" not in result.stdout + result.stderr, "a token is never printed"
+        (name,) = hub.repositories
+        assert name == "tester/tiny-digits"
+        repository = hub.repositories[name]
+        assert repository.private
+        assert [title for _, title, _ in repository.commits] == ["initial commit", "Upload diffusion autoencoder"]
+        files = repository.commits[-1][2]
+
+    # What was pushed is the pipeline folder, byte for byte.
+    pipeline = run_folder / "pipeline"
+    local = {str(path.relative_to(pipeline)): path.read_bytes() for path in pipeline.rglob("*") if path.is_file()}
+    assert {path: files[path] for path in local} == local
+    assert set(files) - set(local) == {".gitattributes"}
+    for component in ("encoder", "decoder"):
+        path = f"{component}/diffusion_pytorch_model.safetensors"
+        assert load_safetensors(files[path]).keys() == load_file(pipeline / path).keys()
+
+    # The card's figures are the run's last validation.
+    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    psnr = next(record["psnr_stochastic"] for record in reversed(records) if "psnr_stochastic" in record)
+    assert f"{psnr:.4g} dB" in files["README.md"].decode()
+
+    import torch
+
+    from diffae_hub import DiffusionAutoencoderPipeline
+
+    image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    expected = DiffusionAutoencoderPipeline.from_pretrained(pipeline).encode(image)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("CODE ")]
+    torch.testing.assert_close(torch.tensor(json.loads(line.removeprefix("CODE "))), expected, rtol=1e-5, atol=1e-6)

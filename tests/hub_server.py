@@ -1,0 +1,257 @@
+"""A small Hugging Face Hub on loopback: enough of its HTTP interface for pushing and loading a model repository.
+
+The real client runs against it (`HF_ENDPOINT`, `HF_HUB_DISABLE_XET=1`, a token in `HF_TOKEN`, set before its import).
+Served are: creating a repository, the question which files are large, the upload of large files by Git LFS, commits,
+repository information, file listings and downloads. Everything lives in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+OWNER = "tester"
+TOKEN = "hf_test"
+LARGE_SUFFIX = ".safetensors"
+
+
+@dataclass
+class Repository:
+    """A model repository: one branch, its commits in order, each a mapping from path to content."""
+
+    private: bool
+    commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)  # (id, title, files)
+
+    def commit(self, title: str, files: dict[str, bytes]) -> str:
+        identity = hashlib.sha1(f"{len(self.commits)} {title}".encode()).hexdigest()
+        self.commits.append((identity, title, files))
+        return identity
+
+    def at(self, revision: str) -> tuple[str, str, dict[str, bytes]] | None:
+        if revision == "main":
+            return self.commits[-1]
+        return next((commit for commit in self.commits if commit[0] == revision), None)
+
+
+class HubServer(ThreadingHTTPServer):
+    """Holds the repositories, the uploaded large files and a list of the requests (method, path, authorised)."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repositories: dict[str, Repository] = {}
+        self.large_files: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str, bool]] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def environment(self, home: str) -> dict[str, str]:
+        """What a client's process needs in its environment."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": home,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": TOKEN,
+        }
+
+
+def _git_identity(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: HubServer
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing on stderr: `HubServer.requests` has it."""
+
+    def _reply(self, status: int, document: object = None, headers: dict[str, str] | None = None) -> None:
+        self._send(status, b"" if document is None else json.dumps(document).encode(), headers)
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._reply(status, {"error": code}, {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def _handle(self) -> None:
+        path, body = unquote(urlsplit(self.path).path), self._body()
+        authorised = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        with self.server.lock:
+            self.server.requests.append((self.command, path, authorised))
+            if upload := re.fullmatch(r"/large/([0-9a-f]{64})", path):
+                self._receive_large(upload[1], body)
+            elif self.command in ("POST", "PUT", "DELETE") and not authorised:
+                self._refuse(401, "Unauthorized")
+            elif path == "/api/validate-yaml":
+                self._reply(200, {"errors": [], "warnings": []})
+            elif path == "/api/repos/create":
+                self._create(json.loads(body))
+            elif batch := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+                self._plan_large(json.loads(body), batch[1])
+            elif call := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)(?:/(.*))?)?", path):
+                self._repository_call(call[1], call[2] or "revision", call[3] or "main", body)
+            elif download := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                self._download(*download.groups())
+            else:
+                self._refuse(404, "NotImplemented")
+
+    do_GET = do_HEAD = do_POST = do_PUT = _handle
+
+    def _create(self, request: dict) -> None:
+        name = f"{request.get('organization') or OWNER}/{request['name']}"
+        url = f"{self.server.url}/{name}"
+        if name in self.server.repositories:
+            self._reply(409, {"error": "You already created this model repo", "url": url})
+            return
+        private = bool(request.get("private")) or request.get("visibility") == "private"
+        repository = self.server.repositories[name] = Repository(private)
+        repository.commit("initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
+        self._reply(200, {"url": url, "name": name, "id": name})
+
+    def _plan_large(self, request: dict, name: str) -> None:
+        objects = []
+        for item in request["objects"]:
+            plan = {"oid": item["oid"], "size": item["size"]}
+            if item["oid"] not in self.server.large_files:
+                plan["actions"] = {"upload": {"href": f"{self.server.url}/large/{item['oid']}", "header": {}}}
+            objects.append(plan)
+        headers = {"Content-Type": "application/vnd.git-lfs+json"}
+        self._reply(200, {"transfer": "basic", "objects": objects}, headers)
+
+    def _receive_large(self, identity: str, content: bytes) -> None:
+        if hashlib.sha256(content).hexdigest() != identity:
+            self._refuse(400, "BadChecksum")
+            return
+        self.server.large_files[identity] = content
+        self._reply(200, {})
+
+    def _repository_call(self, name: str, verb: str, rest: str, body: bytes) -> None:
+        repository = self.server.repositories.get(name)
+        if repository is None:
+            self._refuse(404, "RepoNotFound")
+            return
+        found = repository.at(rest.split("/")[0])
+        if found is None:
+            self._refuse(404, "RevisionNotFound")
+            return
+        identity, _, files = found
+        if verb == "preupload":
+            answers = [
+                {
+                    "path": item["path"],
+                    "uploadMode": "lfs" if item["path"].endswith(LARGE_SUFFIX) else "regular",
+                    "shouldIgnore": False,
+                    "oid": _git_identity(files[item["path"]]) if item["path"] in files else None,
+                }
+                for item in json.loads(body)["files"]
+            ]
+            self._reply(200, {"files": answers})
+        elif verb == "commit":
+            self._commit(name, repository, files, body)
+        elif verb == "tree":
+            self._reply(200, [self._entry(path, content) for path, content in sorted(files.items())])
+        elif verb == "revision":
+            self._reply(
+                200,
+                {
+                    "_id": "1",
+                    "id": name,
+                    "modelId": name,
+                    "sha": identity,
+                    "private": repository.private,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                    "siblings": [{"rfilename": path} for path in sorted(files)],
+                },
+            )
+        else:
+            self._refuse(404, "NotImplemented")
+
+    def _commit(self, name: str, repository: Repository, files: dict[str, bytes], body: bytes) -> None:
+        files, title = dict(files), ""
+        for line in body.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "header":
+                title = value["summary"]
+            elif entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                if value["oid"] not in self.server.large_files:
+                    self._refuse(400, "LargeFileMissing")
+                    return
+                files[value["path"]] = self.server.large_files[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                files.pop(value["path"], None)
+        identity = repository.commit(title, files)
+        url = f"{self.server.url}/{name}/commit/{identity}"
+        self._reply(200, {"success": True, "commitOid": identity, "commitUrl": url, "hookOutput": ""})
+
+    def _entry(self, path: str, content: bytes) -> dict:
+        entry = {"type": "file", "path": path, "size": len(content), "oid": _git_identity(content)}
+        if path.endswith(LARGE_SUFFIX):
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return entry
+
+    def _download(self, name: str, revision: str, path: str) -> None:
+        repository = self.server.repositories.get(name)
+        found = repository.at(revision) if repository else None
+        if found is None:
+            self._refuse(404, "RepoNotFound" if repository is None else "RevisionNotFound")
+            return
+        identity, _, files = found
+        if path not in files:
+            self._reply(404, {"error": "EntryNotFound"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": identity})
+            return
+        content, large = files[path], path.endswith(LARGE_SUFFIX)
+        tag = hashlib.sha256(content).hexdigest() if large else _git_identity(content)
+        headers = {"X-Repo-Commit": identity, "ETag": f'"{tag}"', "Content-Type": "application/octet-stream"}
+        if large:
+            headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(content))}
+        self._send(200, content, headers)
+
+
+@contextmanager
+def running_hub() -> Iterator[HubServer]:
+    """A server in a thread of this process, until the block ends."""
+    server = HubServer()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,165 @@
+"""Algorithms 1 and 2 against the paper's formulas in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+from torch import nn
+
+from diffae_hub import ConditionedUNet2DModel, SemanticEncoderModel, VPDDIMScheduler
+from diffae_hub.training.objective import (
+    DiffusionAutoencoder,
+    denoising_loss,
+    derived_seed,
+    learning_rate_at,
+    phase_at,
+    sample_timesteps,
+)
+
+from ..conftest import TINY
+
+
+class Constant(nn.Module):
+    """Answers with a given tensor and keeps what it was asked: shows the input and, through the loss, the target."""
+
+    def __init__(self, answer: torch.Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: torch.Tensor, noisy_images: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        self.images, self.noisy_images, self.timesteps = images, noisy_images, timesteps
+        return self.answer
+
+
+def alpha_sigma_64(noise_schedule: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """alpha_t and sigma_t in float64 from the definitions (sections 3 and 4.3, section 9)."""
+    if noise_schedule == "shifted_cosine":  # alpha / sigma = S cot(pi t / 2), S = 4
+        angle = np.arctan2(np.sin(np.pi * t / 2), 4.0 * np.cos(np.pi * t / 2))
+        return np.cos(angle), np.sin(angle)
+    if noise_schedule == "inverted":
+        alpha_bar = 2 / np.pi * np.arccos(np.sqrt(t))
+        return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    # linear-beta at t = k / 1000: the product of 1 - beta over the first k of 1000 betas from 1e-4 to 0.02
+    betas = np.linspace(1e-4, 0.02, 1000)
+    alpha_bar = np.array([np.prod(1 - betas[: round(1000 * time)]) for time in t])
+    return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("noise_schedule", ["shifted_cosine", "linear_beta", "inverted"])
+def test_algorithm_2(prediction_type: str, noise_schedule: str, rng: torch.Generator) -> None:
+    scheduler = VPDDIMScheduler(noise_schedule=noise_schedule, prediction_type=prediction_type)
+    images = torch.rand(6, 3, 8, 8, generator=rng) * 2 - 1
+    noise = torch.randn(6, 3, 8, 8, generator=rng)
+    t = np.array([0.001, 0.2, 0.45, 0.7, 0.95, 0.999])
+    alpha, sigma = (level[:, None, None, None] for level in alpha_sigma_64(noise_schedule, t))
+    x0, eps = images.double().numpy(), noise.double().numpy()
+    target = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[prediction_type]
+
+    model = Constant(torch.full_like(images, 0.5))
+    losses = denoising_loss(model, scheduler, images, noise, torch.tensor(1000 * t, dtype=torch.float32))
+    np.testing.assert_allclose(model.noisy_images.numpy(), alpha * x0 + sigma * eps, atol=2e-6)
+    np.testing.assert_allclose(losses.numpy(), ((0.5 - target) ** 2).mean(axis=(1, 2, 3)), rtol=1e-5)
+    assert torch.equal(model.images, images)
+
+    # The prediction that equals the target has no loss.
+    perfect = Constant(torch.from_numpy(target).float())
+    losses = denoising_loss(perfect, scheduler, images, noise, torch.tensor(1000 * t, dtype=torch.float32))
+    assert float(losses.max()) < 1e-11
+
+
+def test_algorithm_1(rng: torch.Generator) -> None:
+    """In phase 1 the decoder's input carries no information about x_0, and the target is -x_0."""
+    scheduler = VPDDIMScheduler()
+    noise = torch.randn(4, 3, 8, 8, generator=rng)
+    timesteps = sample_timesteps(4, 1, scheduler, rng, "cpu")
+    assert timesteps.tolist() == [1000.0] * 4
+    for _ in range(2):
+        images = torch.rand(4, 3, 8, 8, generator=rng) * 2 - 1
+        model = Constant(-images)
+        losses = denoising_loss(model, scheduler, images, noise, timesteps)
+        assert torch.equal(model.noisy_images, noise), "exactly the noise, whatever the images are"
+        assert torch.equal(losses, torch.zeros(4))
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_official_convention_in_phase_1(prediction_type: str, rng: torch.Generator) -> None:
+    scheduler = VPDDIMScheduler(prediction_type=prediction_type, timestep_spacing="leading")
+    assert sample_timesteps(3, 1, scheduler, rng, "cpu").tolist() == [999.0] * 3
+
+
+def test_noise_prediction_has_no_phase_1(rng: torch.Generator) -> None:
+    scheduler = VPDDIMScheduler(prediction_type="epsilon", noise_schedule="linear_beta")
+    with pytest.raises(ValueError, match="phase must be 2 for prediction_type 'epsilon'"):
+        sample_timesteps(4, 1, scheduler, rng, "cpu")
+    with pytest.raises(ValueError, match="phase must be 1 or 2, got 3"):
+        sample_timesteps(4, 3, scheduler, rng, "cpu")
+
+
+def test_t_is_uniform() -> None:
+    """Kolmogorov-Smirnov, over the batches of a training: each draws from a generator of its own."""
+    scheduler = VPDDIMScheduler()
+    batches = []
+    for step in range(200):
+        generator = torch.Generator().manual_seed(derived_seed(0, 2, 64 * step))
+        batches.append(sample_timesteps(64, 2, scheduler, generator, "cpu"))
+    t = torch.stack(batches).double() / 1000
+    assert kstest(t.flatten().numpy(), "uniform").pvalue > 0.01
+    # Neighbours, in a batch and from batch to batch, are independent: their correlation has deviation 1 / sqrt(N).
+    centred = t - 0.5
+    for shifted in (centred[:, 1:] * centred[:, :-1], centred[1:] * centred[:-1]):
+        assert abs(float(shifted.mean()) * 12) < 4 / math.sqrt(shifted.numel())
+
+
+def test_official_timesteps_are_uniform_integers(rng: torch.Generator) -> None:
+    scheduler = VPDDIMScheduler(prediction_type="epsilon", noise_schedule="linear_beta", timestep_spacing="leading")
+    timesteps = sample_timesteps(50_000, 2, scheduler, rng, "cpu")
+    assert torch.equal(timesteps, timesteps.round())
+    counts = torch.bincount(timesteps.long(), minlength=1000)
+    assert len(counts) == 1000
+    chi_square = float(((counts - 50.0) ** 2 / 50.0).sum())
+    assert abs(chi_square - 999) < 5 * math.sqrt(2 * 999)
+
+
+def test_phases_count_examples() -> None:
+    phases = [phase_at(seen, 1000, 0.25) for seen in (0, 249, 250, 999)]
+    assert phases == [1, 1, 2, 2]
+    assert phase_at(0, 1000, 0.0) == 2
+    assert phase_at(999, 1000, 1.0) == 1
+
+
+def test_warm_up() -> None:
+    """Linear over 128,000 examples, then constant (section 8)."""
+    for seen, rate in ((256, 2e-7), (64_000, 5e-5), (127_744, 9.98e-5), (128_000, 1e-4), (64_000_000, 1e-4)):
+        assert learning_rate_at(seen, 1e-4, 128_000) == pytest.approx(rate, rel=1e-12)
+    assert learning_rate_at(256, 1e-4, 0) == 1e-4
+
+
+def test_derived_seeds() -> None:
+    places = [(purpose, 64 * step, rank) for purpose in (1, 2, 3) for step in range(500) for rank in range(2)]
+    seeds = {derived_seed(seed, *place) for seed in (0, 1) for place in places}
+    assert len(seeds) == 2 * len(places)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_encoder_gradient_is_zero_for_two_steps() -> None:
+    """Zero-initialised convolutions, of the output and then of the blocks, open the way to the code step by step."""
+    torch.manual_seed(0)
+    model = DiffusionAutoencoder(
+        SemanticEncoderModel(**TINY), ConditionedUNet2DModel(**TINY, time_embed_dim=16, latent_scale_shift=True)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    scheduler = VPDDIMScheduler()
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    largest = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        denoising_loss(model, scheduler, images, torch.randn_like(images), torch.full((4,), 1000.0)).mean().backward()
+        largest.append(max(float(parameter.grad.abs().max()) for parameter in model.encoder.parameters()))
+        optimizer.step()
+    assert largest[:2] == [0.0, 0.0]
+    assert largest[2] > 0

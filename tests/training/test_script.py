@@ -1,0 +1,296 @@
+"""The training script: its arithmetic read off real runs' checkpoints, its options, its faults, its error messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diffae_hub import DiffusionAutoencoderPipeline
+from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint
+from diffae_hub.training.presets import preset_named
+
+from .runner import SCRIPT, TINY_EXPERIMENT, arguments, load_script, run, write_images
+
+WITHOUT_DROPOUT = {"decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}, "encoder": TINY_EXPERIMENT["encoder"]}
+
+
+def states(folder: Path) -> list[dict]:
+    return [load_checkpoint(checkpoint) for checkpoint in checkpoint_folders(folder)]
+
+
+@pytest.fixture(scope="module")
+def every_step(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps that keeps a checkpoint of each. Phase 1 ends after step 2, the warm-up after step 4."""
+    folder = tmp_path_factory.mktemp("every_step") / "run"
+    flags = ("--checkpoint_every=16", "--keep_checkpoints=100", "--report_to=tensorboard")
+    validation = (f"--validation_dataset={image_folder}", "--validation_every=32", "--validation_steps=2")
+    code, text = run(arguments(image_folder, folder, *flags, *validation, training_examples=128, ema_decay=0.5))
+    assert code == 0, text
+    return folder
+
+
+def test_averaged_weights_follow_the_formula(every_step: Path) -> None:
+    """shadow_n = d shadow_{n-1} + (1 - d) weights_n, d = min(0.5, (1 + n) / (10 + n)); in float64 from the weights."""
+    checkpoints = states(every_step)
+    assert len(checkpoints) == 8
+    names = list(checkpoints[0]["model"])
+    preset = preset_named("cifar10-32").with_overrides(TINY_EXPERIMENT)
+    torch.manual_seed(0)
+    initial = {
+        f"{component}.{name}": value
+        for component, model in (("encoder", preset.build_encoder()), ("decoder", preset.build_decoder()))
+        for name, value in model.state_dict().items()
+    }
+    shadow = [initial[name].double() for name in names]
+    for step, state in enumerate(checkpoints, start=1):
+        weights = [state["model"][name].double() for name in names]
+        decay = min(0.5, (1 + step) / (10 + step))
+        shadow = [decay * s + (1 - decay) * w for s, w in zip(shadow, weights, strict=True)]
+        for ours, theirs in zip(shadow, state["ema"]["shadow_params"], strict=True):
+            torch.testing.assert_close(theirs.double(), ours, rtol=1e-5, atol=1e-7)
+
+
+def test_warm_up_rate_at_each_step(every_step: Path) -> None:
+    rates = [state["optimizer"]["param_groups"][0]["lr"] for state in states(every_step)]
+    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3], rel=1e-12)
+
+
+def test_optimizer_is_adam_and_carries_on_across_the_phases(every_step: Path) -> None:
+    for step, state in enumerate(states(every_step), start=1):
+        group = state["optimizer"]["param_groups"][0]
+        assert (group["betas"], group["weight_decay"], group["amsgrad"]) == ([0.9, 0.999], 0, False)
+        assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {step}
+        assert state["ema"]["optimization_step"] == step
+
+
+def test_gradient_is_clipped_to_its_norm(image_folder: Path, tmp_path: Path) -> None:
+    """After one step Adam's first average is 0.1 times the gradient, whose norm clipping has brought to 0.01."""
+    code, text = run(arguments(image_folder, tmp_path / "run", training_examples=16, max_grad_norm=0.01))
+    assert code == 0, text
+    averages = [state["exp_avg"] for state in states(tmp_path / "run")[-1]["optimizer"]["state"].values()]
+    norm = float(torch.stack([(10 * average.double()).square().sum() for average in averages]).sum().sqrt())
+    assert norm == pytest.approx(0.01, rel=1e-3)
+
+
+def test_pipeline_has_the_averaged_weights(every_step: Path) -> None:
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(every_step / "pipeline")
+    state = states(every_step)[-1]
+    averaged = dict(zip(state["model"], state["ema"]["shadow_params"], strict=True))
+    for component in ("encoder", "decoder"):
+        for name, value in getattr(pipeline, component).state_dict().items():
+            assert torch.equal(value, averaged[f"{component}.{name}"]), name
+
+
+def test_records_and_tracker(every_step: Path) -> None:
+    records = [json.loads(line) for line in (every_step / "metrics.jsonl").read_text().splitlines()]
+    losses = {record["examples"]: record["loss"] for record in records if "loss" in record}
+    assert list(losses) == list(range(16, 129, 16))
+    assert [record["phase"] for record in records if "loss" in record] == [1, 1, 2, 2, 2, 2, 2, 2]
+    validations = {record["examples"]: set(record) for record in records if "loss" not in record}
+    assert list(validations) == [32, 64, 96, 128]
+    assert {"psnr_one_step", "ssim_one_step"} <= validations[32]
+    assert {"psnr_stochastic", "ssim_stochastic", "psnr_inversion", "ssim_inversion"} <= validations[128]
+    # A grid of 3 rows (originals, stochastic, inverted) and 8 columns, 2 pixels apart; 2 rows in phase 1.
+    assert Image.open(every_step / "validation" / "0000000128.png").size == (8 * 10 - 2, 3 * 10 - 2)
+    assert Image.open(every_step / "validation" / "0000000032.png").size == (8 * 10 - 2, 2 * 10 - 2)
+
+    events = EventAccumulator(str(every_step / "logs" / "two_phase"), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    assert {event.step: pytest.approx(event.value, rel=1e-6) for event in events.Scalars("loss")} == losses
+    assert [event.step for event in events.Scalars("psnr_stochastic")] == [64, 96, 128]
+    assert [event.step for event in events.Images("reconstructions")] == [32, 64, 96, 128]
+
+
+def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) -> None:
+    extra = ("--set=decoder.dropout=0.25", "--learning_rate=0.002", "--prediction_type=sample", "--scaling_factor=2")
+    code, text = run(arguments(image_folder, tmp_path / "run", *extra, training_examples=16))
+    assert code == 0, text
+    saved = json.loads((tmp_path / "run" / "configuration.json").read_text())
+    assert saved["experiment"]["decoder"]["dropout"] == 0.25
+    assert saved["experiment"]["decoder"]["base_channels"] == 8  # the JSON file's
+    assert saved["experiment"]["learning_rate"] == 0.002
+    assert saved["experiment"]["scheduler"] == {"prediction_type": "sample", "scaling_factor": 2.0}
+    assert saved["experiment"]["ema_decay"] == 0.9999  # the preset's
+    assert json.dumps(saved, indent=2) in text
+    # The saved file is itself an override file that gives the same experiment.
+    script = load_script()
+    again = [
+        "--preset=imagenet-32",
+        f"--config={tmp_path / 'run' / 'configuration.json'}",
+        "--dataset=x",
+        "--output_dir=y",
+    ]
+    experiment = script.resolve_experiment(script.parse_arguments(again)).to_dict()
+    for part in ("encoder", "decoder", "scheduler"):
+        assert saved["experiment"][part].items() <= json.loads(json.dumps(experiment[part])).items()
+
+
+def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: Path) -> None:
+    """A batch of 15 as a whole, in accumulated parts of 5, 5 and 5, and as 7 and 8 in two processes.
+
+    After four steps the optimizer's averages are those of the gradients, and the weights are compared as well.
+    """
+    common = {"training_examples": 60, "batch_size": 15, "max_grad_norm": 1e9, "warmup_examples": 0, **WITHOUT_DROPOUT}
+    whole, parts, processes = (tmp_path / name for name in ("whole", "parts", "processes"))
+    for folder, flags in ((whole, ()), (parts, ("--gradient_accumulation_steps=3",))):
+        code, text = run(arguments(image_folder, folder, *flags, **common))
+        assert code == 0, text
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    result = subprocess.run(
+        [*launcher, *arguments(image_folder, processes, **common)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((processes / "configuration.json").read_text())["num_processes"] == 2
+
+    expected = states(whole)[-1]
+    assert float(max(s["exp_avg"].abs().max() for s in expected["optimizer"]["state"].values())) > 1e-3
+    for folder in (parts, processes):
+        state = states(folder)[-1]
+        for index, average in expected["optimizer"]["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                ours, theirs = state["optimizer"]["state"][index][name], average[name]
+                scale = float(theirs.abs().max())
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * scale + 1e-9)
+        records = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1]) for f in (folder, whole)]
+        assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-5)
+
+
+def test_options_of_the_machine(image_folder: Path, tmp_path: Path) -> None:
+    """Gradient checkpointing and the memory format change nothing but rounding; bf16 stays near; all of them run."""
+    ends = {}
+    for name, flags in {
+        "plain": ("--no-channels_last",),
+        "checkpointing": ("--gradient_checkpointing",),
+        "bf16": ("--mixed_precision=bf16",),
+    }.items():
+        code, text = run(arguments(image_folder, tmp_path / name, *flags, training_examples=64, **WITHOUT_DROPOUT))
+        assert code == 0, text
+        ends[name] = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+        assert {value.dtype for value in states(tmp_path / name)[-1]["model"].values()} == {torch.float32}
+    assert ends["checkpointing"] == pytest.approx(ends["plain"], rel=1e-4)
+    assert ends["bf16"] == pytest.approx(ends["plain"], rel=2e-2)
+    assert ends["bf16"] != ends["plain"]
+
+
+@pytest.mark.parametrize("noise_schedule", ["linear_beta", "inverted"])
+def test_one_phase_noise_prediction_runs(image_folder: Path, tmp_path: Path, noise_schedule: str) -> None:
+    flags = ("--prediction_type=epsilon", f"--noise_schedule={noise_schedule}", "--phase1_fraction=0")
+    code, text = run(arguments(image_folder, tmp_path / "run", *flags, training_examples=32))
+    assert code == 0, text
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {record["phase"] for record in records} == {2}
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    assert pipeline.scheduler.config.noise_schedule == noise_schedule
+
+
+def test_diverging_loss_stops_the_run(image_folder: Path, tmp_path: Path) -> None:
+    """Step, loss and last good checkpoint are named, and no checkpoint holds weights that are not finite."""
+    divergent = ("--learning_rate=1e25", "--max_grad_norm=1e30", "--checkpoint_every=16")
+    code, text = run(arguments(image_folder, tmp_path / "run", *divergent, warmup_examples=0, training_examples=4096))
+    assert code == 1, text
+    message = text.splitlines()[-1]
+    assert re.search(r"the loss was (nan|inf) at step \d+ \(\d+ examples\)", message), message
+    assert re.search(r"the last good checkpoint is .*run/checkpoint-\d+$", message), message
+    assert "Traceback" not in text
+    for state in states(tmp_path / "run"):
+        assert all(bool(value.isfinite().all()) for value in state["model"].values())
+
+
+def test_unreadable_image_stops_or_is_skipped(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", count=12)
+    (folder / "007.png").write_bytes(b"broken")
+    code, text = run(arguments(folder, tmp_path / "stops", training_examples=32))
+    assert code == 1
+    assert "007.png" in text.splitlines()[-1]
+    assert "--skip_bad_images" in text.splitlines()[-1]
+    code, text = run(arguments(folder, tmp_path / "skips", "--skip_bad_images", training_examples=32))
+    assert code == 0, text
+    assert "skipped an unreadable image (1 so far)" in text
+    assert "007.png" in text
+
+
+def test_streaming_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = ("--streaming", "--shuffle_buffer=7", "--keep_checkpoints=20", "--checkpoint_every=48")
+    code, text = run(arguments(folder, whole, *flags, training_examples=144))
+    assert code == 0, text
+    # The state that a run which was killed after its first checkpoint leaves behind.
+    broken.mkdir()
+    (whole / "checkpoint-48").rename(broken / "checkpoint-48")
+    code, text = run(arguments(folder, broken, *flags, "--resume_from_checkpoint=latest", training_examples=144))
+    assert code == 0, text
+    assert "at 48 examples" in text
+    first, second = states(whole)[-1], states(broken)[-1]
+    assert first["stream_positions"] == second["stream_positions"]
+    assert first["stream_positions"][0]["epoch"] == 3  # 144 of 40
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+BAD_COMMAND_LINES = [
+    (["--preset=cifar"], "preset must be one of"),
+    (["--batch_size=many"], "argument --batch_size: invalid int value: 'many'"),
+    (["--batch_size=0"], "batch_size must be an integer of at least 1, got 0"),
+    (["--gradient_accumulation_steps=17"], "--batch_size must be at least the number of processes times"),
+    (["--phase1_fraction=2"], "phase1_fraction must be a number in [0, 1], got 2.0"),
+    (["--prediction_type=epsilon"], "phase1_fraction must be 0 with prediction_type 'epsilon'"),
+    (["--prediction_type=noise"], "argument --prediction_type: invalid choice: 'noise'"),
+    (["--scaling_factor=-1"], "scaling_factor must be a finite number above 0, got -1.0"),
+    (["--set=decoder.dropout"], "--set must be KEY=VALUE, got 'decoder.dropout'"),
+    (["--set=decoder.dropout=2"], "dropout must be in [0, 1), got 2"),
+    (["--set=epochs=2"], "overrides must be among"),
+    (["--latent_dim=0"], "latent_dim must be an integer of at least 1, got 0"),
+    (["--config=nowhere.json"], "--config must be a readable JSON file, got nowhere.json"),
+    (["--seed=-1"], "--seed must be at least 0, got -1"),
+    (["--validation_steps=0"], "num_inference_steps must be between 1 and 1000, got 0"),
+    (["--keep_checkpoints=0"], "--keep_checkpoints must be at least 1, got 0"),
+    (["--unknown"], "unrecognized arguments: --unknown"),
+    (["--resume_from_checkpoint=nowhere"], "checkpoint nowhere is damaged"),
+    (["--dataset=nowhere"], "dataset 'nowhere' is no local path and the Hub cannot be reached"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_COMMAND_LINES, ids=[" ".join(f) for f, _ in BAD_COMMAND_LINES])
+def test_bad_command_lines(image_folder: Path, tmp_path: Path, capsys, flags: list[str], message: str) -> None:
+    """Exit code 2, one line on stderr, no traceback."""
+    assert load_script().main(arguments(image_folder, tmp_path / "run", *flags)) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("train_two_phase.py: ")
+    assert message in errors[0]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_bad_experiment_is_refused_before_data_is_read(tmp_path: Path, capsys) -> None:
+    argv = arguments(tmp_path / "no such folder", tmp_path / "run", "--prediction_type=epsilon")
+    assert load_script().main(argv) == 2
+    assert "phase1_fraction must be 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_help(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_information:
+        load_script().main(["--help"])
+    assert exit_information.value.code == 0
+    assert "--phase1_fraction" in capsys.readouterr().out
+
+
+def test_images_differ(image_folder: Path) -> None:
+    """The fixture's images are not constant, or the tests above would show little."""
+    pixels = [np.asarray(Image.open(path)) for path in sorted(image_folder.iterdir())[:5]]
+    assert all(p.std() > 10 for p in pixels)
