@@ -24,12 +24,13 @@ import os
 import shutil
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -142,11 +143,13 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
     run_folder: Path = arguments.output_dir
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
+        # The other processes wait while the first one validates.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=run_folder / "logs",
     )
     device, is_main = accelerator.device, accelerator.is_main_process
-    check_run(arguments, preset, accelerator.num_processes)
+    check_run(arguments, preset, accelerator.num_processes, device.type)
 
     # The resolved configuration: printed, and kept with the run.
     configuration = {
@@ -377,7 +380,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parse_arguments(argv, __doc__)
         preset = resolve_experiment(arguments)
-        train(arguments, preset, StopSignal())
+        with StopSignal() as stop_signal:
+            train(arguments, preset, stop_signal)
         return 0
     except ValueError as error:
         code, message = 2, str(error)

@@ -132,6 +132,7 @@ def _child(argv: list[str], output: str, file_size_limit: int | None) -> None:
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, resource.RLIM_INFINITY))
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     import torch
 
     torch.set_num_threads(1)

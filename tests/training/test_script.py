@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -259,6 +260,7 @@ BAD_COMMAND_LINES = [
     (["--seed=-1"], "--seed must be at least 0, got -1"),
     (["--validation_steps=0"], "num_inference_steps must be between 1 and 1000, got 0"),
     (["--keep_checkpoints=0"], "--keep_checkpoints must be at least 1, got 0"),
+    (["--mixed_precision=fp16"], "--mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'"),
     (["--unknown"], "unrecognized arguments: --unknown"),
     (["--resume_from_checkpoint=nowhere"], "checkpoint nowhere is damaged"),
     (["--dataset=nowhere"], "dataset 'nowhere' is no local path and the Hub cannot be reached"),
@@ -266,8 +268,12 @@ BAD_COMMAND_LINES = [
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD_COMMAND_LINES, ids=[" ".join(f) for f, _ in BAD_COMMAND_LINES])
-def test_bad_command_lines(image_folder: Path, tmp_path: Path, capsys, flags: list[str], message: str) -> None:
+def test_bad_command_lines(
+    image_folder: Path, tmp_path: Path, capsys, monkeypatch, flags: list[str], message: str
+) -> None:
     """Exit code 2, one line on stderr, no traceback."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)  # the precision of another test in this process
     assert load_script().main(arguments(image_folder, tmp_path / "run", *flags)) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1

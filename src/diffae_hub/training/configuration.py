@@ -120,7 +120,7 @@ def resolve_experiment(arguments: argparse.Namespace) -> TrainingPreset:
     return preset
 
 
-def check_run(arguments: argparse.Namespace, preset: TrainingPreset, num_processes: int) -> None:
+def check_run(arguments: argparse.Namespace, preset: TrainingPreset, num_processes: int, device_type: str) -> None:
     """Checks what is not part of the experiment, before any data is read.
 
     Raises:
@@ -132,6 +132,8 @@ def check_run(arguments: argparse.Namespace, preset: TrainingPreset, num_process
     ):  # fmt: skip
         if getattr(arguments, name) < minimum:
             raise ValueError(f"--{name} must be at least {minimum}, got {getattr(arguments, name)}")
+    if arguments.mixed_precision == "fp16" and device_type == "cpu":
+        raise ValueError("--mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'")
     parts = num_processes * arguments.gradient_accumulation_steps
     if preset.batch_size < parts:
         raise ValueError(

@@ -27,6 +27,12 @@ class StopSignal:
         for number in self._ordinary:
             signal.signal(number, self._note)
 
+    def __enter__(self) -> StopSignal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.restore()
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
         self.restore()
