@@ -3,8 +3,8 @@
     python benchmarks/benchmark_inference.py
     python benchmarks/benchmark_inference.py --sizes small --batch_sizes 1 --quick
 
-Each row is the best of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps_timed` of its steps
-and scaled (every step does the same work); the column `timed` says over how many. `ratio` is the throughput over that
+Each row is the median of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps_timed` of its steps
+and scaled (every step does the same work), plus what it does once; the column `timed` says over how many. `ratio` is the throughput over that
 of the plain float32, NCHW, eager implementation of benchmarks/baseline.py with the same weights; `difference` is the
 largest absolute difference of their predictions. Memory on the CPU is the growth of the process's resident set while
 the operation runs, on CUDA the allocator's peak.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -65,8 +66,8 @@ class PeakMemory:
         self.mebibytes = (self.peak - self.start) / MIB
 
 
-def best_seconds(function: Callable[[], object], device: torch.device, repetitions: int) -> float:
-    """The shortest of several timed calls, after one that warms up."""
+def median_seconds(function: Callable[[], object], device: torch.device, repetitions: int) -> float:
+    """The median of several timed calls, after one that warms up."""
     times = []
     for _ in range(repetitions + 1):
         started = time.perf_counter()
@@ -74,7 +75,7 @@ def best_seconds(function: Callable[[], object], device: torch.device, repetitio
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    return min(times[1:])
+    return statistics.median(times[1:])
 
 
 def machine_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
@@ -84,8 +85,8 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
     x = torch.randn(16, 128, 32, 32, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        matmul = 2 * size**3 / best_seconds(lambda: a @ b, device, 5)
-        convolution = 2 * 9 * 128 * 128 * 32 * 32 * 16 / best_seconds(lambda: conv(x), device, 5)
+        matmul = 2 * size**3 / median_seconds(lambda: a @ b, device, 5)
+        convolution = 2 * 9 * 128 * 128 * 32 * 32 * 16 / median_seconds(lambda: conv(x), device, 5)
     return {"matmul": matmul / 1e9, "convolution": convolution / 1e9}
 
 
@@ -118,7 +119,7 @@ def benchmark_size(
     with torch.no_grad():
         code = encoder(images).latent_code
         plain_prediction = plain_decoder(decoder, images, timestep, code)
-        plain_step = best_seconds(lambda: plain_decoder(decoder, images, timestep, code), device, options.repetitions)
+        plain_step = median_seconds(lambda: plain_decoder(decoder, images, timestep, code), device, options.repetitions)
         flops = FlopCounterMode(display=False)
         with flops:
             decoder(images, timestep, code)
@@ -139,13 +140,12 @@ def benchmark_size(
         difference = float((prediction.float() - plain_prediction).abs().max())
         if "encode" in options.operations:
             with PeakMemory(device) as memory:
-                seconds = best_seconds(lambda: embed(typed), device, options.repetitions)
+                seconds = median_seconds(lambda: embed(typed), device, options.repetitions)
             row(name, "encode", batch / seconds, memory.mebibytes, "all")
 
         def trajectory(scheduler: VPDDIMScheduler | VPDDIMInverseScheduler, steps: int) -> Callable[[], None]:
             def run() -> None:
                 scheduler.set_timesteps(steps, device=device)
-                conditioning = decoder.prepare_latent(code)
                 sample = images
                 for t in scheduler.timesteps[: options.steps_timed]:
                     output = network(sample.to(dtype), t, None, latent_conditioning=conditioning, return_dict=False)[0]
@@ -162,7 +162,8 @@ def benchmark_size(
                 continue
             timed = min(options.steps_timed, steps)
             with PeakMemory(device) as memory:
-                seconds = best_seconds(trajectory(scheduler, steps), device, options.repetitions) * steps / timed
+                seconds = median_seconds(trajectory(scheduler, steps), device, options.repetitions) * steps / timed
+                seconds += median_seconds(lambda: decoder.prepare_latent(code), device, options.repetitions)
             rate = gigaflop_per_image * batch * steps / seconds
             more = {"gflops": rate, "difference": difference, "ratio": plain_step * steps / seconds}
             row(name, operation, batch / seconds, memory.mebibytes, f"{timed} of {steps} steps", **more)
@@ -178,7 +179,7 @@ def benchmark_size(
             optimizer.zero_grad()
 
         with PeakMemory(device) as memory:
-            seconds = best_seconds(training_step, device, options.repetitions)
+            seconds = median_seconds(training_step, device, options.repetitions)
         row(name, "train", batch / seconds, memory.mebibytes, "all")
     return rows
 
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--compile", choices=("no", "yes", "both"), default="no")
     parser.add_argument("--steps_timed", type=int, default=2)
-    parser.add_argument("--repetitions", type=int, default=4)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repetition")
     parser.add_argument("--json", help="also write the rows here")
     options = parser.parse_args()

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from diffae_hub import ConditionedUNet2DModel, SemanticEncoderModel
-from diffae_hub.models.layers import ConditionedResidualBlock, Float32GroupNorm, SelfAttentionBlock, TimeEmbedding
+from diffae_hub.models.layers import (
+    ConditionedResidualBlock,
+    Float32GroupNorm,
+    SelfAttentionBlock,
+    TimeEmbedding,
+    fold_upsampling,
+)
 from diffae_hub.training.presets import PRESETS
 
 from ..conftest import TINY, randomize
@@ -114,6 +120,24 @@ def test_residual_block_matches_the_published_order_of_operations(
     # Float32GroupNorm computes in float32, hence the tolerance.
     actual = block(hidden, time, block.latent_projection(latent))
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_folded_upsampling_equals_upsampling_and_convolution() -> None:
+    weight, hidden = torch.randn(5, 3, 3, 3, dtype=torch.float64), torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    expected = F.conv2d(F.interpolate(hidden, scale_factor=2.0, mode="nearest"), weight, padding=1)
+    folded = fold_upsampling(weight)
+    assert folded.shape == (3, 5, 4, 4)
+    torch.testing.assert_close(F.conv_transpose2d(hidden, folded, stride=2, padding=1), expected)
+
+
+def test_sampling_with_folded_weights_equals_training_without(tiny_decoder) -> None:
+    images, codes = torch.rand(2, 3, 16, 16), torch.randn(2, 8)
+    assert all(weight is None for weight in tiny_decoder.prepare_latent(codes).upsampling_weights)
+    with torch.no_grad():
+        conditioning = tiny_decoder.prepare_latent(codes)
+        assert sum(weight is not None for weight in conditioning.upsampling_weights) == 1
+        sampled = tiny_decoder(images, 500, None, latent_conditioning=conditioning).sample
+    torch.testing.assert_close(sampled, tiny_decoder(images, 500, codes).sample, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_heads", [1, 2])

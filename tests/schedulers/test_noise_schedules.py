@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffae_hub.schedulers.noise_schedules import alpha_sigma, inverted, linear_beta, shifted_cosine
+from diffae_hub.schedulers.noise_schedules import alpha_sigma, constant_beta, inverted, linear_beta, shifted_cosine
 
 EVERYWHERE = torch.linspace(0, 1, 4001, dtype=torch.float64)
 INSIDE = EVERYWHERE[1:-1]
@@ -21,6 +21,7 @@ ALL_SCHEDULES = [
     pytest.param(lambda t: shifted_cosine(t, 0.125), id="SC-0.125"),
     pytest.param(linear_beta, id="linear_beta"),
     pytest.param(inverted, id="inverted"),
+    pytest.param(constant_beta, id="constant_beta"),
 ]
 
 
@@ -41,7 +42,7 @@ def test_clean_image_at_time_zero_is_exact(schedule):
     assert sigma.tolist() == [0.0] * 3
 
 
-@pytest.mark.parametrize("schedule", [s for s in ALL_SCHEDULES if s.id != "linear_beta"])
+@pytest.mark.parametrize("schedule", [s for s in ALL_SCHEDULES if s.id not in ("linear_beta", "constant_beta")])
 def test_pure_noise_at_time_one_is_exact(schedule):
     alpha, sigma = schedule(torch.ones(2, 2))
     assert alpha.tolist() == [[0.0, 0.0]] * 2
@@ -53,6 +54,14 @@ def test_linear_beta_at_time_one_keeps_a_little_signal():
     betas = np.linspace(1e-4, 0.02, 1000)
     assert float(alpha) == pytest.approx(math.sqrt(np.prod(1 - betas)), rel=1e-12)
     assert float(alpha) == pytest.approx(0.00635, abs=5e-6)
+
+
+def test_constant_beta_is_the_running_product_of_its_betas():
+    alpha, sigma = constant_beta(torch.arange(1001) / 1000)
+    expected = np.concatenate([[1.0], np.cumprod(np.full(1000, 1 - 0.008))])
+    np.testing.assert_allclose(alpha.numpy() ** 2, expected, rtol=1e-5)  # the times are float32
+    np.testing.assert_allclose(sigma.numpy() ** 2, 1 - expected, rtol=1e-4, atol=1e-12)
+    assert float(alpha[-1]) == pytest.approx(0.0180, abs=5e-5)
 
 
 def test_sc_1_is_the_cosine_schedule():
@@ -148,5 +157,5 @@ def test_dispatch_by_name(name, direct):
 
 @pytest.mark.parametrize("name", ["cosine", "", None, 3])
 def test_unknown_schedule(name):
-    with pytest.raises(ValueError, match="noise_schedule must be one of shifted_cosine, linear_beta, inverted, got"):
+    with pytest.raises(ValueError, match="noise_schedule must be one of shifted_cosine, .*, constant_beta, got"):
         alpha_sigma(name, torch.tensor(0.5))

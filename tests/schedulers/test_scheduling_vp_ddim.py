@@ -386,7 +386,7 @@ def test_conventions_of_diffusers(scheduler_class):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"noise_schedule": "cosine"}, "noise_schedule must be one of shifted_cosine, linear_beta, inverted, got 'co"),
+        ({"noise_schedule": "cosine"}, "noise_schedule must be one of shifted_cosine, .*, constant_beta, got 'co"),
         ({"noise_schedule": None}, "noise_schedule must be one of"),
         ({"prediction_type": "noise"}, "prediction_type must be one of v_prediction, epsilon, sample, got 'noise'"),
         ({"timestep_spacing": "trailing"}, "timestep_spacing must be one of uniform, leading, got 'trailing'"),

@@ -37,14 +37,16 @@ class ConditionedUNet2DOutput(BaseOutput):
 
 @dataclass
 class LatentConditioning:
-    """Everything the decoder derives from the latent code alone; the same for every step of a trajectory.
+    """What the decoder derives from the latent code and its own weights; the same for every step of a trajectory.
 
     Args:
         modulations: Per residual block, in the order of execution, shape (B, C) or (B, 2C).
+        upsampling_weights: Per residual block, its folded convolution weight or None.
         spatial: Projection of the latent code to a feature map, shape (B, C, S, S), or None.
     """
 
     modulations: tuple[torch.Tensor, ...]
+    upsampling_weights: tuple[torch.Tensor | None, ...]
     spatial: torch.Tensor | None
 
 
@@ -189,12 +191,12 @@ class ConditionedUNet2DModel(ModelMixin, ConfigMixin):
         self.conv_out = zero_initialized(nn.Conv2d(channels, out_channels, 3, padding=1))
 
     def _residual_blocks(self) -> list[ConditionedResidualBlock]:
-        """The residual blocks in the order of execution, the order of `LatentConditioning.modulations`."""
+        """The residual blocks in the order of execution, the order of the tuples in `LatentConditioning`."""
         return [*self.down_residuals, *self.middle_residuals, *self.up_residuals]
 
     @apply_forward_hook
     def prepare_latent(self, latent_code: torch.Tensor) -> LatentConditioning:
-        """Computes what depends on the latent code only, so that a denoising loop does it once.
+        """Computes what does not depend on the timestep, so that a denoising loop does it once.
 
         Args:
             latent_code: z, shape (B, latent_dim), floating point.
@@ -215,8 +217,12 @@ class ConditionedUNet2DModel(ModelMixin, ConfigMixin):
             size = self.config.latent_spatial_size
             spatial = self.latent_spatial_projection(embedding).unflatten(1, (-1, size, size))
         activated = F.silu(embedding)
-        modulations = tuple(block.latent_projection(activated) for block in self._residual_blocks())
-        return LatentConditioning(modulations=modulations, spatial=spatial)
+        blocks = self._residual_blocks()
+        return LatentConditioning(
+            modulations=tuple(block.latent_projection(activated) for block in blocks),
+            upsampling_weights=tuple(block.upsampling_weight() for block in blocks),
+            spatial=spatial,
+        )
 
     def forward(
         self,
@@ -256,14 +262,14 @@ class ConditionedUNet2DModel(ModelMixin, ConfigMixin):
 
         timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32)
         time = F.silu(self.time_embedding(timestep.expand(sample.shape[0])))
-        modulations = iter(latent_conditioning.modulations)
+        invariants = zip(latent_conditioning.modulations, latent_conditioning.upsampling_weights, strict=True)
 
         def run(residual: nn.Module, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-            modulation = next(modulations)
+            modulation, upsampling_weight = next(invariants)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden = self._gradient_checkpointing_func(residual, hidden, time, modulation)
                 return self._gradient_checkpointing_func(attention, hidden)
-            return attention(residual(hidden, time, modulation))
+            return attention(residual(hidden, time, modulation, upsampling_weight))
 
         hidden = self.conv_in(sample)
         skips = [hidden]

@@ -13,11 +13,13 @@ import math
 import torch
 import torch.nn.functional as F
 
-NOISE_SCHEDULES = ("shifted_cosine", "linear_beta", "inverted")
+NOISE_SCHEDULES = ("shifted_cosine", "linear_beta", "inverted", "constant_beta")
 
 LINEAR_BETA_STEPS = 1000
 LINEAR_BETA_START = 1e-4
 LINEAR_BETA_END = 0.02
+CONSTANT_BETA = 0.008
+CONSTANT_BETA_STEPS = 1000
 
 
 def shifted_cosine(t: torch.Tensor, scaling_factor: float = 4.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,13 +83,28 @@ def inverted(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.sqrt(torch.atan2(signal, noise) / half_pi), torch.sqrt(torch.atan2(noise, signal) / half_pi)
 
 
+def constant_beta(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The schedule of the official latent code models: 1000 steps of beta = 0.008, alpha_t^2 = (1 - 0.008)^(1000 t).
+
+    It never reaches pure noise: alpha_1 = 0.0180.
+
+    Args:
+        t: times in [0, 1], any shape, on any device that has float64.
+
+    Returns:
+        (alpha, sigma), float64, shaped as t; exactly (1, 0) at t = 0.
+    """
+    log_alpha_bar = t.to(torch.float64) * (CONSTANT_BETA_STEPS * math.log1p(-CONSTANT_BETA))
+    return torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))
+
+
 def alpha_sigma(
     noise_schedule: str, t: torch.Tensor | float, scaling_factor: float = 4.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(alpha_t, sigma_t) of the schedule called `noise_schedule`.
 
     Args:
-        noise_schedule: "shifted_cosine", "linear_beta" or "inverted".
+        noise_schedule: "shifted_cosine", "linear_beta", "inverted" or "constant_beta".
         t: times in [0, 1], any shape.
         scaling_factor: S of the shifted cosine schedule; the others do not use it.
 
@@ -106,8 +123,10 @@ def alpha_sigma(
         alpha, sigma = shifted_cosine(t, scaling_factor)
     elif noise_schedule == "linear_beta":
         alpha, sigma = linear_beta(t)
-    else:
+    elif noise_schedule == "inverted":
         alpha, sigma = inverted(t)
+    else:
+        alpha, sigma = constant_beta(t)
     if device.type == "mps":
         return alpha.float().to(device), sigma.float().to(device)
     return alpha, sigma

@@ -22,7 +22,8 @@ class VPDDIMScheduler(VPDDIMSchedulerBase):
     Args:
         num_train_timesteps: the timestep that stands for t = 1; also the highest number of inference steps. It does
             not change the schedule as a function of t.
-        noise_schedule: "shifted_cosine", "linear_beta" or "inverted"; see `noise_schedules`.
+        noise_schedule: "shifted_cosine", "linear_beta", "inverted" or "constant_beta" (official latent code models);
+            see `noise_schedules`.
         scaling_factor: S of "shifted_cosine". Above 1 means *less* noise at a given t.
         prediction_type: what the network puts out: "v_prediction", "epsilon" or "sample" (x_0).
         timestep_spacing: "uniform" or "leading".
