@@ -4,9 +4,10 @@
     python benchmarks/benchmark_inference.py --sizes small --batch_sizes 1 --quick
 
 Each row is the median of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps_timed` of its steps
-and scaled (every step does the same work), plus what it does once; the column `timed` says over how many. `ratio` is the throughput over that
-of the plain float32, NCHW, eager implementation of benchmarks/baseline.py with the same weights; `difference` is the
-largest absolute difference of their predictions. Memory on the CPU is the growth of the process's resident set while
+and scaled (every step does the same work), plus what it does once; the column `timed` says over how many. `ratio` is
+the throughput over that of the plain float32, NCHW, eager implementation of benchmarks/baseline.py with the same
+weights; `difference` is the largest absolute difference of their predictions. Operations are counted as executed, by
+PyTorch's counter. Memory on the CPU is the growth of the process's resident set while
 the operation runs, on CUDA the allocator's peak.
 """
 
@@ -94,6 +95,7 @@ def benchmark_size(
     size: str, device: torch.device, dtype: torch.dtype, batch: int, compiled: bool, options: argparse.Namespace
 ) -> list[dict[str, object]]:
     """Rows of one configuration."""
+    torch._dynamo.reset()  # else the limit on recompilations turns later configurations into eager ones
     preset = preset_named(SIZES[size])
     torch.manual_seed(0)
     encoder, decoder = preset.build_encoder(), preset.build_decoder()

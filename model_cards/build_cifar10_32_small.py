@@ -1,17 +1,16 @@
 """Writes model_cards/cifar10-32-small.md, its figures and its pictures from what was measured; no number is typed here.
 
-    python model_cards/build_cifar10_32_small.py --train train.parquet --test test.parquet --metrics runs/X/metrics.jsonl \
-        --stochastic runs/stochastic.jsonl --inversion runs/inversion.jsonl --ablation pool=runs/P/metrics.jsonl ...
+    python model_cards/build_cifar10_32_small.py --evaluation evaluation --metrics runs/X/metrics.jsonl \
+        --ablation "pooled=runs/P/metrics.jsonl" ... --hardware "one CPU core" --hours 0.7
 
-The two evaluation files are those of examples/evaluate_reconstruction.py. The baselines (mean image, PCA of the size of the
-latent code, fitted on the training images) are computed here.
+`evaluation` is the folder of `diffae-hub evaluate`; its report and pictures go into model_cards/ too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +21,53 @@ import matplotlib.pyplot as plt
 import torch
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.evaluation.psnr import peak_signal_to_noise_ratio
-from diffae_hub.evaluation.ssim import structural_similarity
+from diffae_hub.evaluation.report import METRIC_NAMES
 from diffae_hub.hub.model_card import render_model_card
 from diffae_hub.pretrained import bundled_model_path
-from diffae_hub.tiles import film_strip, join_tiles
-from diffae_hub.training.data import ImageTransform, load_rows
 from diffae_hub.training.presets import preset_named
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from evaluate_reconstruction import summarize
 
 NAME = "cifar10-32-small"
 FOLDER = Path(__file__).parent
+METHODS = {
+    "stochastic": "stochastic",
+    "inversion": "inversion",
+    "mean_image": "mean image (baseline)",
+    "pca": "PCA, 512 numbers (baseline)",
+    "jpeg": "JPEG, 1,024 bytes (baseline)",
+}
 
 
-def load_images(path: str, split: str) -> torch.Tensor:
-    rows, transform = load_rows(path, split), ImageTransform(32)
-    return torch.stack([transform(rows[index]) for index in range(len(rows))]) / 2 + 0.5
-
-
-def linear_baselines(train: torch.Tensor, test: torch.Tensor, dimension: int) -> dict[str, dict[str, float]]:
-    """PSNR and SSIM of the mean image and of PCA with `dimension` numbers, fitted on the training images."""
-    flat = train.flatten(1).double()
-    mean = flat.mean(dim=0)
-    covariance = (flat - mean).T @ (flat - mean) / len(flat)
-    basis = torch.linalg.eigh(covariance).eigenvectors[:, -dimension:]
-    centred = test.flatten(1).double() - mean
-    reconstructions = {"mean image": torch.zeros_like(centred), f"PCA, {dimension} numbers": centred @ basis @ basis.T}
-    figures = {}
-    for name, reconstruction in reconstructions.items():
-        images = (reconstruction + mean).reshape(test.shape).clamp(0, 1).float()
-        images = (images * 255).round() / 255
-        figures[name] = {
-            "psnr_db": float(peak_signal_to_noise_ratio(images, test).mean()),
-            "ssim": float(
-                torch.cat(
-                    [structural_similarity(i, t) for i, t in zip(images.split(500), test.split(500), strict=True)]
-                ).mean()
-            ),  # fmt: skip  # noqa: E501
+def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every measured figure as a line of the card."""
+    lines = []
+    for metric, title in METRIC_NAMES.items():
+        unit = "dB" if metric == "psnr_db" else ""
+        for method, name in METHODS.items():
+            figure = report["results"].get(method, {}).get(metric)
+            if figure is None or "unavailable" in figure:
+                continue
+            note = f"{figure['count']:,} images"
+            if "interval" in figure:
+                low, high = figure["interval"]
+                note += f", 95 % interval {low:.4g} to {high:.4g}"
+            value = figure["mean"] if "mean" in figure else figure["value"]
+            lines.append(
+                {"metric": title.replace(" (dB)", ""), "mode": name, "value": value, "unit": unit, "note": note}
+            )
+    path_length = report["results"]["perceptual_path_length"]
+    lines.append(
+        {
+            "metric": "PPL ↓ (LPIPS-VGG)",
+            "mode": "interpolation",
+            "value": path_length["mean"],
+            "note": f"{path_length['count']} pairs, {report['path_length_intervals']} sub-intervals",
         }
-    return figures
-
-
-def draw_reconstructions(pipeline: DiffusionAutoencoderPipeline, test: torch.Tensor, path: Path) -> None:
-    """Eight test images: originals, stochastic, inverted, one row each."""
-    images = test[:8] * 2 - 1
-    rows = [test[:8]]
-    for mode in ("stochastic", "inversion"):
-        generator = torch.Generator().manual_seed(0)
-        rows.append(pipeline(images, mode=mode, generator=generator, output_type="pt").images)
-    film_strip([join_tiles(torch.cat(rows), (3, 8))]).resize((1024, 384), resample=0).save(path)
+    )
+    probe = report["results"]["probe"]
+    note = f"linear probe of the code, {probe['test_codes']:,} test images"
+    lines.append({"metric": "accuracy ↑", "mode": "latent code", "value": probe["accuracy"], "note": note})
+    lines.append({"metric": "AUROC ↑, macro", "mode": "latent code", "value": probe["auroc_macro"], "note": note})
+    return lines
 
 
 def draw_training(records: list[dict[str, Any]], path: Path) -> None:
@@ -99,11 +94,8 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--test", required=True)
+    parser.add_argument("--evaluation", type=Path, required=True)
     parser.add_argument("--metrics", type=Path, required=True)
-    parser.add_argument("--stochastic", type=Path, nargs="+", required=True)
-    parser.add_argument("--inversion", type=Path, nargs="+", required=True)
     parser.add_argument(
         "--ablation", nargs="*", default=[], metavar="NAME=FILE", help="metrics of runs without options"
     )
@@ -112,22 +104,15 @@ def main() -> None:
     arguments = parser.parse_args()
 
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(NAME)
-    pipeline.set_progress_bar_config(disable=True)
     records = [json.loads(line) for line in arguments.metrics.read_text().splitlines()]
-    train, test = load_images(arguments.train, "train"), load_images(arguments.test, "test")
-    draw_reconstructions(pipeline, test, FOLDER / "images" / f"{NAME}_reconstructions.png")
     draw_training(records, FOLDER / "images" / f"{NAME}_training.png")
-
-    measured = {"stochastic": summarize(arguments.stochastic), "inversion": summarize(arguments.inversion)}
-    baselines = linear_baselines(train, test, pipeline.encoder.config.latent_dim)
-    results = []
-    for metric, key, unit in (("PSNR", "psnr_db", "dB"), ("SSIM", "ssim", "")):
-        for name, figures in baselines.items():
-            note = f"baseline, {len(test):,} images"
-            results.append({"metric": metric, "mode": name, "value": figures[key], "unit": unit, "note": note})
-        for mode, figures in measured.items():
-            note = f"{figures['images']:,} images, standard error {figures[key + '_standard_error']:.2g}"
-            results.append({"metric": metric, "mode": mode, "value": figures[key], "unit": unit, "note": note})
+    report = json.loads((arguments.evaluation / "report.json").read_text())
+    page = (arguments.evaluation / "report.md").read_text()
+    for picture in report["pictures"]:
+        shutil.copy(arguments.evaluation / picture, FOLDER / "images" / f"{NAME}_{picture}")
+        page = page.replace(f"]({picture})", f"](images/{NAME}_{picture})")
+    (FOLDER / f"{NAME}_evaluation.md").write_text(page)
+    results = card_results(report)
 
     def one_step_psnr(run: list[dict[str, Any]], examples: int) -> float:
         return next(r["psnr_one_step"] for r in run if r.get("examples") == examples and "psnr_one_step" in r)
@@ -152,8 +137,8 @@ def main() -> None:
         "model_name": NAME,
         "summary": "A small diffusion autoencoder for 32x32 images, trained by the two-phase method (velocity prediction, "
         "SC-4) on a CPU. It ships inside diffae_hub, for trying things out and for tests; it is no benchmark of the method."
-        f"\n\n![Originals, stochastic reconstructions, reconstructions by inversion](images/{NAME}_reconstructions.png)"
-        "\n\n*Test images: originals; stochastic autoencoding, 50 steps; inversion, 50 steps.*",
+        f"\n\n![{report['pictures']['reconstructions.png']}](images/{NAME}_reconstructions.png)"
+        f"\n\n*Test images, from the top: {report['pictures']['reconstructions.png'].lower()}; 50 steps.*",
         "license": "apache-2.0",
         "dataset": {
             "name": "CIFAR-10, 50,000 training images",
@@ -172,12 +157,12 @@ def main() -> None:
             "weights as saved": f"{weights / 1e6:.1f} MB, float16",
         },
         "results": results,
-        "evaluation": "Means over images of the CIFAR-10 test split (JPEG-recompressed likewise), in test order; 50 DDIM steps "
-        "(inversion: 50 of inversion and 50 of decoding); averaged (EMA) weights; reconstructions rounded to 8 bits; images in "
-        "[0, 1]; SSIM with an 11x11 Gaussian window, zero-padded. Command, once per mode:\n\n```sh\npython "
-        "examples/evaluate_reconstruction.py --model cifar10-32-small --dataset test.parquet --mode stochastic --output "
-        f"stochastic.jsonl\n```\n\nFor comparison, the paper's CIFAR-10 model, {paper_parameters / own_parameters:.0f} times the parameters and 64M examples: "
-        "30.351 dB stochastic, 50.113 dB inversion (table 4, on the true images)." + ablation,
+        "evaluation": "Means over images of the CIFAR-10 test split (JPEG-recompressed likewise), in test order; "
+        f"{report['num_inference_steps']} DDIM steps (inversion: as many of inversion and of decoding); averaged (EMA) "
+        f"weights. The whole report, with the command: [{NAME}_evaluation.md]({NAME}_evaluation.md).\n\n"
+        f"For comparison, the paper's CIFAR-10 model, {paper_parameters / own_parameters:.0f} times the parameters and "
+        "64M examples: 30.351 dB stochastic, 50.113 dB inversion (table 4, on the true images). JPEG does so well because "
+        "these images have been JPEG files before." + ablation,
         "limitations": [
             "Far from converged: the stochastic reconstructions carry visible noise and colour errors, and PCA of the same "
             "size has a higher PSNR.",

@@ -12,6 +12,7 @@ import pytest
 import diffae_hub
 
 FROZEN = {
+    "AttributeClassifier",
     "ConditionedUNet2DModel",
     "DiffusionAutoencoderPipeline",
     "DiffusionAutoencoderPipelineOutput",

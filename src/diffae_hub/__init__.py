@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # Name -> module that defines it. `ModelMixin` and `SchedulerMixin` are here because diffusers looks them up in the
 # library that model_index.json names, to know how a component is loaded.
 _LAZY = {
+    "AttributeClassifier": "diffae_hub.models.attribute_classifier",
     "ConditionedUNet2DModel": "diffae_hub.models.conditioned_unet_2d",
     "DiffusionAutoencoderPipeline": "diffae_hub.pipelines.pipeline_diffusion_autoencoder",
     "DiffusionAutoencoderPipelineOutput": "diffae_hub.pipelines.pipeline_diffusion_autoencoder",
@@ -25,6 +26,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "AttributeClassifier",
     "ConditionedUNet2DModel",
     "DiffusionAutoencoderPipeline",
     "DiffusionAutoencoderPipelineOutput",
@@ -40,6 +42,7 @@ __all__ = [
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
+    from diffae_hub.models.attribute_classifier import AttributeClassifier
     from diffae_hub.models.conditioned_unet_2d import ConditionedUNet2DModel
     from diffae_hub.models.latent_code_model import LatentCodeModel
     from diffae_hub.models.semantic_encoder import SemanticEncoderModel

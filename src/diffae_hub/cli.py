@@ -1,6 +1,7 @@
-"""The command line: `diffae-hub reconstruct | interpolate | models`.
+"""The command line: `diffae-hub COMMAND`.
 
-Each command is a pair of functions, `add_arguments` and `run`. Bad input ends with exit code 2 and one line on stderr.
+Each command is a pair of functions, `COMMAND_arguments` and `run_COMMAND`. Bad input ends with exit code 2 and one line
+on stderr.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,14 @@ from . import __version__
 _COMMANDS = {
     "reconstruct": ("diffae_hub.cli", "reconstruct", "encode images and decode them again"),
     "interpolate": ("diffae_hub.cli", "interpolate", "walk from one image to another"),
+    "evaluate": ("diffae_hub.evaluation.commands", "evaluate", "measure a model by the paper's protocol"),
+    "encode": ("diffae_hub.evaluation.commands", "encode", "write the latent codes of a data set"),
+    "convert": ("diffae_hub.conversion.commands", "convert", "turn official checkpoints into a pipeline folder"),
+    "export-official": (
+        "diffae_hub.conversion.commands",
+        "export_official",
+        "write checkpoints that the official code loads",
+    ),
     "models": ("diffae_hub.cli", "models", "list the bundled models"),
 }
 _DESCRIPTION = """Diffusion autoencoders: image -> latent code -> image.
@@ -243,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 getattr(functions, f"{prefix}_arguments")(command)
                 command.set_defaults(run=getattr(functions, f"run_{prefix}"))
         arguments = parser.parse_args(argv)
+        arguments.command_line = shlex.join(["diffae-hub", *argv])
         return arguments.run(arguments)
     except _UsageError as error:
         print(error, file=sys.stderr)

@@ -17,7 +17,9 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from ..models.attribute_classifier import AttributeClassifier
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel, LatentConditioning
+from ..models.latent_code_model import LatentCodeModel
 from ..models.semantic_encoder import SemanticEncoderModel
 from ..pretrained import bundled_model_names, bundled_model_path
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
@@ -72,9 +74,9 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
         encoder: SemanticEncoderModel,
         decoder: ConditionedUNet2DModel,
         scheduler: VPDDIMScheduler,
-        latent_code_model: Any = None,
-        latent_scheduler: Any = None,
-        attribute_classifier: Any = None,
+        latent_code_model: LatentCodeModel | None = None,
+        latent_scheduler: VPDDIMScheduler | None = None,
+        attribute_classifier: AttributeClassifier | None = None,
     ) -> None:
         super().__init__()
         if encoder.config.latent_dim != decoder.config.latent_dim:
@@ -365,6 +367,57 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_images: int = 1,
+        generator: Generators = None,
+        num_inference_steps: int = 50,
+        latent_num_inference_steps: int = 50,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> DiffusionAutoencoderPipelineOutput | tuple:
+        """New images: the latent code model draws codes, the decoder turns them into images (official DiffAE).
+
+        Args:
+            num_images: How many, at least 1.
+            generator: One generator, or one per image; it draws the codes' noise first, then the images'.
+            num_inference_steps: Updates of decoding.
+            latent_num_inference_steps: Updates of drawing the codes.
+            output_type: As in [`~DiffusionAutoencoderPipeline.decode`].
+            return_dict: Whether to return a [`DiffusionAutoencoderPipelineOutput`] or a tuple.
+
+        Returns:
+            Images, latent code, noise.
+
+        Raises:
+            ValueError: If the pipeline has no latent code model, or for arguments that are not allowed.
+        """
+        model = self.latent_code_model
+        if model is None or self.latent_scheduler is None:
+            raise ValueError(
+                "sample needs a pipeline with latent_code_model and latent_scheduler, which this one does not have"
+            )
+        if _as_integer(num_images) is None or num_images < 1:
+            raise ValueError(f"num_images must be an integer of at least 1, got {num_images!r}")
+        if isinstance(generator, list) and len(generator) != num_images:
+            raise ValueError(f"generator must be one generator or a list of {num_images}, got {len(generator)}")
+        self.image_processor.check_output_type(output_type)
+        self.scheduler.set_timesteps(num_inference_steps)  # a bad number fails before any work
+        device = self._execution_device
+        self.latent_scheduler.set_timesteps(latent_num_inference_steps, device=device)
+        code = randn_tensor((num_images, model.config.latent_dim), generator=generator, device=device)
+        for timestep in self.latent_scheduler.timesteps:
+            prediction = model(code.to(model.dtype), timestep, return_dict=False)[0].to(code.dtype)
+            code = self.latent_scheduler.step(prediction, timestep, code, return_dict=False)[0]
+        return self.decode(
+            model.denormalize(code.to(model.dtype)),
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            output_type=output_type,
+            return_dict=return_dict,
         )
 
     # ---- shared ----------------------------------------------------------------------------------------------------

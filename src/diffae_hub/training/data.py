@@ -101,7 +101,7 @@ def _parquet_files(source: str, split: str) -> list[str]:
 
 
 def open_dataset(
-    source: str, split: str, image_column: str, streaming: bool
+    source: str, split: str, image_column: str, streaming: bool, columns: Sequence[str] = ()
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Opens parquet files, a dataset saved by `datasets` or a Hub dataset, with its images left undecoded.
 
@@ -111,9 +111,10 @@ def open_dataset(
         split: Its split.
         image_column: The column that holds the images.
         streaming: Whether to read it while training, without a copy on the disk.
+        columns: Columns to keep beside the images.
 
     Raises:
-        ValueError: If the source, the split or the column does not exist.
+        ValueError: If the source, the split or a column does not exist.
     """
     import datasets
 
@@ -141,7 +142,10 @@ def open_dataset(
         raise ValueError(f"dataset {source!r} is no local path and the Hub cannot be reached: {error}") from error
     if dataset.column_names is not None and image_column not in dataset.column_names:
         raise ValueError(f"image_column must be one of {dataset.column_names}, got {image_column!r}")
-    return dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    missing = [name for name in columns if name not in (dataset.column_names or columns)]
+    if missing:
+        raise ValueError(f"columns must be among {dataset.column_names}, got {missing}")
+    return dataset.select_columns([image_column, *columns]).cast_column(image_column, datasets.Image(decode=False))
 
 
 def load_rows(source: str, split: str = "train", image_column: str = "image") -> Sequence[Mapping[str, Any]]:

@@ -1,0 +1,230 @@
+"""Tables 1 to 4 of the paper at a budget of your choice: the same small network and seed, trained by each method.
+
+    python examples/replicate_tables.py --train_dataset train.parquet --test_dataset test.parquet --output runs/tables
+
+Each row is one run of `train_two_phase.py` in its own folder and one evaluation of its model. A row that is done is
+left alone and one that was interrupted goes on, so the command can be given again until the tables are complete, or
+with `--rows` for some of them; `--stages report` only writes OUTPUT/tables.md from what there is. The paper's figures
+stand beside ours, with Spearman's rank correlation of the two for each metric.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils import logging
+from scipy.stats import spearmanr
+
+from diffae_hub.evaluation.evaluate import EvaluationOptions, evaluate
+from diffae_hub.evaluation.evaluation_folder import write_text
+from diffae_hub.evaluation.paper_tables import (
+    HUDSON,
+    METRICS,
+    ONE_PHASE,
+    PREECHAKUL,
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    TABLE_4,
+    TABLE_9,
+    TWO_PHASE,
+    TrainingMethod,
+)
+from diffae_hub.evaluation.report import METRIC_NAMES, format_figure, markdown_table
+
+# The network is the paper's kind, at the size of the bundled model; the last row adds the two options beyond the paper.
+PAPER_NETWORK = ["--set", "encoder.latent_head=pool", "--set", "decoder.latent_spatial_size=null"]
+METHODS: tuple[TrainingMethod, ...] = tuple(dict.fromkeys([PREECHAKUL, *TABLE_1, *TABLE_2, *TABLE_3, HUDSON]))
+BEYOND = "v_prediction-SC4-2phase-flatten-spatial"
+
+
+def row_name(method: TrainingMethod) -> str:
+    """The folder of a row."""
+    schedule = f"SC{method.scaling_factor}" if method.scaling_factor else method.noise_schedule
+    return f"{method.prediction_type}-{schedule}-{'2' if method.two_phase else '1'}phase"
+
+
+ROWS: dict[str, TrainingMethod] = {row_name(method): method for method in METHODS}
+ROWS[BEYOND] = TWO_PHASE
+INVERTED_ROWS = [row_name(method) for method in (PREECHAKUL, ONE_PHASE, TWO_PHASE)]  # table 4
+STAGES = ("train", "evaluate", "report")
+CIFAR = "CIFAR-10 32"
+
+
+def training_command(name: str, options: argparse.Namespace) -> list[str]:
+    """The run of `train_two_phase.py` that trains a row."""
+    method = ROWS[name]
+    command = [sys.executable, str(Path(__file__).with_name("train_two_phase.py"))]
+    command += ["--preset", options.preset, "--dataset", options.train_dataset, "--split", options.train_split]
+    command += ["--output_dir", str(options.output / name), "--resume_from_checkpoint", "latest"]
+    command += ["--training_examples", str(options.training_examples), "--seed", str(options.seed)]
+    command += ["--warmup_examples", str(options.training_examples // 20)]
+    command += ["--prediction_type", method.prediction_type, "--noise_schedule", method.noise_schedule]
+    command += ["--phase1_fraction", "0.25" if method.two_phase else "0", "--keep_checkpoints", "1"]
+    command += ["--mixed_precision", options.mixed_precision, "--num_workers", str(options.num_workers)]
+    if method.scaling_factor:
+        command += ["--scaling_factor", str(method.scaling_factor)]
+    return command + ([] if name == BEYOND else PAPER_NETWORK)
+
+
+def is_trained(name: str, options: argparse.Namespace) -> bool:
+    """Whether the row's pipeline is there."""
+    return (options.output / name / "pipeline" / "model_index.json").is_file()
+
+
+def evaluate_row(name: str, options: argparse.Namespace) -> None:
+    """Measures a row and writes its results.json; table 4's rows by inversion too."""
+    figures = evaluate(
+        EvaluationOptions(
+            model=str(options.output / name / "pipeline"),
+            dataset=options.test_dataset,
+            split=options.test_split,
+            output=options.output / name / "evaluation",
+            modes=("stochastic", "inversion") if name in INVERTED_ROWS else ("stochastic",),
+            num_inference_steps=options.steps,
+            num_images=options.num_images,
+            metrics=tuple(options.metrics),
+            seed=options.seed,
+            device=options.device,
+        )
+    )
+    if figures:
+        write_text(options.output / name / "results.json", json.dumps(figures, indent=2) + "\n")
+
+
+def read_results(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Row -> figures, of the rows that are measured."""
+    return {
+        name: json.loads(path.read_text())
+        for name in ROWS
+        if (path := options.output / name / "results.json").is_file()
+    }
+
+
+def render_tables(results: Mapping[str, Mapping[str, Any]], options: argparse.Namespace) -> str:
+    """The page: tables 1 to 4 and 9, each of our figures beside the paper's."""
+    metrics = ["psnr_db", "ssim", *options.metrics]
+    table_4 = TABLE_4[CIFAR]
+    tables: list[tuple[str, dict[TrainingMethod, Sequence[float]], str]] = [
+        ("Table 1: prediction types on SC-4", TABLE_1, "stochastic"),
+        ("Table 2: prediction types and noise schedules", TABLE_2, "stochastic"),
+        ("Table 3: one and two phases", TABLE_3, "stochastic"),
+        ("Table 4: stochastic autoencoding", {method: modes[0] for method, modes in table_4.items()}, "stochastic"),
+        ("Table 4: inversion", {method: modes[1] for method, modes in table_4.items()}, "inversion"),
+        ("Table 9: Hudson et al.", {PREECHAKUL: table_4[PREECHAKUL][0], HUDSON: TABLE_9[CIFAR]}, "stochastic"),
+    ]
+    sections = [f"# Tables 1 to 4 at {options.training_examples:,} examples", introduction(options)]
+    for title, table, mode in tables:
+        measured = {method: results[row_name(method)] for method in table if row_name(method) in results}
+        if len(measured) > 1:
+            sections += [f"## {title}", render_table(table, measured, mode, metrics)]
+    if BEYOND in results:
+        beyond = {
+            "paper's networks": results.get(row_name(TWO_PHASE)),
+            "flatten head, spatial projection": results[BEYOND],
+        }
+        rows = [
+            [title, *(format_figure(metric, figures["results"]["stochastic"].get(metric)) for metric in metrics)]
+            for title, figures in beyond.items()
+            if figures
+        ]
+        sections += [
+            f"## Beyond the paper: {TWO_PHASE.title}",
+            markdown_table(["", *(METRIC_NAMES[metric] for metric in metrics)], rows),
+        ]
+    return "\n\n".join(sections) + "\n"
+
+
+def introduction(options: argparse.Namespace) -> str:
+    """What was done, and what the numbers can say."""
+    return (
+        f"Each row: preset `{options.preset}` with the paper's kind of networks (pooled latent code, no spatial "
+        f"projection), {options.training_examples:,} examples of {Path(options.train_dataset).name}, seed "
+        f"{options.seed}; measured on the first {options.num_images:,} images of {Path(options.test_dataset).name}, "
+        f"{options.steps} steps" + (f", on {options.hardware}" if options.hardware else "") + ". "
+        "Cells: ours (the paper's). The paper trains networks of 125M parameters for 32M (tables 1, 2) or 64M examples "
+        "(tables 3, 4, 9): the order of the rows can be compared, the figures cannot. FD-VGG16 is not FID; the paper's "
+        "FID (tf) stands beside it for its order only. The last line is Spearman's rank correlation over the rows of "
+        "the table."
+    )
+
+
+def render_table(
+    table: Mapping[TrainingMethod, Sequence[float]],
+    measured: Mapping[TrainingMethod, Mapping[str, Any]],
+    mode: str,
+    metrics: Sequence[str],
+) -> str:
+    """Rows of a table: our figure and, in brackets, the paper's; then rank correlations."""
+
+    def papers(method: TrainingMethod, metric: str) -> float:
+        return table[method][METRICS.index(metric if metric in METRICS else "fid_torch_fidelity")]
+
+    rows = []
+    for method, figures in measured.items():
+        ours = figures["results"][mode]
+        rows.append(
+            [
+                method.title,
+                *(f"{format_figure(m, ours.get(m), interval=False)} ({papers(method, m):g})" for m in metrics),
+            ]
+        )
+    correlations = []
+    for metric in metrics:
+        pairs = []
+        for method, figures in measured.items():
+            figure = figures["results"][mode].get(metric, {})
+            value = figure.get("mean", figure.get("value"))
+            if value is not None:
+                pairs.append((value, papers(method, metric)))
+        correlation = spearmanr(*zip(*pairs, strict=True)).statistic if len(pairs) > 2 else math.nan
+        correlations.append("" if math.isnan(correlation) else f"{correlation:+.2f}")
+    rows.append(["*rank correlation*", *correlations])
+    return markdown_table(["", *(METRIC_NAMES[metric] for metric in metrics)], rows)
+
+
+def main() -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train_dataset", required=True)
+    parser.add_argument("--train_split", default="train")
+    parser.add_argument("--test_dataset", required=True)
+    parser.add_argument("--test_split", default="test")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
+    parser.add_argument("--preset", default="cifar10-32-small")
+    parser.add_argument("--training_examples", type=int, default=32_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--num_workers", type=int, default=0)
+    parser.add_argument("--num_images", type=int, default=1_000, help="test images per row")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
+    parser.add_argument("--metrics", nargs="*", default=["lpips_alex", "fid_torch_fidelity", "fid_clean_fid"])
+    parser.add_argument("--device", help="of the evaluation; default: the accelerator if there is one")
+    parser.add_argument("--hardware", help="what it ran on, in words, for the report")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    options = parser.parse_args()
+
+    for name in options.rows:
+        if "train" in options.stages and not is_trained(name, options):
+            print(f"training {name}", flush=True)
+            subprocess.run(training_command(name, options), check=True)
+        if "evaluate" in options.stages and is_trained(name, options):
+            print(f"evaluating {name}", flush=True)
+            evaluate_row(name, options)
+    if "report" in options.stages:
+        page = render_tables(read_results(options), options)
+        write_text(options.output / "tables.md", page)
+        print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Official DiffAE checkpoints to pipeline folders and back."""

@@ -1,0 +1,211 @@
+"""The commands `diffae-hub evaluate` and `diffae-hub encode`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+_METRICS = ("lpips_alex", "lpips_vgg", "fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2")
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", default="test", help="(default: %(default)s)")
+    parser.add_argument("--image_column", default="image", help="(default: %(default)s)")
+    parser.add_argument("--crop", choices=("center", "d2c"), default="center", help="d2c: the usual crop of CelebA")
+    parser.add_argument("--device", help="cpu, cuda ... (default: the accelerator if there is one)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `diffae-hub evaluate`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """Reconstruct a data set and measure it by the paper's protocol.
+
+  diffae-hub evaluate cifar10-32-small --dataset photos/ --num_images 100 --output evaluation
+  diffae-hub evaluate MODEL --dataset test.parquet --train_dataset train.parquet --baselines mean_image pca jpeg \\
+      --path_length_pairs 200 --probe multiclass --label_columns label --output evaluation
+  accelerate launch -m diffae_hub.cli evaluate MODEL ...          shares the sampling between several devices
+
+OUTPUT/report.md, report.json and pictures are written. Given again, the command continues where it stopped."""
+    parser.add_argument("model", metavar="MODEL", help="bundled model, pipeline folder or Hub id")
+    parser.add_argument("--dataset", required=True, help="folder of images, parquet, `datasets` folder or Hub data set")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--mode", choices=("stochastic", "inversion", "both"), default="both")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps, 1 to 1000 (default: %(default)s)")
+    parser.add_argument("--num_images", type=int, help="the first so many (default: all; the paper uses 50,000)")
+    parser.add_argument(
+        "--metrics",
+        nargs="*",
+        choices=_METRICS,
+        default=["lpips_alex", "fid_torch_fidelity", "fid_clean_fid"],
+        metavar="METRIC",
+        help=f"beyond PSNR and SSIM: {', '.join(_METRICS)} (default: %(default)s); where a metric's weights cannot be "
+        "had, it is reported as n/a",
+    )
+    parser.add_argument("--require", nargs="*", default=[], metavar="METRIC", help="fail if one of these is n/a")
+    parser.add_argument(
+        "--baselines",
+        nargs="*",
+        choices=("mean_image", "pca", "jpeg"),
+        default=[],
+        metavar="BASELINE",
+        help="mean_image, pca (both need --train_dataset), jpeg",
+    )
+    parser.add_argument("--train_dataset", help="training data, for baselines and probes")
+    parser.add_argument("--train_split", default="train", help="(default: %(default)s)")
+    parser.add_argument("--baseline_images", type=int, default=50_000, help="training images of the baselines, at most")
+    parser.add_argument("--compare", metavar="MODEL", help="another model, measured beside")
+    parser.add_argument("--path_length_pairs", type=int, default=0, help="pairs for the PPL; the paper uses 200")
+    parser.add_argument("--path_length_intervals", type=int, default=100, help="(default: %(default)s)")
+    parser.add_argument("--probe", choices=("multiclass", "multilabel", "regression"), help="of the latent codes")
+    parser.add_argument("--label_columns", nargs="*", default=[], metavar="COLUMN", help="labels of the probe")
+    parser.add_argument("--dinov2_model", default="facebook/dinov2-large", help="(default: %(default)s)")
+    parser.add_argument("--paper_dataset", help="the paper's data set to print beside (default: by image size)")
+    parser.add_argument("--budget", help="how the model was trained, in words, for the report")
+    parser.add_argument("--data_note", help="what is to be known about the data, in words, for the report")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=50, help="(default: %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    _add_data_arguments(parser)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluates, prints and saves the report."""
+    import torch
+    from diffusers.utils import logging
+
+    from .evaluate import EvaluationOptions, evaluate, load_for_evaluation
+    from .evaluation_folder import EvaluationFolder
+    from .paper_tables import TABLE_4
+    from .report import save_pictures, write_report
+    from .weights import WeightsUnavailable
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if arguments.paper_dataset is not None and arguments.paper_dataset not in TABLE_4:
+        raise ValueError(f"--paper_dataset must be one of {', '.join(TABLE_4)}, got {arguments.paper_dataset!r}")
+    options = EvaluationOptions(
+        model=arguments.model,
+        dataset=arguments.dataset,
+        output=arguments.output,
+        split=arguments.split,
+        image_column=arguments.image_column,
+        crop=arguments.crop,
+        modes=("stochastic", "inversion") if arguments.mode == "both" else (arguments.mode,),
+        num_inference_steps=arguments.steps,
+        num_images=arguments.num_images,
+        metrics=tuple(arguments.metrics),
+        require=tuple(arguments.require),
+        baselines=tuple(arguments.baselines),
+        train_dataset=arguments.train_dataset,
+        train_split=arguments.train_split,
+        baseline_images=arguments.baseline_images,
+        compare=arguments.compare,
+        path_length_pairs=arguments.path_length_pairs,
+        path_length_intervals=arguments.path_length_intervals,
+        probe=arguments.probe,
+        label_columns=tuple(arguments.label_columns),
+        dinov2_model=arguments.dinov2_model,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+    quiet = arguments.json or not sys.stderr.isatty()
+    try:
+        figures = evaluate(options, show_progress=not quiet)
+    except WeightsUnavailable as error:
+        raise ValueError(str(error)) from error
+    if not figures:  # another process reports
+        return 0
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    settings = json.loads((arguments.output / "settings.json").read_text())
+    figures["pictures"] = save_pictures(
+        EvaluationFolder(arguments.output, settings),
+        load_for_evaluation(arguments.model, device, arguments.dtype),
+        figures,
+    )
+    figures |= {"command": arguments.command_line, "budget": arguments.budget, "data_note": arguments.data_note}
+    page = write_report(arguments.output, figures, arguments.paper_dataset)
+    print(json.dumps(figures, indent=2) if arguments.json else page)
+    return 0
+
+
+def encode_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `diffae-hub encode`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """Write the latent codes of a data set, in shards.
+
+  diffae-hub encode train.parquet --split train --model cifar10-32-small --columns label --output codes
+
+Given again, the command continues where it stopped. `accelerate launch -m diffae_hub.cli encode ...` shares the work.
+`diffae_hub.evaluation.codes.load_codes` reads them."""
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="folder of images, parquet, `datasets` folder or Hub data set"
+    )
+    parser.add_argument("--model", default="cifar10-32-small", help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--columns", nargs="*", default=[], metavar="COLUMN", help="copied beside the codes")
+    parser.add_argument("--format", choices=("parquet", "safetensors"), default="parquet")
+    parser.add_argument("--shard_size", type=int, default=10_000, help="images per shard (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=100, help="(default: %(default)s)")
+    parser.add_argument("--num_images", type=int, help="the first so many (default: all)")
+    parser.add_argument("--streaming", action="store_true", help="read the data set while encoding, never all at once")
+    _add_data_arguments(parser)
+
+
+def run_encode(arguments: argparse.Namespace) -> int:
+    """Encodes a data set."""
+    import torch
+    from accelerate import PartialState
+    from diffusers.utils import logging
+
+    from ..training.data import ImageTransform
+    from .codes import SUMMARY, dataset_rows, encode_dataset, finish_codes
+    from .evaluate import load_for_evaluation, weights_fingerprint
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    state = PartialState(cpu=arguments.device == "cpu")
+    device = state.device if arguments.device is None else torch.device(arguments.device)
+    pipeline = load_for_evaluation(arguments.model, device, "float32")
+    config = pipeline.encoder.config
+    quiet = arguments.json or not sys.stderr.isatty() or not state.is_main_process
+    count = encode_dataset(
+        pipeline,
+        dataset_rows(
+            arguments.dataset,
+            arguments.split,
+            arguments.image_column,
+            arguments.columns,
+            arguments.streaming,
+            arguments.num_images,
+        ),
+        arguments.output,
+        settings={
+            "model": arguments.model,
+            "weights": weights_fingerprint(pipeline),
+            "dataset": arguments.dataset,
+            "split": arguments.split,
+            "crop": arguments.crop,
+        },
+        transform=ImageTransform(config.sample_size, config.in_channels, crop=arguments.crop),
+        columns=arguments.columns,
+        file_format=arguments.format,
+        shard_size=arguments.shard_size,
+        batch_size=arguments.batch_size,
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        show_progress=not quiet,
+    )
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return 0
+    summary = finish_codes(arguments.output, count)
+    if arguments.json:
+        print(json.dumps({"output": str(arguments.output), "count": summary["count"]}))
+    else:
+        print(f"{summary['count']:,} codes, {arguments.output / SUMMARY}")
+    return 0

@@ -1,0 +1,273 @@
+"""The report of an evaluation: Markdown in the layout of the paper's tables, JSON, pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
+from ..tiles import film_strip
+from .evaluate import image_pairs
+from .evaluation_folder import ORIGINALS, EvaluationFolder, write_text
+from .paper_tables import (
+    HUDSON,
+    METRIC_TITLES,
+    METRICS,
+    TABLE_4,
+    TABLE_5,
+    TABLE_9,
+    TABLE_10_AVERAGE,
+    TABLE_11,
+    TABLE_11_AVERAGE,
+    TrainingMethod,
+)
+
+METRIC_NAMES = {
+    **METRIC_TITLES,
+    "lpips_vgg": "LPIPS-VGG ↓",
+    "fd_vgg16": "FD-VGG16 ↓",
+    "fd_dinov2": "FD-DINOv2 ↓",
+}
+_DECIMALS = {"psnr_db": 2, "ssim": 4, "lpips_alex": 4, "lpips_vgg": 4}
+_BASELINES = {
+    "mean_image": "mean of the training images",
+    "pca": "PCA of the same latent size",
+    "jpeg": "JPEG of the latent code's size",
+}
+_PAPER_DATASETS = {32: "CIFAR-10 32", 64: "CelebA 64", 128: "Bedroom 128"}
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def render_report(figures: Mapping[str, Any], paper_dataset: str | None = None) -> str:
+    """The Markdown page of an evaluation.
+
+    Args:
+        figures: What [`evaluate`] returns, with `command`, how it was called, and `budget` and `data_note`, how the
+            model was trained and what the data are, in words; all three optional.
+        paper_dataset: Data set of tables 4, 5 and 9 to print beside; None takes the one of the model's image size.
+
+    Raises:
+        ValueError: If the paper has no such data set.
+    """
+    paper_dataset = paper_dataset or _PAPER_DATASETS.get(figures["sample_size"], "CIFAR-10 32")
+    if paper_dataset not in TABLE_4:
+        raise ValueError(f"paper_dataset must be one of {', '.join(TABLE_4)}, got {paper_dataset!r}")
+    results = figures["results"]
+    sections = [f"# Evaluation of {figures['model']}", _what(figures)]
+    if figures.get("command"):
+        sections.append(f"```sh\n{figures['command']}\n```")
+    for mode in figures["modes"]:
+        title = "Stochastic autoencoding" if mode == "stochastic" else "Inversion"
+        sections += [f"## {title}", _reconstruction_table(figures, mode, paper_dataset)]
+    sections.append(_notes(figures, paper_dataset))
+    if "perceptual_path_length" in results:
+        sections += ["## Perceptual path length", _path_length_table(figures, paper_dataset)]
+    if "probe" in results:
+        sections += ["## Linear probe of the latent code", _probe_section(results["probe"])]
+    sections += ["## Time", _time_table(figures["timings"])]
+    pictures = figures.get("pictures", {})
+    if pictures:
+        sections.append("## Pictures")
+        sections += [f"{caption}:\n\n![{caption}]({name})" for name, caption in pictures.items()]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def write_report(folder: Path, figures: Mapping[str, Any], paper_dataset: str | None = None) -> str:
+    """Writes report.md and report.json; returns the page."""
+    page = render_report(figures, paper_dataset)
+    write_text(folder / "report.json", json.dumps(figures, indent=2) + "\n")
+    write_text(folder / "report.md", page)
+    return page
+
+
+def save_pictures(
+    folder: EvaluationFolder,
+    pipeline: DiffusionAutoencoderPipeline,
+    figures: Mapping[str, Any],
+    num_images: int = 10,
+    num_interpolations: int = 3,
+    num_frames: int = 9,
+) -> dict[str, str]:
+    """Saves originals over reconstructions and errors, and interpolations; returns file name -> caption."""
+    indices = range(min(num_images, figures["num_images"]))
+    originals = folder.read(ORIGINALS, indices)
+    rows, names = [originals], ["originals"]
+    for mode in figures["modes"]:
+        reconstructions = folder.read(mode, indices)
+        rows += [reconstructions, (5 * (reconstructions - originals).abs()).clamp(0, 1)]
+        names += [{"inversion": "inverted"}.get(mode, mode), "its error x 5"]
+    _save_rows(rows, folder.folder / "reconstructions.png")
+    pictures = {"reconstructions.png": ", ".join(names).capitalize()}
+    if "inversion" in figures["modes"]:
+        strips = []
+        for pair in image_pairs(figures["num_images"], num_interpolations, figures["seed"]):
+            ends = folder.read(ORIGINALS, pair) * 2 - 1
+            strips.append(
+                pipeline.interpolate(
+                    ends[:1],
+                    ends[1:],
+                    num_frames=num_frames,
+                    num_inference_steps=figures["num_inference_steps"],
+                    output_type="pt",
+                )
+                .images.float()
+                .cpu()
+            )
+        _save_rows(strips, folder.folder / "interpolation.png")
+        pictures["interpolation.png"] = "Interpolation of code and noise between the images at both ends"
+    return pictures
+
+
+def _save_rows(rows: Sequence[torch.Tensor], path: Path) -> None:
+    strips = [film_strip(list(row)) for row in rows]
+    gap = 4
+    picture = Image.new(strips[0].mode, (strips[0].width, sum(strip.height + gap for strip in strips) - gap), "white")
+    for row, strip in enumerate(strips):
+        picture.paste(strip, (0, row * (strip.height + gap)))
+    temporary = path.with_name(f".{path.name}.partial")
+    picture.save(temporary, "PNG")
+    temporary.replace(path)
+
+
+# ---- sections --------------------------------------------------------------------------------------------------------
+
+
+def _what(figures: Mapping[str, Any]) -> str:
+    machine, parameters = figures["machine"], figures["parameters"]
+    rows = [
+        ["data", f"{figures['dataset']}, split {figures['split']}, the first {figures['num_images']:,} images"],
+        *([["about the data", figures["data_note"]]] if figures.get("data_note") else []),
+        ["training", figures.get("budget") or "not stated"],
+        ["parameters", f"encoder {parameters['encoder']:,}, decoder {parameters['decoder']:,}"],
+        ["latent code", f"{figures['latent_dim']} numbers"],
+        ["DDIM steps", f"{figures['num_inference_steps']} (decoding, and inversion)"],
+        ["seed", str(figures["seed"])],
+        ["networks in", figures["dtype"]],
+        [
+            "measured on",
+            f"{machine['device']}, {machine['processes']} process(es) of {machine['threads']} thread(s), "
+            f"torch {machine['torch']}",
+        ],
+    ]
+    return markdown_table(["", ""], rows)
+
+
+def format_figure(metric: str, figure: Mapping[str, Any] | None, interval: bool = True) -> str:
+    """A measured figure as a cell: mean and 95 % interval, a value, or n/a."""
+    if figure is None or "unavailable" in figure:
+        return "n/a"
+    decimals = _DECIMALS.get(metric, 2)
+    if "value" in figure:
+        return f"{figure['value']:.{decimals}f}"
+    text = f"{figure['mean']:.{decimals}f}"
+    low, high = figure["interval"]
+    if interval and math.isfinite(low):
+        text += f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return text
+
+
+def _measured_metrics(results: Mapping[str, Any], mode: str) -> list[str]:
+    return [metric for metric in METRIC_NAMES if metric in results[mode] or metric in METRICS]
+
+
+def _reconstruction_table(figures: Mapping[str, Any], mode: str, paper_dataset: str) -> str:
+    results = figures["results"]
+    metrics = _measured_metrics(results, mode)
+    rows = [[f"**{figures['model']}**", *(format_figure(metric, results[mode].get(metric)) for metric in metrics)]]
+    if f"compare_{mode}" in results:
+        other = results[f"compare_{mode}"]
+        rows.append([figures["compare"], *(format_figure(metric, other.get(metric)) for metric in metrics)])
+    for name in figures["baselines"]:
+        rows.append([_BASELINES[name], *(format_figure(metric, results[name].get(metric)) for metric in metrics)])
+    for method, modes in TABLE_4[paper_dataset].items():
+        rows.append(_paper_row(method, modes[0 if mode == "stochastic" else 1], metrics))
+    if mode == "stochastic":
+        rows.append(_paper_row(HUDSON, TABLE_9[paper_dataset], metrics))
+    return markdown_table(["", *(METRIC_NAMES[metric] for metric in metrics)], rows)
+
+
+def _paper_row(method: TrainingMethod, values: Sequence[float], metrics: Sequence[str]) -> list[str]:
+    by_metric = dict(zip(METRICS, values, strict=True))
+    return [f"paper: {method.title}", *(f"{by_metric[m]:g}" if m in by_metric else "" for m in metrics)]
+
+
+def _notes(figures: Mapping[str, Any], paper_dataset: str) -> str:
+    results = figures["results"]
+    lines = [
+        "PSNR and SSIM are means over images of floats in [0, 1], with bootstrap 95 % intervals; all other metrics are "
+        "taken on images rounded to 8 bits.",
+        f"The paper's rows are its own figures for {paper_dataset}: 50,000 images, its networks and training lengths "
+        "(tables 4 and 9).",
+    ]
+    if "jpeg" in figures["baselines"]:
+        lines.append(
+            "JPEG: the highest quality, for each image, whose entropy-coded data take no more bytes than the latent "
+            "code at 16 bits a number; headers and tables are not counted."
+        )
+    if {"mean_image", "pca"} & set(figures["baselines"]):
+        lines.append(f"Mean image and PCA are fitted on up to {figures['baseline_images']:,} training images.")
+    reasons = {}
+    for name, measured in results.items():
+        for metric, figure in measured.items() if name != "perceptual_path_length" else [(name, measured)]:
+            if isinstance(figure, Mapping) and "unavailable" in figure:
+                reasons[METRIC_NAMES.get(metric, metric)] = figure["unavailable"]
+    lines += [f"{metric} n/a: {reason}" for metric, reason in reasons.items()]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _path_length_table(figures: Mapping[str, Any], paper_dataset: str) -> str:
+    figure = figures["results"]["perceptual_path_length"]
+    if "unavailable" in figure:
+        return f"n/a: {figure['unavailable']}"
+    rows = [
+        [
+            f"**{figures['model']}**, {figure['count']} pairs, {figures['path_length_intervals']} sub-intervals",
+            format_figure("perceptual_path_length", figure),
+        ],
+        *([f"paper: {method.title}, 200 pairs", f"{value:g}"] for method, value in TABLE_5[paper_dataset].items()),
+    ]
+    return markdown_table(["", "PPL ↓ (LPIPS-VGG)"], rows)
+
+
+def _probe_section(probe: Mapping[str, Any]) -> str:
+    counts = f"Trained on {probe['train_codes']:,} codes, tested on {probe['test_codes']:,}."
+    if probe["task"] == "regression":
+        rows = [
+            [label, *(f"{probe[key][column]:.4f}" for key in ("r_squared", "mean_absolute_error", "pearson"))]
+            for column, label in enumerate(probe["labels"])
+        ]
+        return counts + "\n\n" + markdown_table(["target", "R² ↑", "mean absolute error ↓", "correlation ↑"], rows)
+    averages, names = TABLE_10_AVERAGE, probe["labels"]
+    per_class, per_label = {}, probe.get("auroc_per_attribute")
+    if probe["task"] == "multiclass":
+        averages, names, per_label = TABLE_11_AVERAGE, list(TABLE_11), probe["auroc_per_class"]
+        if len(names) == len(per_label):
+            per_class = TABLE_11
+        else:
+            names = [str(label) for label in probe["classes"]]
+        counts += f" Accuracy {probe['accuracy']:.4f}."
+    rows = [["macro average", f"**{probe['auroc_macro']:.4f}**", *(f"{value:.4f}" for value in averages.values())]]
+    for name, value in zip(names, per_label, strict=True):
+        paper = (f"{entry:.4f}" for entry in per_class[name]) if name in per_class else [""] * len(averages)
+        rows.append([str(name), f"{value:.4f}", *paper])
+    header = ["", "AUROC ↑", *(f"paper: {method.title}" for method in averages)]
+    return counts + "\n\n" + markdown_table(header, rows)
+
+
+def _time_table(timings: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        [stage, f"{entry['seconds']:,.1f}", f"{entry['images']:,}", f"{entry['images_per_second']:,.1f}"]
+        for stage, entry in timings.items()
+    ]
+    return markdown_table(["stage (of the first process)", "seconds", "images or pairs", "per second"], rows)

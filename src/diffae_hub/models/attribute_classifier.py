@@ -1,0 +1,129 @@
+"""AttributeClassifier: latent code -> attributes, and the direction in which an attribute grows (official DiffAE)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+
+@dataclass
+class AttributeClassifierOutput(BaseOutput):
+    """Output of [`AttributeClassifier`].
+
+    Args:
+        logits: One per attribute, shape (B, num_attributes); above 0 where it is more likely present than not.
+    """
+
+    logits: torch.Tensor
+
+
+class AttributeClassifier(ModelMixin, ConfigMixin):
+    """A linear classifier of attributes on normalised latent codes.
+
+    Codes are normalised with the mean and standard deviation of the training codes, which are part of its saved state.
+
+    Args:
+        latent_dim: Width of the latent code.
+        num_attributes: Number of attributes; the official classifiers have the 40 of CelebA.
+        attribute_names: Their names, in the order of the rows; None if they have none.
+
+    Raises:
+        ValueError: If a number is below 1, or the names are not `num_attributes` different strings.
+    """
+
+    __module__ = "diffae_hub"
+
+    @register_to_config
+    def __init__(
+        self, latent_dim: int = 512, num_attributes: int = 40, attribute_names: Sequence[str] | None = None
+    ) -> None:
+        super().__init__()
+        for name, value in (("latent_dim", latent_dim), ("num_attributes", num_attributes)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if attribute_names is not None:
+            names = list(attribute_names)
+            if len(names) != num_attributes or len(set(names)) != num_attributes:
+                raise ValueError(
+                    f"attribute_names must be None or {num_attributes} different names, one per attribute, "
+                    f"got {len(names)}, {len(set(names))} of them different"
+                )
+        self.linear = nn.Linear(latent_dim, num_attributes)
+        self.register_buffer("latent_mean", torch.zeros(latent_dim))
+        self.register_buffer("latent_std", torch.ones(latent_dim))
+
+    def normalize(self, latent_code: torch.Tensor) -> torch.Tensor:
+        """Latent codes (B, latent_dim) of the encoder -> codes of mean 0 and standard deviation 1."""
+        return (latent_code - self.latent_mean) / self.latent_std
+
+    def denormalize(self, normalized_code: torch.Tensor) -> torch.Tensor:
+        """The inverse of [`~AttributeClassifier.normalize`]."""
+        return normalized_code * self.latent_std + self.latent_mean
+
+    def forward(
+        self, latent_code: torch.Tensor, return_dict: bool = True
+    ) -> AttributeClassifierOutput | tuple[torch.Tensor]:
+        """Classifies latent codes.
+
+        Args:
+            latent_code: z as the encoder gives it, (B, latent_dim), floating point.
+            return_dict: Whether to return an [`AttributeClassifierOutput`] or a tuple.
+
+        Returns:
+            The logits, (B, num_attributes); a sigmoid turns them into probabilities.
+
+        Raises:
+            ValueError: If `latent_code` is not (B, latent_dim).
+        """
+        self._check(latent_code)
+        logits = self.linear(self.normalize(latent_code))
+        return AttributeClassifierOutput(logits=logits) if return_dict else (logits,)
+
+    def edit(self, latent_code: torch.Tensor, attribute: int | str, strength: float = 0.3) -> torch.Tensor:
+        """Moves codes along an attribute: denormalise(normalise(z) + strength sqrt(latent_dim) w / |w|).
+
+        w is the attribute's row of the weight. The official notebooks use a strength of 0.3.
+
+        Args:
+            latent_code: z as the encoder gives it, (B, latent_dim), floating point.
+            attribute: Index of the attribute, 0 to num_attributes - 1, or its name.
+            strength: How far; below 0 takes the attribute away.
+
+        Returns:
+            Codes to decode, (B, latent_dim).
+
+        Raises:
+            ValueError: If `latent_code` is not (B, latent_dim), there is no such attribute, or `strength` is not a
+                finite number.
+        """
+        self._check(latent_code)
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+            raise ValueError(f"strength must be a finite number, got {strength!r}")
+        direction = nn.functional.normalize(self.linear.weight[self._index(attribute)], dim=0)
+        step = strength * math.sqrt(self.config.latent_dim)
+        return self.denormalize(self.normalize(latent_code) + step * direction)
+
+    def _index(self, attribute: int | str) -> int:
+        names = self.config.attribute_names
+        if isinstance(attribute, str):
+            if names is None or attribute not in names:
+                known = "this classifier has none" if names is None else ", ".join(names)
+                raise ValueError(f"attribute must be an index or one of the names ({known}), got {attribute!r}")
+            return list(names).index(attribute)
+        last = self.config.num_attributes - 1
+        if not isinstance(attribute, int) or isinstance(attribute, bool) or not 0 <= attribute <= last:
+            raise ValueError(f"attribute must be a name or an index between 0 and {last}, got {attribute!r}")
+        return attribute
+
+    def _check(self, latent_code: torch.Tensor) -> None:
+        if latent_code.ndim != 2 or latent_code.shape[1] != self.config.latent_dim:
+            raise ValueError(
+                f"latent_code must have shape (batch, {self.config.latent_dim}), got {tuple(latent_code.shape)}"
+            )

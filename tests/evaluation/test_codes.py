@@ -1,0 +1,86 @@
+"""`diffae-hub encode`: codes of whole data sets in shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from diffae_hub.cli import main
+from diffae_hub.evaluation.codes import load_codes
+from diffae_hub.training.data import load_rows
+
+
+def encode(dataset: str, model: str, output: Path, *more: str) -> list[str]:
+    arguments = ["encode", dataset, "--split", "test", "--model", model, "--output", str(output), "--device", "cpu"]
+    return [*arguments, "--columns", "label", "--shard_size", "4", "--batch_size", "3", *more]
+
+
+@pytest.fixture
+def expected(tiny_pipeline, test_images: str) -> np.ndarray:
+    images = [Image.open(io.BytesIO(row["bytes"])) for row in load_rows(test_images, "test")]
+    return torch.cat([tiny_pipeline.encode(image) for image in images]).numpy()
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_codes_are_the_encoders(
+    file_format: str, streaming: bool, model: str, test_images: str, expected: np.ndarray, tmp_path: Path, capsys
+) -> None:
+    more = ["--format", file_format, *["--streaming"] * streaming]
+    assert main(encode(test_images, model, tmp_path / "codes", *more)) == 0
+    assert "11 codes" in capsys.readouterr().out
+    assert len(list((tmp_path / "codes").glob(f"codes-*.{file_format}"))) == 3
+    codes = load_codes(tmp_path / "codes", ["label"])
+    assert codes["index"].tolist() == list(range(11))
+    assert codes["label"].tolist() == [index % 2 for index in range(11)]
+    np.testing.assert_allclose(codes["latent_code"], expected, atol=1e-5)
+    summary = json.loads((tmp_path / "codes" / "codes.json").read_text())
+    np.testing.assert_allclose(summary["latent_mean"], expected.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(summary["latent_std"], expected.std(axis=0), atol=1e-5)
+    assert not list((tmp_path / "codes").glob(".*"))
+
+
+def test_continues_with_the_shards_that_are_missing(
+    model: str, test_images: str, expected: np.ndarray, tmp_path: Path
+) -> None:
+    folder = tmp_path / "codes"
+    arguments = encode(test_images, model, folder, "--format", "safetensors")
+    assert main(arguments) == 0
+    shards = sorted(folder.glob("*.safetensors"))
+    before = shards[0].stat().st_mtime_ns
+    shards[1].unlink()
+    assert main(arguments) == 0
+    assert shards[0].stat().st_mtime_ns == before
+    np.testing.assert_allclose(load_file(shards[1])["latent_code"], expected[4:8], atol=1e-5)
+
+
+def test_two_processes_share_the_shards(model: str, test_images: str, expected: np.ndarray, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "diffae_hub.cli", *encode(test_images, model, tmp_path / "codes")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    np.testing.assert_allclose(load_codes(tmp_path / "codes")["latent_code"], expected, atol=1e-5)
+
+
+def test_bad_input(model: str, test_images: str, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "codes"
+    assert main(encode(test_images, model, folder)) == 0
+    capsys.readouterr()
+    assert main(encode(test_images, model, folder, "--shard_size", "5")) == 2
+    assert "same settings" in capsys.readouterr().err
+    assert main([*encode(test_images, model, tmp_path / "other"), "--columns", "nonsense"]) == 2
+    assert "columns must be among" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="codes must be a folder with a codes.json"):
+        load_codes(tmp_path)
+    with pytest.raises(ValueError, match=r"columns must be among \['label'\], got \['other'\]"):
+        load_codes(folder, ["other"])
