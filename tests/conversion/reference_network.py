@@ -36,12 +36,12 @@ class Architecture:
 FFHQ256 = Architecture(256, 128, (1, 1, 2, 2, 4, 4), (1, 1, 2, 2, 4, 4, 4))
 FFHQ128 = Architecture(128, 128, (1, 1, 2, 3, 4), (1, 1, 2, 3, 4, 4))
 CELEBA64 = Architecture(64, 64, (1, 2, 4, 8), (1, 2, 4, 8, 8))
-# The same structure in small. 64 channels in 32 groups, so that the grouping matters; attention inside both networks.
+# The same structure in small: groups of one to four channels, and attention inside both networks.
 TINY = Architecture(
     image_size=32,
-    base=16,
-    decoder_multipliers=(1, 4),
-    encoder_multipliers=(1, 4, 4),
+    base=32,
+    decoder_multipliers=(1, 2),
+    encoder_multipliers=(1, 2, 2),
     blocks=1,
     encoder_blocks=1,
     embed=24,
@@ -51,7 +51,7 @@ TINY = Architecture(
     latent_sinusoid=8,
 )
 # Smaller still, for trajectories of hundreds of steps.
-MINIATURE = replace(TINY, image_size=16, decoder_multipliers=(1, 2), encoder_multipliers=(1, 2, 2))
+MINIATURE = replace(TINY, image_size=16, base=8)
 
 
 # ---- names and shapes ------------------------------------------------------------------------------------------------

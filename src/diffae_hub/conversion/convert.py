@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,10 @@ from ..models.semantic_encoder import SemanticEncoderModel
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .official_configuration import (
+    CELEBA_ATTRIBUTES,
     NUM_ATTENTION_HEADS,
+    OFFICIAL_LATENT_SCHEDULER,
+    OFFICIAL_SCHEDULER,
     infer_attribute_classifier_configuration,
     infer_autoencoder_configuration,
     infer_latent_code_model_configuration,
@@ -38,67 +41,12 @@ from .official_names import (
 )
 from .restricted_unpickler import StoredTensor, describe, load_checkpoint
 
-# The order of the rows of the official classifiers: the attributes of CelebA, as its annotation file lists them.
-CELEBA_ATTRIBUTES = (
-    "5_o_Clock_Shadow",
-    "Arched_Eyebrows",
-    "Attractive",
-    "Bags_Under_Eyes",
-    "Bald",
-    "Bangs",
-    "Big_Lips",
-    "Big_Nose",
-    "Black_Hair",
-    "Blond_Hair",
-    "Blurry",
-    "Brown_Hair",
-    "Bushy_Eyebrows",
-    "Chubby",
-    "Double_Chin",
-    "Eyeglasses",
-    "Goatee",
-    "Gray_Hair",
-    "Heavy_Makeup",
-    "High_Cheekbones",
-    "Male",
-    "Mouth_Slightly_Open",
-    "Mustache",
-    "Narrow_Eyes",
-    "No_Beard",
-    "Oval_Face",
-    "Pale_Skin",
-    "Pointy_Nose",
-    "Receding_Hairline",
-    "Rosy_Cheeks",
-    "Sideburns",
-    "Smiling",
-    "Straight_Hair",
-    "Wavy_Hair",
-    "Wearing_Earrings",
-    "Wearing_Hat",
-    "Wearing_Lipstick",
-    "Wearing_Necklace",
-    "Wearing_Necktie",
-    "Young",
-)
-OFFICIAL_SCHEDULER = {
-    "noise_schedule": "linear_beta",
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "clip_sample": True,
-}
-OFFICIAL_LATENT_SCHEDULER = {
-    "noise_schedule": "constant_beta",
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "clip_sample": False,
-}
 STATISTICS = ("conds_mean", "conds_std")
 
 _GROUPS = ("model.", "ema_model.", "classifier.", "ema_classifier.")
 _LATENT = "latent_net."
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
-_NAMES_SHOWN = 5
+_NAMES_SHOWN, _CHARACTERS_SHOWN = 5, 200
 
 Weights = Mapping[str, StoredTensor | torch.Tensor]
 
@@ -219,7 +167,7 @@ def convert_official_checkpoint(
 
     # 1. encoder and decoder
     group = "ema_model." if ema else "model."
-    _require_group(main, group, "--no-ema" if ema else "no --no-ema")
+    _require_group(main, group)
     encoder_config, decoder_config = infer_autoencoder_configuration(
         {name: tensor.shape for name, tensor in main.autoencoder(group).items()},
         image_size if image_size is not None else _image_size_of_noise(main),
@@ -242,8 +190,8 @@ def convert_official_checkpoint(
                     components["decoder"] = _Component(decoder, decoder_weights)
 
     # 2. latent code model
-    source = states.get("latent_checkpoint", main)
-    if source is not main or main.has_latent_net():
+    source = _source(states, "latent_checkpoint", _OfficialState.has_latent_net, "a latent code model (latent_net.*)")
+    if source is not None:
         _require_latent_net(source, group)
         config = infer_latent_code_model_configuration(
             {name: tensor.shape for name, tensor in source.latent_net(group).items()}
@@ -251,21 +199,18 @@ def convert_official_checkpoint(
         with torch.device("meta"):
             model = LatentCodeModel(**config)
         weights = _match_in_both(model, latent_code_model_names(model.config), source, group)
-        weights |= _statistics(source, statistics, config["latent_dim"])
+        weights |= _statistics(source, statistics, config["latent_dim"], report.warnings)
         components["latent_code_model"] = _Component(model, weights)
         if source is not main and not _same_values(components["encoder"].weights, source, group, networks):
             report.warnings.append(
                 f"the encoder in {source.path} has other weights than the one in {main.path}; the latent code model "
                 "knows the codes of its own encoder only"
             )
-    for argument, state in states.items():
-        if state is not source and state.has_latent_net() and state is not main:
-            raise ValueError(f"{argument} must not hold a latent code model, but {state.path} has latent_net.* tensors")
 
     # 3. attribute classifier
-    source = states.get("classifier_checkpoint", main)
-    if source is not main or main.has_classifier():
-        components["attribute_classifier"] = _classifier(source, ema_classifier, statistics)
+    source = _source(states, "classifier_checkpoint", _OfficialState.has_classifier, "a classifier (classifier.*)")
+    if source is not None:
+        components["attribute_classifier"] = _classifier(source, ema_classifier, statistics, report.warnings)
     if statistics is not None and components.keys() <= {"encoder", "decoder"}:
         raise ValueError("latent_stats must go with a latent code model or a classifier, but there is neither")
 
@@ -319,12 +264,26 @@ def _read_state(path: Path, argument: str) -> _OfficialState:
     return state
 
 
-def _require_group(state: _OfficialState, group: str, remedy: str) -> None:
+def _source(
+    states: Mapping[str, _OfficialState], argument: str, holds: Callable[[_OfficialState], bool], what: str
+) -> _OfficialState | None:
+    """The file that a network is taken from: the one given for it, else any that holds it, else None."""
+    holders = [state for state in states.values() if holds(state)]
+    source = states.get(argument) or next(iter(holders), None)
+    for other in holders:
+        if other is not source:
+            raise ValueError(
+                f"{other.argument} must not hold {what} beside the one in {source.path}, but {other.path} does"
+            )
+    return source
+
+
+def _require_group(state: _OfficialState, group: str) -> None:
     if not state.autoencoder(group):
         others = [name for name, tensors in state.groups.items() if tensors]
         raise ValueError(
             f"{state.argument} must hold the tensors {group}* of an autoencoder, but {state.path} has only "
-            f"{_list(f'{name}*' for name in others) or 'none'} (try {remedy})"
+            f"{_list(f'{name}*' for name in others) or 'none'} (--no-ema takes model.*, else ema_model.* is taken)"
         )
 
 
@@ -404,7 +363,9 @@ def _match_in_both(
     return weights[group]
 
 
-def _classifier(state: _OfficialState, ema: bool, statistics: dict[str, torch.Tensor] | None) -> _Component:
+def _classifier(
+    state: _OfficialState, ema: bool, statistics: dict[str, torch.Tensor] | None, warnings: list[str]
+) -> _Component:
     """The attribute classifier of a checkpoint, both copies checked."""
     chosen = "ema_classifier." if ema else "classifier."
     if not state.groups[chosen]:
@@ -424,7 +385,7 @@ def _classifier(state: _OfficialState, ema: bool, statistics: dict[str, torch.Te
             (found,) = _match([(model, attribute_classifier_names(model.config))], state.groups[group], state, group)
             if group == chosen:
                 weights |= found
-    weights |= _statistics(state, statistics, config["latent_dim"])
+    weights |= _statistics(state, statistics, config["latent_dim"], warnings)
     return _Component(model, weights)
 
 
@@ -453,12 +414,12 @@ def _load_statistic(tensor: StoredTensor, name: str, argument: str, path: Path) 
 
 
 def _statistics(
-    state: _OfficialState, from_file: dict[str, torch.Tensor] | None, latent_dim: int
+    state: _OfficialState, from_file: dict[str, torch.Tensor] | None, latent_dim: int, warnings: list[str]
 ) -> dict[str, torch.Tensor]:
-    """latent_mean and latent_std: the checkpoint's own, else those of latent.pkl.
+    """latent_mean and latent_std: the checkpoint's own, as in the official code, else those of latent.pkl.
 
     Raises:
-        ValueError: If there are none, they are misshapen, or the two sources differ.
+        ValueError: If there are none, or they are misshapen.
     """
     own = {
         name: _load_statistic(state.buffers[name], name, state.argument, state.path)
@@ -477,10 +438,7 @@ def _statistics(
                 f"{name} must have {latent_dim} values, one per dimension of the codes, got {values[name].numel()}"
             )
         if from_file is not None and not torch.equal(values[name], from_file[name]):
-            raise ValueError(
-                f"latent_stats must be what the network was trained with, but its {name} differs from the one in "
-                f"{state.path}; leave latent_stats out to use that one"
-            )
+            warnings.append(f"{name} in latent_stats differs from the one in {state.path}, which is taken")
     return {"latent_mean": values["conds_mean"], "latent_std": values["conds_std"]}
 
 
@@ -501,7 +459,7 @@ def _same_values(
 def _list(names: Any) -> str:
     """The first names, and how many more there are."""
     names = list(names)
-    shown = ", ".join(names[:_NAMES_SHOWN])
+    shown = ", ".join(name[:_CHARACTERS_SHOWN] for name in names[:_NAMES_SHOWN])
     return f"{shown} and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else shown
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from .convert import OFFICIAL_LATENT_SCHEDULER, OFFICIAL_SCHEDULER, check_output_folder, new_folder
-from .official_configuration import NORM_EPS, NORM_NUM_GROUPS
+from .convert import check_output_folder, new_folder
+from .official_configuration import NORM_EPS, NORM_NUM_GROUPS, OFFICIAL_LATENT_SCHEDULER, OFFICIAL_SCHEDULER
 from .official_names import (
     OfficialTensor,
     attribute_classifier_names,

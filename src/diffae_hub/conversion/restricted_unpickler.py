@@ -257,7 +257,7 @@ def describe(value: object) -> str:
         return f"an object of {value.name[:100]}"
     if isinstance(value, StoredTensor):
         return f"a tensor of shape {value.shape} and {value.dtype}"
-    return f"a {type(value).__name__}"
+    return f"a value of type {type(value).__name__}"
 
 
 # ---- the interpreter -------------------------------------------------------------------------------------------------

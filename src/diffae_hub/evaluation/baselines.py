@@ -95,7 +95,7 @@ class PCABaseline:
             pca = PCA(num_components, svd_solver=solver, random_state=0)
             pca.fit(train_images.flatten(1).float().cpu().numpy())
             mean, components = pca.mean_, pca.components_
-        mean, components = (torch.from_numpy(np.ascontiguousarray(array)).float() for array in (mean, components))
+        mean, components = (torch.from_numpy(array).float() for array in (mean, components))
         return cls(components, mean.reshape(train_images.shape[1:]))
 
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
@@ -228,7 +228,7 @@ def _principal_components(images: torch.Tensor, num_components: int) -> tuple[np
         scatter.addmm_(centred.T, centred)
     size = len(mean)
     _, vectors = eigh(scatter.cpu().numpy(), subset_by_index=(size - num_components, size - 1), overwrite_a=True)
-    return mean.cpu().numpy(), vectors.T[::-1]  # eigenvalues rise
+    return mean.cpu().numpy(), vectors.T[::-1].copy()  # eigenvalues rise
 
 
 def _sum_over_images(images: torch.Tensor) -> torch.Tensor:

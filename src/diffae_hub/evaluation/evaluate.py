@@ -451,7 +451,7 @@ def _measure(
                     value = _folder_metric(metric, folder, method, indices, options, device)
                     results[metric] = {"value": value, "count": len(indices)}
                 measured.images = len(indices)
-            except (WeightsUnavailable, ImportError) as error:
+            except (WeightsUnavailable, ImportError, ValueError) as error:  # ValueError: images that are too small
                 missing[metric] = error
                 results[metric] = _unavailable(metric, error, options)
     return results

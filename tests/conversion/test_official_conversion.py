@@ -1,0 +1,606 @@
+"""Conversion of official checkpoints: configuration, names, and numbers against a reference in plain float64."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from diffae_hub import (
+    ConditionedUNet2DModel,
+    DiffusionAutoencoderPipeline,
+    LatentCodeModel,
+    SemanticEncoderModel,
+)
+from diffae_hub.conversion.commands import convert_arguments, run_convert
+from diffae_hub.conversion.convert import convert_official_checkpoint
+from diffae_hub.conversion.official_configuration import (
+    CELEBA_ATTRIBUTES,
+    infer_autoencoder_configuration,
+    infer_latent_code_model_configuration,
+)
+from diffae_hub.conversion.official_names import decoder_names, encoder_names, latent_code_model_names
+
+from . import reference_network as reference
+from .official_files import (
+    autoencoder_state,
+    classifier_state,
+    latent_state,
+    of_group,
+    save_lightning,
+    statistics,
+)
+from .reference_network import CELEBA64, FFHQ128, FFHQ256, MINIATURE, TINY, Architecture
+
+
+def load(folder: Path) -> DiffusionAutoencoderPipeline:
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def convert(tmp_path: Path, state: dict[str, Any], **options: Any) -> DiffusionAutoencoderPipeline:
+    convert_official_checkpoint(save_lightning(tmp_path / "last.ckpt", state), tmp_path / "out", **options)
+    return load(tmp_path / "out")
+
+
+# ---- configuration and names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("a", "decoder_parameters", "encoder_parameters"),
+    [(FFHQ256, 138_341_891, 30_150_400), (FFHQ128, 103_871_619, 24_673_536), (CELEBA64, 71_518_723, 19_320_512)],
+    ids=["ffhq256", "ffhq128", "celeba64"],
+)
+def test_published_networks_are_inferred_exactly(
+    a: Architecture, decoder_parameters: int, encoder_parameters: int
+) -> None:
+    shapes = reference.autoencoder_shapes(a)
+    encoder_config, decoder_config = infer_autoencoder_configuration(shapes)
+    for config, multipliers in ((encoder_config, a.encoder_multipliers), (decoder_config, a.decoder_multipliers)):
+        assert config["sample_size"] == a.image_size
+        assert config["base_channels"] == a.base
+        assert config["channel_multipliers"] == multipliers
+        assert config["layers_per_block"] == 2
+        assert config["attention_resolutions"] == (16,)
+        assert config["latent_dim"] == 512
+    with torch.device("meta"):
+        encoder, decoder = SemanticEncoderModel(**encoder_config), ConditionedUNet2DModel(**decoder_config)
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == decoder_parameters
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == encoder_parameters
+
+    # Every tensor of ours has one of theirs, and every one of theirs is used once.
+    used = {}
+    for model, names in ((encoder, encoder_names(encoder.config)), (decoder, decoder_names(decoder.config))):
+        state = model.state_dict()
+        assert [entry.name for entry in names] == list(dict.fromkeys(entry.name for entry in names))
+        assert {entry.name for entry in names} == set(state)
+        used |= {entry.official_names[0]: entry.official_shape(tuple(state[entry.name].shape)) for entry in names}
+    assert used == shapes
+
+
+def test_the_defaults_of_the_package_are_the_official_network_for_256_pixels() -> None:
+    encoder_config, decoder_config = infer_autoencoder_configuration(reference.autoencoder_shapes(FFHQ256))
+    with torch.device("meta"):
+        for cls, config in ((SemanticEncoderModel, encoder_config), (ConditionedUNet2DModel, decoder_config)):
+            default, inferred = dict(cls().config), dict(cls(**config).config)
+            assert {key: default[key] for key in inferred if key != "_use_default_values"} == {
+                key: value for key, value in inferred.items() if key != "_use_default_values"
+            }
+
+
+@pytest.mark.parametrize(("layers", "parameters"), [(10, 54_109_696), (20, 117_106_176)])
+def test_published_latent_code_models_are_inferred_exactly(layers: int, parameters: int) -> None:
+    shapes = reference.latent_net_shapes(replace(FFHQ256, latent_layers=layers))
+    with torch.device("meta"):
+        model = LatentCodeModel(**infer_latent_code_model_configuration(shapes))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    state = model.state_dict()
+    used = {
+        name: tuple(state[entry.name].shape)
+        for entry in latent_code_model_names(model.config)
+        for name in entry.official_names
+    }
+    assert used == shapes
+
+
+@pytest.mark.parametrize(
+    ("a", "options"),
+    [
+        (replace(TINY, blocks=2, encoder_blocks=2), {}),
+        (replace(TINY, blocks=3, encoder_blocks=2, encoder_multipliers=(1, 2, 4)), {}),  # another depth, seen by widths
+        (replace(TINY, blocks=2, encoder_blocks=1, encoder_multipliers=(1, 1, 1)), {"encoder_layers_per_block": 1}),
+        (replace(TINY, image_size=64, decoder_multipliers=(1, 2, 4), encoder_multipliers=(1, 2, 2, 4)), {}),
+        (replace(TINY, attention=(16, 32)), {"image_size": 32}),
+        (replace(TINY, attention=()), {"image_size": 32}),
+        (replace(TINY, attention=(8,)), {"image_size": 32}),
+        (replace(TINY, image_size=16, decoder_multipliers=(1,), encoder_multipliers=(2, 1), blocks=2), {}),
+    ],
+)
+def test_other_architectures_are_inferred(a: Architecture, options: dict[str, int]) -> None:
+    encoder, decoder = infer_autoencoder_configuration(reference.autoencoder_shapes(a), **options)
+    assert (encoder["sample_size"], decoder["sample_size"]) == (a.image_size, a.image_size)
+    assert encoder["channel_multipliers"] == a.encoder_multipliers
+    assert decoder["channel_multipliers"] == a.decoder_multipliers
+    assert (encoder["layers_per_block"], decoder["layers_per_block"]) == (a.encoder_blocks, a.blocks)
+    inside = {resolution for resolution in a.attention if a.image_size // resolution < 2 ** len(a.decoder_multipliers)}
+    assert set(decoder["attention_resolutions"]) == inside
+    assert set(encoder["attention_resolutions"]) == set(a.attention)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"attention": (16, 32)}, {}, "image_size must be given .* got it at levels 0, 1"),
+        ({"attention": ()}, {}, "image_size must be given .* got none"),
+        ({}, {"image_size": 30}, "image_size must be a positive multiple of 4 for this network, got 30"),
+        ({}, {"image_size": 0}, "image_size must be a positive multiple of 4 for this network, got 0"),
+        ({}, {"encoder_layers_per_block": 4}, "encoder_layers_per_block must fit the 5 .* allow \\[1\\], got 4"),
+        (
+            {"blocks": 3, "encoder_blocks": 1, "encoder_multipliers": (1, 1, 1), "attention": ()},
+            {"image_size": 32},
+            "which allow \\[1, 2, 5\\], got None",
+        ),
+    ],
+)
+def test_what_the_tensors_leave_open_must_be_given(change: dict, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        infer_autoencoder_configuration(reference.autoencoder_shapes(replace(TINY, **change)), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "time_embed.time_embed.0.weight",
+            None,
+            "must hold the tensor time_embed.time_embed.0.weight, but it is missing",
+        ),
+        ("encoder.out.3.weight", (12, 64), "encoder.out.3.weight with 4 dimensions"),
+        ("out.2.weight", (0, 16, 3, 3), "that are not empty"),
+        ("output_blocks.3.0.in_layers.2.weight", None, "equally many output_blocks"),
+        ("output_blocks.2.0.in_layers.2.weight", (33, 96, 3, 3), "multiples of 32 channels in output_blocks, got"),
+    ],
+)
+def test_networks_of_another_kind(name: str, shape: tuple[int, ...] | None, message: str) -> None:
+    shapes = reference.autoencoder_shapes(TINY)
+    if shape is None:
+        del shapes[name]
+    else:
+        shapes[name] = shape
+    with pytest.raises(ValueError, match=message):
+        infer_autoencoder_configuration(shapes)
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("a", "options"),
+    [
+        (TINY, {}),
+        (replace(TINY, blocks=2, encoder_blocks=2, decoder_multipliers=(1, 2, 4)), {}),
+        (replace(TINY, heads=4, attention=(16, 8)), {"num_attention_heads": 4}),
+    ],
+    ids=["tiny", "deeper", "heads"],
+)
+@pytest.mark.parametrize("ema", [True, False], ids=["ema", "no-ema"])
+def test_codes_and_noise_predictions(tmp_path: Path, a: Architecture, options: dict, ema: bool) -> None:
+    state = autoencoder_state(a)
+    pipeline = convert(tmp_path, state, ema=ema, **options)
+    w = of_group(state, "ema_model" if ema else "model")
+    generator = torch.Generator().manual_seed(0)
+    size = a.image_size
+    images = torch.rand(3, 3, size, size, generator=generator) * 2 - 1
+    noisy, t = torch.randn(3, 3, size, size, generator=generator), torch.tensor([0, 321, 999])
+    with torch.no_grad():
+        code = pipeline.encoder(images).latent_code
+        noise = pipeline.decoder(noisy, t, code).sample
+    torch.testing.assert_close(code.double(), reference.encode(w, a, images.double()), atol=1e-4, rtol=0)
+    expected = reference.predict_noise(w, a, noisy.double(), t, code.double())
+    assert expected.std() > 0.1
+    torch.testing.assert_close(noise.double(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory) -> tuple[DiffusionAutoencoderPipeline, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A converted pipeline of all networks, the tensors of its latent checkpoint and those of its classifier."""
+    folder = tmp_path_factory.mktemp("complete")
+    state = latent_state(MINIATURE)
+    autoencoder = {name: tensor for name, tensor in state.items() if "latent_net" not in name and "conds" not in name}
+    classifier = classifier_state(MINIATURE)
+    convert_official_checkpoint(
+        save_lightning(folder / "last.ckpt", autoencoder),
+        folder / "out",
+        latent_checkpoint=save_lightning(folder / "latent.ckpt", state),
+        classifier_checkpoint=save_lightning(folder / "classifier.ckpt", classifier),
+    )
+    return load(folder / "out"), state, classifier
+
+
+@pytest.mark.parametrize("steps", [20, 50, 100])
+def test_decoding_trajectories(complete, steps: int) -> None:
+    pipeline, state, _ = complete
+    generator = torch.Generator().manual_seed(steps)
+    code, noise = torch.randn(1, 12, generator=generator), torch.randn(1, 3, 16, 16, generator=generator)
+    images = pipeline.decode(code, noise=noise, num_inference_steps=steps, output_type="latent").images
+    expected = reference.decode(of_group(state, "ema_model"), MINIATURE, noise.double(), code.double(), steps)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(images.double(), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [20, 50, 250])
+def test_inversion_trajectories(complete, steps: int) -> None:
+    pipeline, state, _ = complete
+    generator = torch.Generator().manual_seed(steps)
+    image = torch.rand(1, 3, 16, 16, generator=generator) * 2 - 1
+    w = of_group(state, "ema_model")
+    code = reference.encode(w, MINIATURE, image.double())
+    noise = pipeline.invert(image, num_inference_steps=steps)
+    expected = reference.invert(w, MINIATURE, image.double(), code, steps)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(noise.double(), expected, atol=1e-3, rtol=0)
+
+
+def test_latent_predictions_and_trajectory(complete) -> None:
+    pipeline, state, _ = complete
+    model, w = pipeline.latent_code_model, of_group(state, "ema_model")
+    generator = torch.Generator().manual_seed(0)
+    noise, t = torch.randn(3, 12, generator=generator), torch.tensor([0, 500, 999])
+    with torch.no_grad():
+        prediction = model(noise, t).sample
+    expected = reference.predict_latent_noise(w, MINIATURE, noise.double(), t)
+    torch.testing.assert_close(prediction.double(), expected, atol=1e-4, rtol=0)
+
+    pipeline.latent_scheduler.set_timesteps(50)
+    code = noise
+    with torch.no_grad():
+        for timestep in pipeline.latent_scheduler.timesteps:
+            code = pipeline.latent_scheduler.step(model(code, timestep).sample, timestep, code).prev_sample
+    normalized = reference.sample_latent(w, MINIATURE, noise.double(), 50)
+    expected = normalized * state["conds_std"].double() + state["conds_mean"].double()
+    torch.testing.assert_close(model.denormalize(code).double(), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_classifier_and_editing(complete) -> None:
+    pipeline, _, state = complete
+    classifier = pipeline.attribute_classifier
+    assert list(classifier.config.attribute_names) == list(CELEBA_ATTRIBUTES)
+    code = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    mean, std = state["conds_mean"].double(), state["conds_std"].double()
+    # The last weights, not the averaged ones: those are what official editing uses.
+    weight, bias = state["classifier.weight"].double(), state["classifier.bias"].double()
+    normalized = (code.double() - mean) / std
+    with torch.no_grad():
+        logits, edited = classifier(code).logits, classifier.edit(code, "Smiling", 0.3)
+    torch.testing.assert_close(logits.double(), normalized @ weight.T + bias, atol=1e-4, rtol=0)
+    row = weight[31]
+    expected = (normalized + 0.3 * math.sqrt(12) * row / row.square().sum().sqrt()) * std + mean
+    torch.testing.assert_close(edited.double(), expected, atol=1e-4, rtol=0)
+
+
+def test_official_schedulers(complete) -> None:
+    pipeline, _, _ = complete
+    for scheduler, schedule, clip in (
+        (pipeline.scheduler, "linear_beta", True),
+        (pipeline.latent_scheduler, "constant_beta", False),
+    ):
+        assert scheduler.config.noise_schedule == schedule
+        assert scheduler.config.prediction_type == "epsilon"
+        assert scheduler.config.timestep_spacing == "leading"
+        assert scheduler.config.clip_sample is clip
+        with pytest.raises(ValueError, match="num_inference_steps"):
+            scheduler.set_timesteps(37)
+
+
+# ---- where the parts come from ---------------------------------------------------------------------------------------
+
+
+def test_one_file_with_everything(tmp_path: Path) -> None:
+    state = latent_state(MINIATURE) | classifier_state(MINIATURE, attributes=1)
+    pipeline = convert(tmp_path, state)
+    assert torch.equal(pipeline.latent_code_model.latent_mean, state["conds_mean"][0])
+    assert torch.equal(pipeline.attribute_classifier.latent_std, state["conds_std"][0])
+    assert torch.equal(pipeline.attribute_classifier.linear.weight, state["classifier.weight"])
+    assert pipeline.attribute_classifier.config.attribute_names is None
+
+
+def test_averaged_classifier(tmp_path: Path) -> None:
+    state = autoencoder_state(MINIATURE) | classifier_state(MINIATURE)
+    pipeline = convert(tmp_path, state, ema_classifier=True)
+    assert torch.equal(pipeline.attribute_classifier.linear.weight, state["ema_classifier.weight"])
+
+
+def test_statistics_from_latent_pkl(tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in latent_state(MINIATURE).items() if not name.startswith("conds")}
+    checkpoint, file = save_lightning(tmp_path / "last.ckpt", state), tmp_path / "latent.pkl"
+    with pytest.raises(ValueError, match="latent_stats must be given .* lacks conds_mean, conds_std"):
+        convert_official_checkpoint(checkpoint, tmp_path / "out")
+    values = statistics(MINIATURE)
+    torch.save({"conds": torch.zeros(5, 12), **values}, file)
+    convert_official_checkpoint(checkpoint, tmp_path / "out", latent_stats=file)
+    model = load(tmp_path / "out").latent_code_model
+    assert torch.equal(model.latent_mean, values["conds_mean"])
+    assert torch.equal(model.latent_std, values["conds_std"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"conds_mean": torch.zeros(12)}, "must hold the tensors conds_mean and conds_std"),
+        (
+            {"conds_mean": torch.zeros(12), "conds_std": torch.ones(12), "x": 1},
+            "conds, conds_mean and conds_std only.* has x",
+        ),
+        ({"conds_mean": torch.zeros(2, 12), "conds_std": torch.ones(12)}, r"conds_mean of shape \(1, latent_dim\)"),
+        ({"conds_mean": torch.zeros(11), "conds_std": torch.ones(11)}, "conds_mean must have 12 values.* got 11"),
+        ({"conds_mean": torch.zeros(12), "conds_std": torch.zeros(12)}, "a deviation above 0"),
+        ({"conds_mean": torch.full((12,), math.nan), "conds_std": torch.ones(12)}, "that is finite"),
+    ],
+)
+def test_bad_statistics(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    state = {name: tensor for name, tensor in latent_state(MINIATURE).items() if not name.startswith("conds")}
+    torch.save(content, tmp_path / "latent.pkl")
+    checkpoint = save_lightning(tmp_path / "last.ckpt", state)
+    with pytest.raises(ValueError, match=message):
+        convert_official_checkpoint(checkpoint, tmp_path / "out", latent_stats=tmp_path / "latent.pkl")
+
+
+def test_the_checkpoints_own_statistics_are_taken_and_idle_ones_refused(tmp_path: Path) -> None:
+    file, state = tmp_path / "latent.pkl", latent_state(MINIATURE)
+    checkpoint = save_lightning(tmp_path / "last.ckpt", state)
+    torch.save(statistics(MINIATURE), file)
+    assert convert_official_checkpoint(checkpoint, tmp_path / "same", latent_stats=file).warnings == []
+    torch.save(statistics(MINIATURE, seed=8), file)
+    report = convert_official_checkpoint(checkpoint, tmp_path / "other", latent_stats=file)
+    assert [warning.split()[0] for warning in report.warnings] == ["conds_mean", "conds_std"]
+    assert torch.equal(load(tmp_path / "other").latent_code_model.latent_mean, state["conds_mean"][0])
+    with pytest.raises(ValueError, match="latent_stats must go with a latent code model or a classifier"):
+        convert(tmp_path, autoencoder_state(MINIATURE), latent_stats=file)
+
+
+def test_another_encoder_in_the_latent_checkpoint_is_a_warning(tmp_path: Path) -> None:
+    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE, seed=50))
+    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
+    report = convert_official_checkpoint(checkpoint, tmp_path / "out", latent_checkpoint=latent)
+    assert len(report.warnings) == 1
+    assert "other weights" in report.warnings[0]
+    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE))
+    report = convert_official_checkpoint(checkpoint, tmp_path / "other", latent_checkpoint=latent)
+    assert report.warnings == []
+
+
+def test_image_size_of_the_noise_buffer_and_the_argument(tmp_path: Path) -> None:
+    a = replace(MINIATURE, image_size=32)  # attention at 16, the second level
+    state = autoencoder_state(a)
+    assert convert(tmp_path, state).decoder.config.sample_size == 32
+    state["x_T"] = torch.zeros(4, 3, 64, 64)  # attention at 32 then
+    pipeline = convert(tmp_path, state, overwrite=True)
+    assert (pipeline.decoder.config.sample_size, list(pipeline.decoder.config.attention_resolutions)) == (64, [32])
+    assert convert(tmp_path, state, overwrite=True, image_size=16).decoder.config.sample_size == 16
+    del state["x_T"]
+    assert convert(tmp_path, state, overwrite=True).decoder.config.sample_size == 32
+    state["x_T"] = torch.zeros(4, 3, 64)
+    with pytest.raises(ValueError, match=r"x_T of shape \(N, 3, S, S\)"):
+        convert(tmp_path, state, overwrite=True)
+
+
+def test_half_precision_weights_are_widened_and_legacy_files_read(tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in autoencoder_state(MINIATURE).items()}
+    path = save_lightning(tmp_path / "last.ckpt", state, _use_new_zipfile_serialization=False)
+    convert_official_checkpoint(path, tmp_path / "out")
+    weight = load(tmp_path / "out").decoder.conv_in.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, state["ema_model.input_blocks.0.0.weight"].float())
+
+
+# ---- every tensor is accounted for -----------------------------------------------------------------------------------
+
+CONV = "ema_model.output_blocks.1.0.out_layers.3.weight"
+LATENT_ALIAS = "ema_model.latent_net.layers.1.cond_layers.1.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({CONV: None}, f"missing: {CONV}"),
+        ({f"{CONV}.x": torch.zeros(1)}, f"unknown: {CONV}.x"),
+        ({CONV: torch.zeros(16, 16, 3, 2)}, rf"misshapen: {CONV} \(16, 16, 3, 2\) instead of \(16, 16, 3, 3\)"),
+        ({CONV: torch.zeros(16, 16, 3, 3, dtype=torch.int64)}, f"not floating point: {CONV} torch.int64"),
+        ({CONV: torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, f"not floating point: {CONV} torch.float64"),
+        ({CONV: 5}, f"must hold tensors in its state_dict, but '{CONV}' in .* is a value of type int"),
+        ({3: torch.zeros(1)}, "must hold tensors in its state_dict, but 3 in"),
+        ({"ema_model.encoder.out.3.bias": None}, "missing: ema_model.encoder.out.3.bias"),
+        ({"model.middle_block.1.qkv.bias": None}, "missing: model.middle_block.1.qkv.bias"),
+        ({"model.extra": torch.zeros(1)}, "unknown: model.extra"),
+        ({"discriminator.weight": torch.zeros(1)}, "unknown discriminator.weight"),
+        ({"ema_model.latent_net.layers.1.norm.weight": None}, "missing: ema_model.latent_net.layers.1.norm.weight"),
+        ({"model.latent_net.layers.1.norm.weight": None}, "missing: model.latent_net.layers.1.norm.weight"),
+        ({LATENT_ALIAS: None}, f"missing: {LATENT_ALIAS}"),
+        ({LATENT_ALIAS: torch.zeros(20)}, f"unequal: {LATENT_ALIAS} and ema_model.latent_net.layers.1.linear_emb.bias"),
+        ({"ema_model.latent_net.layers.0.linear.weight": None}, "latent_net.layers.0.linear.weight, but it is missing"),
+        ({"ema_classifier.bias": torch.zeros(3)}, r"misshapen: ema_classifier.bias \(3,\) instead of \(40,\)"),
+        ({"classifier.bias": None}, "missing: classifier.bias"),
+        ({"classifier.bias": None, "classifier.weight": None}, r"must hold the tensors classifier.\*"),
+        ({"classifier.weight": torch.zeros(40, 11)}, r"misshapen: ema_classifier.weight \(40, 12\) instead of"),
+    ],
+)
+def test_unknown_missing_and_misshapen_tensors_are_named(tmp_path: Path, change: dict, message: str) -> None:
+    state: dict = latent_state(MINIATURE) | classifier_state(MINIATURE)
+    for name, tensor in change.items():
+        if tensor is None:
+            del state[name]
+        else:
+            state[name] = tensor
+    with pytest.raises(ValueError, match=message):
+        convert_official_checkpoint(save_lightning(tmp_path / "last.ckpt", state), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_long_lists_of_names_are_cut(tmp_path: Path) -> None:
+    state = autoencoder_state(MINIATURE) | {f"model.extra.{index}": torch.zeros(1) for index in range(12)}
+    with pytest.raises(ValueError, match=r"unknown: model.extra.0, .* model.extra.4 and 7 more$"):
+        convert(tmp_path, state)
+
+
+def test_the_wrong_kind_of_checkpoint(tmp_path: Path) -> None:
+    autoencoder = save_lightning(tmp_path / "autoencoder.ckpt", autoencoder_state(MINIATURE))
+    classifier = save_lightning(tmp_path / "classifier.ckpt", classifier_state(MINIATURE))
+    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE))
+    plain = tmp_path / "plain.ckpt"
+    torch.save({"weights": torch.zeros(1)}, plain)
+    other = save_lightning(tmp_path / "other.ckpt", autoencoder_state(TINY) | {"x_T": torch.zeros(1, 3, 32, 32)})
+    for message, arguments in (
+        (r"checkpoint must hold the tensors ema_model.\* .* only classifier.\*", (classifier, {})),
+        ("latent_checkpoint must hold .*latent_net", (autoencoder, {"latent_checkpoint": autoencoder})),
+        ("classifier_checkpoint must hold .*classifier", (autoencoder, {"classifier_checkpoint": autoencoder})),
+        (
+            "classifier_checkpoint must not hold a latent code model .*, but .*latent.ckpt does",
+            (latent, {"classifier_checkpoint": latent}),
+        ),
+        ("checkpoint must not hold a latent code model", (latent, {"latent_checkpoint": latent})),
+        ("latent_checkpoint must hold exactly", (other, {"latent_checkpoint": latent})),
+        ("state_dict, but .* holds a dict without one, but with weights", (plain, {})),
+        ("classifier_checkpoint must be a Lightning", (autoencoder, {"classifier_checkpoint": plain})),
+        ("latent_checkpoint must be the path", (autoencoder, {"latent_checkpoint": tmp_path / "nothing"})),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert_official_checkpoint(arguments[0], tmp_path / "out", **arguments[1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_codes_of_different_widths(tmp_path: Path) -> None:
+    classifier = save_lightning(tmp_path / "classifier.ckpt", classifier_state(replace(MINIATURE, latent=10)))
+    with pytest.raises(ValueError, match="codes of one width .*'attribute_classifier': 10"):
+        convert(tmp_path, autoencoder_state(MINIATURE), classifier_checkpoint=classifier)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_small_complete_and_safetensors(complete) -> None:
+    pipeline, _, _ = complete
+    folder = Path(pipeline.config._name_or_path)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "attribute_classifier",
+        "decoder",
+        "encoder",
+        "latent_code_model",
+        "latent_scheduler",
+        "model_index.json",
+        "scheduler",
+    ]
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["decoder"] == ["diffae_hub", "ConditionedUNet2DModel"]
+    assert not [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".json", ".safetensors")]
+    for name in ("encoder", "decoder", "latent_code_model", "attribute_classifier"):
+        state = getattr(pipeline, name).state_dict()
+        with safe_open(folder / name / "diffusion_pytorch_model.safetensors", framework="pt") as file:
+            assert set(file.keys()) == set(state)  # a tensor with two official names is there once
+            assert file.metadata() == {"format": "pt"}
+        bytes_needed = sum(4 * tensor.numel() for tensor in state.values())
+        size = (folder / name / "diffusion_pytorch_model.safetensors").stat().st_size
+        assert bytes_needed < size < bytes_needed + 200 * len(state) + 200
+
+
+def test_output_folders(tmp_path: Path) -> None:
+    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
+    out = tmp_path / "new" / "out"
+    convert_official_checkpoint(checkpoint, out)
+    marker = out / "left.txt"
+    marker.write_text("x")
+    with pytest.raises(ValueError, match=r"output must be a new or empty folder \(--overwrite replaces it\)"):
+        convert_official_checkpoint(checkpoint, out)
+    assert marker.exists()
+    convert_official_checkpoint(checkpoint, out, overwrite=True)
+    assert not marker.exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    (tmp_path / "empty").mkdir()
+    convert_official_checkpoint(checkpoint, tmp_path / "empty")
+
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="or with --overwrite one with a model_index.json"):
+        convert_official_checkpoint(checkpoint, precious, overwrite=True)
+    assert (precious / "thesis.tex").exists()
+    with pytest.raises(ValueError, match="output must be a folder, but .* is a file"):
+        convert_official_checkpoint(checkpoint, checkpoint)
+    inside = save_lightning(out / "last.ckpt", autoencoder_state(MINIATURE))
+    with pytest.raises(ValueError, match="checkpoint must not lie in the folder that is written"):
+        convert_official_checkpoint(inside, out, overwrite=True)
+    assert inside.exists()
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
+    checkpoint, out = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE)), tmp_path / "out"
+    convert_official_checkpoint(checkpoint, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ConditionedUNet2DModel, "save_config", full)
+    with pytest.raises(OSError, match="No space left"):
+        convert_official_checkpoint(checkpoint, out, overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "out"]
+
+
+def test_peak_memory_is_far_below_the_size_of_the_checkpoint(tmp_path: Path) -> None:
+    a = replace(MINIATURE, base=64, decoder_multipliers=(1, 4), encoder_multipliers=(1, 4, 4), image_size=32, blocks=2)
+    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(a))
+    assert checkpoint.stat().st_size > 100e6
+    code = (
+        "import resource, sys\n"
+        "from diffae_hub.conversion.convert import convert_official_checkpoint\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "convert_official_checkpoint(sys.argv[1], sys.argv[2])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "out")]
+    result = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    assert int(result.stdout.split()[-1]) < 50_000  # kilobytes, beyond what the libraries take
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    convert_arguments(parser)
+    return run_convert(parser.parse_args(words))
+
+
+def test_command(tmp_path: Path, capsys) -> None:
+    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
+    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE, seed=9))
+    classifier = save_lightning(tmp_path / "classifier.ckpt", classifier_state(MINIATURE))
+    torch.save(statistics(MINIATURE), tmp_path / "latent.pkl")
+    words = [str(checkpoint), str(tmp_path / "out"), "--latent-checkpoint", str(latent)]
+    words += ["--latent-stats", str(tmp_path / "latent.pkl"), "--classifier-checkpoint", str(classifier)]
+    assert run(*words) == 0
+    captured = capsys.readouterr()
+    assert "16 pixels, codes of 12, 8 base channels, multipliers 1,2 (decoder) and 1,2,2 (encoder)" in captured.out
+    assert captured.out.endswith(f"{tmp_path / 'out'}\n")
+    assert "warning: the encoder in" in captured.err
+
+    assert run(*words, "--overwrite", "--no-ema", "--image-size", "16", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["parameters"]) == {"encoder", "decoder", "latent_code_model", "attribute_classifier"}
+    assert report["configurations"]["decoder"]["sample_size"] == 16
+    pipeline = load(tmp_path / "out")
+    for name, parameters in report["parameters"].items():
+        assert parameters == sum(parameter.numel() for parameter in getattr(pipeline, name).parameters())
+    # Without averaging the numbers come from model.*.
+    weight = torch.load(checkpoint, weights_only=False)["state_dict"]["model.out.2.bias"]
+    assert torch.equal(pipeline.decoder.conv_out.bias, weight)

@@ -1,0 +1,112 @@
+"""The attribute classifier: its arithmetic against plain torch in float64, saving, and bad input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diffae_hub import AttributeClassifier
+
+NAMES = ["Young", "Smiling", "Bald"]
+
+
+@pytest.fixture
+def classifier() -> AttributeClassifier:
+    torch.manual_seed(0)
+    model = AttributeClassifier(latent_dim=6, num_attributes=3, attribute_names=NAMES).eval()
+    model.latent_mean.copy_(torch.randn(6))
+    model.latent_std.copy_(torch.rand(6) + 0.5)
+    return model
+
+
+def test_logits_in_float64(classifier: AttributeClassifier) -> None:
+    code = torch.randn(4, 6)
+    w = {name: tensor.double() for name, tensor in classifier.state_dict().items()}
+    expected = (code.double() - w["latent_mean"]) / w["latent_std"] @ w["linear.weight"].T + w["linear.bias"]
+    torch.testing.assert_close(classifier(code).logits.double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(classifier(code, return_dict=False)[0], classifier(code).logits)
+
+
+@pytest.mark.parametrize("strength", [0.3, -1, 0])
+def test_editing_in_float64(classifier: AttributeClassifier, strength: float) -> None:
+    code = torch.randn(4, 6)
+    w = {name: tensor.double() for name, tensor in classifier.state_dict().items()}
+    row = w["linear.weight"][1]
+    direction = row / row.square().sum().sqrt()
+    normalized = (code.double() - w["latent_mean"]) / w["latent_std"]
+    expected = (normalized + strength * math.sqrt(6) * direction) * w["latent_std"] + w["latent_mean"]
+    edited = classifier.edit(code, "Smiling", strength)
+    torch.testing.assert_close(edited.double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(classifier.edit(code, 1, strength), edited)
+    # The logit moves by strength sqrt(D) |w|.
+    moved = classifier(edited).logits[:, 1] - classifier(code).logits[:, 1]
+    torch.testing.assert_close(
+        moved.double(), torch.full((4,), strength * math.sqrt(6)).double() * row.norm(), atol=1e-5, rtol=0
+    )
+
+
+def test_saved_and_loaded(classifier: AttributeClassifier, tmp_path) -> None:
+    classifier.save_pretrained(tmp_path)
+    loaded = AttributeClassifier.from_pretrained(tmp_path)
+    assert list(loaded.config.attribute_names) == NAMES
+    for name, tensor in classifier.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    code = torch.randn(2, 6)
+    assert torch.equal(loaded.edit(code, "Bald"), classifier.edit(code, 2))
+
+
+def test_it_lives_in_the_flat_package() -> None:
+    assert AttributeClassifier.__module__ == "diffae_hub"
+
+
+def test_official_size() -> None:
+    with torch.device("meta"):
+        model = AttributeClassifier()
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == {
+        "linear.weight": (40, 512),
+        "linear.bias": (40,),
+        "latent_mean": (512,),
+        "latent_std": (512,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent_dim": 0}, "latent_dim must be an integer of at least 1, got 0"),
+        ({"num_attributes": True}, "num_attributes must be an integer of at least 1, got True"),
+        ({"num_attributes": 3, "attribute_names": NAMES[:2]}, "attribute_names must be None or 3 .* got 2"),
+        ({"num_attributes": 2, "attribute_names": ["a", "a"]}, "different names, .* got 2, 1 of them different"),
+    ],
+)
+def test_bad_configuration(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AttributeClassifier(**options)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "strength", "message"),
+    [
+        (3, 0.3, "attribute must be a name or an index between 0 and 2, got 3"),
+        (-1, 0.3, "got -1"),
+        (True, 0.3, "got True"),
+        (1.0, 0.3, "got 1.0"),
+        ("Happy", 0.3, r"one of the names \(Young, Smiling, Bald\), got 'Happy'"),
+        (0, math.inf, "strength must be a finite number, got inf"),
+        (0, "much", "strength must be a finite number, got 'much'"),
+    ],
+)
+def test_bad_edits(classifier: AttributeClassifier, attribute, strength, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        classifier.edit(torch.zeros(1, 6), attribute, strength)
+
+
+def test_bad_codes_and_names_of_a_classifier_without(classifier: AttributeClassifier) -> None:
+    with pytest.raises(ValueError, match=r"latent_code must have shape \(batch, 6\), got \(1, 7\)"):
+        classifier(torch.zeros(1, 7))
+    with pytest.raises(ValueError, match=r"latent_code must have shape \(batch, 6\), got \(6,\)"):
+        classifier.edit(torch.zeros(6), 0)
+    with pytest.raises(ValueError, match="this classifier has none"):
+        AttributeClassifier(6, 3).edit(torch.zeros(1, 6), "Smiling")
