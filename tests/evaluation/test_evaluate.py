@@ -140,9 +140,7 @@ def test_baselines_probe_and_other_model(
     results = json.loads(capsys.readouterr().out)["results"]
 
     def pixels(source: str, split: str) -> np.ndarray:
-        return np.stack(
-            [np.asarray(Image.open(io.BytesIO(row["bytes"]))) / 255 for row in load_rows(source, split)]
-        )
+        return np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) / 255 for row in load_rows(source, split)])
 
     train, test = pixels(train_images, "train"), pixels(test_images, "test")
     expected = [peak_signal_noise_ratio(image, train.mean(axis=0), data_range=1) for image in test]
