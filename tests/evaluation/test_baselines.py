@@ -140,6 +140,23 @@ def test_jpeg_finds_the_highest_quality_that_fits(name: str, number: int, whole_
             torch.testing.assert_close(reconstruction, expected, atol=0, rtol=0)
 
 
+def test_jpeg_where_a_higher_quality_takes_fewer_bytes() -> None:
+    # The size falls here and there as quality rises: bisection alone would stop at a lower quality.
+    cases = 0
+    for image in photographs(30, 32, seed=4):
+        files = [encode(image, quality, 2, optimize=False) for quality in range(1, 101)]
+        sizes = np.array([entropy_coded_bytes(data, 3) for data in files])
+        for index in np.flatnonzero(np.diff(sizes) < 0)[:6]:
+            budget = int(sizes[index + 1])
+            highest = np.flatnonzero(sizes <= budget).max()
+            result, size = jpeg_reconstruct(image[None], budget, subsampling="4:2:0")
+            assert int(size[0]) == sizes[highest]
+            decoded = np.array(Image.open(io.BytesIO(files[highest])))
+            np.testing.assert_array_equal((result[0] * 255).round().byte().permute(1, 2, 0).numpy(), decoded)
+            cases += 1
+    assert cases >= 20
+
+
 def test_jpeg_takes_the_better_subsampling_of_each_image() -> None:
     images = photographs(12, 32, seed=3)
     result, sizes = jpeg_reconstruct(images, 250)
