@@ -22,7 +22,7 @@ from typing import Any
 from diffusers.utils import logging
 from scipy.stats import spearmanr
 
-from diffae_hub.evaluation.evaluate import EvaluationOptions, evaluate
+from diffae_hub.evaluation.evaluate import FOLDER_METRICS, IMAGE_METRICS, EvaluationOptions, evaluate
 from diffae_hub.evaluation.evaluation_folder import write_text
 from diffae_hub.evaluation.paper_tables import (
     HUDSON,
@@ -36,6 +36,7 @@ from diffae_hub.evaluation.paper_tables import (
     TABLE_9,
     TWO_PHASE,
     TrainingMethod,
+    format_papers,
 )
 from diffae_hub.evaluation.report import METRIC_NAMES, format_figure, markdown_table
 
@@ -120,7 +121,7 @@ def render_tables(results: Mapping[str, Mapping[str, Any]], options: argparse.Na
         ("Table 4: inversion", {method: modes[1] for method, modes in table_4.items()}, "inversion"),
         ("Table 9: Hudson et al.", {PREECHAKUL: table_4[PREECHAKUL][0], HUDSON: TABLE_9[CIFAR]}, "stochastic"),
     ]
-    sections = [f"# Tables 1 to 4 at {options.training_examples:,} examples", introduction(options)]
+    sections = [f"# Tables 1 to 4 at {options.training_examples:,} examples", introduction(results, options)]
     for title, table, mode in tables:
         measured = {method: results[row_name(method)] for method in table if row_name(method) in results}
         if len(measured) > 1:
@@ -142,17 +143,19 @@ def render_tables(results: Mapping[str, Mapping[str, Any]], options: argparse.Na
     return "\n\n".join(sections) + "\n"
 
 
-def introduction(options: argparse.Namespace) -> str:
+def introduction(results: Mapping[str, Mapping[str, Any]], options: argparse.Namespace) -> str:
     """What was done, and what the numbers can say."""
+    counts = {figures.get("num_images", options.num_images) for figures in results.values()} or {options.num_images}
+    num_images = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
     return (
         f"Each row: preset `{options.preset}` with the paper's kind of networks (pooled latent code, no spatial "
         f"projection), {options.training_examples:,} examples of {Path(options.train_dataset).name}, seed "
-        f"{options.seed}; measured on the first {options.num_images:,} images of {Path(options.test_dataset).name}, "
+        f"{options.seed}; measured on the first {num_images} images of {Path(options.test_dataset).name}, "
         f"{options.steps} steps" + (f", on {options.hardware}" if options.hardware else "") + ". "
         "Cells: ours (the paper's). The paper trains networks of 125M parameters for 32M (tables 1, 2) or 64M examples "
         "(tables 3, 4, 9): the order of the rows can be compared, the figures cannot. FD-VGG16 is not FID; the paper's "
-        "FID (tf) stands beside it for its order only. The last line is Spearman's rank correlation over the rows of "
-        "the table."
+        "FID (tf) stands beside it for its order only, as its LPIPS does beside LPIPS-VGG. The last line is Spearman's "
+        "rank correlation over the rows of the table."
     )
 
 
@@ -165,17 +168,17 @@ def render_table(
     """Rows of a table: our figure and, in brackets, the paper's; then rank correlations."""
 
     def papers(method: TrainingMethod, metric: str) -> float:
-        return table[method][METRICS.index(metric if metric in METRICS else "fid_torch_fidelity")]
+        if metric not in METRICS:
+            metric = "lpips_alex" if metric in IMAGE_METRICS else "fid_torch_fidelity"
+        return table[method][METRICS.index(metric)]
+
+    def cell(method: TrainingMethod, metric: str, figure: Mapping[str, Any] | None) -> str:
+        return f"{format_figure(metric, figure, interval=False)} ({format_papers(metric, papers(method, metric))})"
 
     rows = []
     for method, figures in measured.items():
         ours = figures["results"][mode]
-        rows.append(
-            [
-                method.title,
-                *(f"{format_figure(m, ours.get(m), interval=False)} ({papers(method, m):g})" for m in metrics),
-            ]
-        )
+        rows.append([method.title, *(cell(method, metric, ours.get(metric)) for metric in metrics)])
     correlations = []
     for metric in metrics:
         pairs = []
@@ -190,7 +193,8 @@ def render_table(
     return markdown_table(["", *(METRIC_NAMES[metric] for metric in metrics)], rows)
 
 
-def main() -> None:
+def main() -> int:
+    """Returns the exit code: 0, 2 for bad input, that of the training if it fails."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -207,12 +211,30 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--num_images", type=int, default=1_000, help="test images per row")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
-    parser.add_argument("--metrics", nargs="*", default=["lpips_alex", "fid_torch_fidelity", "fid_clean_fid"])
+    parser.add_argument(
+        "--metrics",
+        nargs="*",
+        choices=IMAGE_METRICS + FOLDER_METRICS,
+        default=["lpips_alex", "fid_torch_fidelity", "fid_clean_fid"],
+        metavar="METRIC",
+        help=f"beyond PSNR and SSIM: {', '.join(IMAGE_METRICS + FOLDER_METRICS)}",
+    )
     parser.add_argument("--device", help="of the evaluation; default: the accelerator if there is one")
     parser.add_argument("--hardware", help="what it ran on, in words, for the report")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     options = parser.parse_args()
+    try:
+        run(options)
+    except subprocess.CalledProcessError as error:  # it has said why
+        return error.returncode
+    except (ValueError, OSError) as error:
+        print(f"replicate_tables.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
 
+
+def run(options: argparse.Namespace) -> None:
+    """The stages."""
     for name in options.rows:
         if "train" in options.stages and not is_trained(name, options):
             print(f"training {name}", flush=True)
@@ -227,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

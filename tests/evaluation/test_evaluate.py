@@ -19,8 +19,21 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from diffae_hub.cli import main
 from diffae_hub.evaluation.evaluate import EvaluationOptions, image_pairs
-from diffae_hub.evaluation.paper_tables import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_11, TABLE_11_AVERAGE
+from diffae_hub.evaluation.evaluation_folder import EvaluationFolder
+from diffae_hub.evaluation.paper_tables import (
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    TABLE_4,
+    TABLE_9,
+    TABLE_11,
+    TABLE_11_AVERAGE,
+    format_papers,
+)
+from diffae_hub.evaluation.report import format_figure
 from diffae_hub.training.data import load_rows
+
+from .conftest import write_parquet
 
 
 def run(*arguments: str) -> list[str]:
@@ -73,7 +86,7 @@ def test_two_processes_give_the_figures_of_one(evaluated, model: str, test_image
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "diffae_hub.cli", *run(model, "--dataset", test_images, "--output", str(tmp_path / "two"))]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--metrics"], env=environment, check=True, capture_output=True, timeout=300)
+    subprocess.run([*command, "--metrics"], env=environment, check=True, capture_output=True, timeout=900)
     two = json.loads((tmp_path / "two" / "report.json").read_text())
     assert two["machine"]["processes"] == 2
     assert len(list((tmp_path / "two").glob("scores_stochastic_*.jsonl"))) == 2
@@ -186,6 +199,15 @@ def test_path_length_is_measured_and_continued(
     second = json.loads(capsys.readouterr().out)["results"]["perceptual_path_length"]
     assert (second["count"], MeanSquare.calls) == (3, 12)  # only the new pair was measured
     assert first["mean"] > 0
+    # Of other images, the pairs are others too: nothing measured before may stand for them, nor be lost.
+    assert main([*arguments, "3", "--num_images", "5"]) == 0
+    fewer = json.loads(capsys.readouterr().out)["results"]["perceptual_path_length"]
+    assert main([*arguments, "3", "--num_images", "5", "--output", str(tmp_path / "new")]) == 0
+    assert fewer == json.loads(capsys.readouterr().out)["results"]["perceptual_path_length"]
+    calls = MeanSquare.calls
+    assert main([*arguments, "3"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"]["perceptual_path_length"] == second
+    assert MeanSquare.calls == calls
 
 
 def test_a_folder_belongs_to_one_evaluation(evaluated, model: str, test_images: str, tmp_path: Path, capsys) -> None:
@@ -209,6 +231,11 @@ def test_a_folder_belongs_to_one_evaluation(evaluated, model: str, test_images: 
         ({"baselines": ("pca",)}, "train_dataset must be given for pca"),
         ({"probe": "multiclass", "train_dataset": "x"}, "label_columns must be given"),
         ({"dtype": "int8"}, "dtype must be among"),
+        ({"seed": 2**64}, "seed must be at most"),
+        (
+            {"probe": "multiclass", "train_dataset": "x", "label_columns": ("a", "b")},
+            "label_columns must be one column for multiclass, got a, b",
+        ),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:
@@ -226,6 +253,115 @@ def test_bad_data(model: str, test_images: str, tmp_path: Path, capsys) -> None:
     assert "CIFAR-10 32" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--steps", "2000"], "num_inference_steps must be between 1 and 1000, got 2000"),
+        (["--compare", "nonsense"], "model 'nonsense' cannot be loaded"),
+        (["--crop", "d2c"], "178x218"),
+        (["--device", "nonsense"], "device must be a device of this machine, got 'nonsense'"),
+        (["--train_dataset", "nonsense", "--baselines", "pca"], "dataset 'nonsense'"),
+        (["--probe", "regression", "--label_columns", "nonsense"], "columns must be among"),
+    ],
+)
+def test_what_is_refused_leaves_the_folder_free(
+    more: list[str], message: str, model: str, test_images: str, train_images: str, tmp_path: Path, capsys
+) -> None:
+    arguments = run(model, "--dataset", test_images, "--train_dataset", train_images, "--mode", "stochastic")
+    arguments += ["--output", str(tmp_path / "out"), "--metrics"]
+    assert main([*arguments, *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_image_and_an_output_that_is_a_file(model: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "photos").mkdir()
+    picture = tmp_path / "photos" / "a.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    arguments = run(model, "--dataset", str(picture.parent), "--metrics")
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert "dataset must hold at least 2 images, got 1" in capsys.readouterr().err
+    Image.new("RGB", (20, 20), "red").save(picture.with_name("b.png"))
+    before = picture.read_bytes()
+    assert main([*arguments, "--output", str(picture)]) == 2
+    assert "output must be a folder, got the file" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+
+
+@pytest.mark.parametrize("probe", ["multilabel", "regression"])
+def test_probe_of_a_column_of_lists(probe: str, model: str, tmp_path: Path, capsys) -> None:
+    """Each place of the lists is a label; figures that are not defined are null, as JSON has no NaN."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = {}
+    for split, count in (("train", 20), ("test", 8)):
+        names[split] = write_parquet(tmp_path / f"{split}.parquet", count, seed=2)
+        table = pq.read_table(names[split])
+        lists = [[index % 2, (index // 2) % 2, 1] for index in range(count)]
+        pq.write_table(table.append_column("labels", pa.array(lists)), names[split])
+    arguments = run(model, "--dataset", names["test"], "--train_dataset", names["train"], "--mode", "stochastic")
+    arguments += ["--output", str(tmp_path / "out"), "--probe", probe, "--label_columns", "labels", "--metrics"]
+    for count in (6, 8, 5):  # in one folder
+        assert main([*arguments, "--num_images", str(count)]) == 0
+        out = capsys.readouterr().out
+        result = json.loads(out, parse_constant=pytest.fail)["results"]["probe"]
+        assert result["test_codes"] == count
+        assert result["labels"] == ["labels[0]", "labels[1]", "labels[2]"]
+        figures = result["auroc_per_attribute" if probe == "multilabel" else "r_squared"]
+        assert figures[0] > 0.5
+        assert figures[2] is None
+        page = (tmp_path / "out" / "report.md").read_text()
+        assert f"| labels[0] | {figures[0]:.4f} |" in page
+        assert "| labels[2] | n/a |" in page
+
+
+def test_ten_classes_are_not_taken_for_those_of_the_paper(model: str, tmp_path: Path, capsys) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arguments = run(model, "--mode", "stochastic", "--probe", "multiclass", "--label_columns", "digit", "--metrics")
+    for split, option, count in (("train", "--train_dataset", 40), ("test", "--dataset", 20)):
+        path = write_parquet(tmp_path / f"{split}.parquet", count, seed=3)
+        digits = pa.array([index % 10 + 1 for index in range(count)])
+        pq.write_table(pq.read_table(path).append_column("digit", digits), path)
+        arguments += [option, path]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "airplane" not in page
+    assert "| 10 | " in page
+
+
+def test_repeated_run_does_not_count_codes_as_encoded_again(
+    model: str, test_images: str, train_images: str, tmp_path: Path, capsys
+) -> None:
+    arguments = run(model, "--dataset", test_images, "--train_dataset", train_images, "--mode", "stochastic")
+    arguments += ["--output", str(tmp_path / "out"), "--probe", "multiclass", "--label_columns", "label", "--metrics"]
+    timings = []
+    for _ in range(2):
+        assert main(arguments) == 0
+        timings.append(json.loads(capsys.readouterr().out)["timings"])
+    assert timings[0] == timings[1]
+    assert timings[0]["encoding_train"]["images"] == 40
+
+
+def test_figures_that_are_not_finite_are_not_available() -> None:
+    assert format_figure("psnr_db", {"mean": None, "interval": [None, None], "count": 3}) == "n/a"
+    assert format_figure("fd_vgg16", {"value": None, "count": 3}) == "n/a"
+    assert format_figure("psnr_db", {"mean": 20.0, "interval": [None, None], "count": 3}) == "20.00"
+
+
+def test_equal_images_count_with_a_finite_figure(tmp_path: Path) -> None:
+    folder = EvaluationFolder(tmp_path / "out", {})
+    images = torch.rand(2, 3, 16, 16)
+    folder.add("same", [0, 1], images, torch.stack([images[0], 1 - images[1]]))
+    scores = folder.scores("same")
+    assert scores[0] == {"psnr_db": 100.0, "ssim": pytest.approx(1.0)}
+    assert scores[1]["psnr_db"] < 20
+
+
 def test_pairs_are_drawn_by_the_seed_and_extend() -> None:
     pairs = image_pairs(50, 20, seed=3)
     assert all(first != second and max(first, second) < 50 for first, second in pairs)
@@ -240,5 +376,8 @@ def test_paper_tables_agree_where_they_overlap() -> None:
     for method in set(TABLE_3) & set(TABLE_4["CIFAR-10 32"]):
         stochastic = TABLE_4["CIFAR-10 32"][method][0]
         assert stochastic == pytest.approx(TABLE_3[method], abs=6e-5)
+    assert format_papers("lpips_alex", TABLE_4["CIFAR-10 32"][next(iter(TABLE_3))][1][2]) == "0.000071"
+    assert [format_papers("fid", figure) for figure in TABLE_9["CIFAR-10 32"][3:]] == ["117.0716", "130.0356"]
+    assert format_papers("psnr_db", 49.51) == "49.510"
     for column, average in enumerate(TABLE_11_AVERAGE.values()):
         assert np.mean([values[column] for values in TABLE_11.values()]) == pytest.approx(average, abs=6e-5)

@@ -4,20 +4,22 @@
     codes-0000000.parquet   index, latent_code and the copied columns of one shard; or .safetensors
 
 A shard holds the images of a fixed range of indices, so that a run that was interrupted, or is shared by several
-processes, only makes the shards that are not there yet. Memory does not grow with the number of images.
+processes, only makes the shards that are not there yet; the last one grows if more images are asked for. Memory does
+not grow with the number of images.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
@@ -26,6 +28,7 @@ from .evaluation_folder import write_text
 
 FORMATS = ("parquet", "safetensors")
 SUMMARY = "codes.json"
+_OWN_COLUMNS = ("index", "latent_code")
 
 
 def encode_dataset(
@@ -47,7 +50,7 @@ def encode_dataset(
 
     Args:
         pipeline: The model.
-        rows: `{"path", "bytes", **columns}` in the data set's order, as [`dataset_rows`] gives them.
+        rows: `{"path", "bytes", "columns"}` in the data set's order, as [`dataset_rows`] gives them.
         folder: For the shards.
         settings: What the codes depend on, as JSON values; another run into the folder must have the same.
         transform: Row -> image tensor.
@@ -63,42 +66,64 @@ def encode_dataset(
         The number of images in the data set.
 
     Raises:
-        ValueError: For settings that differ from the folder's, or an image that cannot be read.
+        ValueError: For settings that differ from the folder's, no image, or one that cannot be read.
     """
     if file_format not in FORMATS:
         raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
     for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output must be a folder, got the file {folder}")
     wanted = json.loads(json.dumps({**settings, "columns": list(columns), "shard_size": shard_size}))
     path = folder / "settings.json"
-    if path.is_file() and json.loads(path.read_text()) != wanted:
-        raise ValueError(f"output must be a new folder or hold codes of the same settings, {wanted}; {path} differs")
-    write_text(path, json.dumps(wanted, indent=2) + "\n")
+    found = json.loads(path.read_text()) if path.is_file() else wanted
+    different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"output must be a new folder or hold codes of the same settings; {folder} has {key}={found.get(key)!r}, "
+            f"got {wanted.get(key)!r}"
+        )
+    other = next((shard for shard in _shards(folder) if shard.suffix != f".{file_format}"), None)
+    if other is not None:
+        raise ValueError(f"format must be that of the codes in {folder}, {other.suffix[1:]}, got {file_format!r}")
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError("dataset must hold at least one image, got none")
+    transform(first)  # what fails for every image fails before the folder is given these settings
+    if file_format == "safetensors":
+        _as_tensors({name: [first["columns"][name]] for name in columns})
+    folder.mkdir(parents=True, exist_ok=True)
+    if process_index == 0 and not path.is_file():
+        write_text(path, json.dumps(wanted, indent=2) + "\n")
 
     count, shard = 0, None
     with tqdm(unit="img", disable=not show_progress, mininterval=1) as progress:
-        for index, row in enumerate(rows):
+        for index, row in enumerate(chain([first], rows)):
             count = index + 1
             number = index // shard_size
             if number % num_processes != process_index:
                 continue
             if shard is None or shard.number != number:
                 shard = _Shard(number, folder / f"codes-{number:07d}.{file_format}", pipeline, transform, columns)
-            if shard.exists:
+            if index % shard_size < shard.stored:
                 continue
             shard.add(index, row, batch_size)
             progress.update()
             if index % shard_size == shard_size - 1:
                 shard.write()
-        if shard is not None and not shard.exists:
+        if shard is not None:
             shard.write()  # the last one of the data set, not full
     return count
 
 
 class _Shard:
-    """A shard in the making: codes and columns are kept, images only until their batch is full."""
+    """A shard in the making: codes and columns are kept, images only until their batch is full.
+
+    `stored` is the number of images that its file already has: those at its beginning.
+    """
 
     def __init__(
         self,
@@ -110,7 +135,7 @@ class _Shard:
     ) -> None:
         self.number = number
         self.path = path
-        self.exists = path.is_file()
+        self.stored = _shard_length(path) if path.is_file() else 0
         self._pipeline = pipeline
         self._transform = transform
         self._images: list[torch.Tensor] = []
@@ -122,7 +147,7 @@ class _Shard:
         self._images.append(self._transform(row))
         self._index.append(index)
         for name, values in self._columns.items():
-            values.append(row[name])
+            values.append(row["columns"][name])
         if len(self._images) == batch_size:
             self._encode()
 
@@ -133,6 +158,8 @@ class _Shard:
 
     def write(self) -> None:
         self._encode()
+        if not self._codes:
+            return
         codes = torch.cat(self._codes)
         index = torch.tensor(self._index)
         temporary = self.path.with_name(f".{self.path.name}.partial")
@@ -145,20 +172,30 @@ class _Shard:
                 "latent_code": pa.FixedSizeListArray.from_arrays(pa.array(codes.numpy().ravel()), codes.shape[1]),
                 **{name: pa.array(values) for name, values in self._columns.items()},
             }
-            pq.write_table(pa.table(arrays), temporary)
+            table = pa.table(arrays)
+            if self.stored:
+                table = pa.concat_tables([pq.read_table(self.path), table], promote_options="permissive")
+            pq.write_table(table, temporary)
         else:
-            try:
-                extra = {name: torch.tensor(values) for name, values in self._columns.items()}
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"columns must hold numbers for safetensors (use parquet): {error}") from error
-            save_file({"index": index, "latent_code": codes, **extra}, temporary)
+            tensors = {"index": index, "latent_code": codes, **_as_tensors(self._columns)}
+            if self.stored:
+                before = load_file(self.path)
+                tensors = {name: torch.cat([before[name], tensor]) for name, tensor in tensors.items()}
+            save_file(tensors, temporary)
         temporary.replace(self.path)
-        self.exists = True
+        self.stored += len(index)
         self._codes = []
+
+
+def stored_codes(folder: Path) -> int:
+    """The number of codes in the shards that are there."""
+    return sum(_shard_length(shard) for shard in _shards(folder))
 
 
 def finish_codes(folder: Path, count: int) -> dict[str, Any]:
     """Checks that every code is there and writes `codes.json`, with their mean and standard deviation.
+
+    Shards may hold more codes, of an earlier run with more images: these are left out.
 
     Args:
         folder: Of [`encode_dataset`], once all processes are done.
@@ -169,8 +206,8 @@ def finish_codes(folder: Path, count: int) -> dict[str, Any]:
     """
     settings = json.loads((folder / "settings.json").read_text())
     seen, total, squares = 0, 0.0, 0.0
-    for shard in _shards(folder):
-        codes = _read_shard(shard, ["latent_code"])["latent_code"].astype(np.float64)
+    for part in _read_codes(folder, ["latent_code"], count):
+        codes = part["latent_code"].astype(np.float64)
         seen += len(codes)
         total = total + codes.sum(axis=0)
         squares = squares + np.square(codes).sum(axis=0)
@@ -191,45 +228,76 @@ def load_codes(folder: Path, columns: Sequence[str] = ()) -> dict[str, np.ndarra
     """
     if not (folder / SUMMARY).is_file():
         raise ValueError(f"codes must be a folder with a {SUMMARY}, made by `diffae-hub encode`, got {folder}")
-    known = json.loads((folder / SUMMARY).read_text())["columns"]
+    summary = json.loads((folder / SUMMARY).read_text())
+    known = summary["columns"]
     unknown = [name for name in columns if name not in known]
     if unknown:
         raise ValueError(f"columns must be among {known}, got {unknown}")
-    parts = [_read_shard(shard, ["index", "latent_code", *columns]) for shard in _shards(folder)]
+    parts = list(_read_codes(folder, ["latent_code", *columns], summary["count"]))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def dataset_rows(
     source: str, split: str, image_column: str, columns: Sequence[str], streaming: bool, limit: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Rows `{"path", "bytes", **columns}` of a data set, images undecoded, at most `limit`.
+    """Rows `{"path", "bytes", "columns": {name: value}}` of a data set, images undecoded, at most `limit`.
+
+    The data set is opened at once, the rows are read one by one.
 
     Raises:
-        ValueError: If the source, the split or a column does not exist.
+        ValueError: If the source, the split or a column does not exist, or an argument is not allowed.
     """
     from ..training.data import load_rows, open_dataset
 
+    if limit is not None and limit < 1:
+        raise ValueError(f"num_images must be at least 1, got {limit}")
+    taken = (*_OWN_COLUMNS, image_column)
+    if len({*columns, *taken}) < len(columns) + len(taken):
+        raise ValueError(f"columns must differ from one another and from {', '.join(taken)}, got {list(columns)}")
     if not columns and not streaming:
-        rows: Iterable[Mapping[str, Any]] = load_rows(source, split, image_column)
-        for index, row in enumerate(rows):
-            if limit is not None and index >= limit:
-                return
-            yield dict(row)
-        return
+        rows = load_rows(source, split, image_column)
+        return ({**rows[index], "columns": {}} for index in range(min(len(rows), limit or len(rows))))
+
+    def read() -> Iterator[dict[str, Any]]:
+        for index, row in enumerate(islice(dataset, limit)):
+            image = row[image_column] or {}
+            yield {
+                "path": image.get("path") or f"row {index}",
+                "bytes": image.get("bytes"),
+                "columns": {name: row[name] for name in columns},
+            }
+
     dataset = open_dataset(source, split, image_column, streaming, columns)
-    for index, row in enumerate(dataset):
-        if limit is not None and index >= limit:
-            return
-        image = row[image_column] or {}
-        yield {
-            "path": image.get("path") or f"row {index}",
-            "bytes": image.get("bytes"),
-            **{name: row[name] for name in columns},
-        }
+    return read()
 
 
 def _shards(folder: Path) -> list[Path]:
     return sorted(path for file_format in FORMATS for path in folder.glob(f"codes-*.{file_format}"))
+
+
+def _shard_length(path: Path) -> int:
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="np") as file:
+            return file.get_slice("index").get_shape()[0]
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path).num_rows
+
+
+def _as_tensors(columns: Mapping[str, list[Any]]) -> dict[str, torch.Tensor]:
+    try:
+        return {name: torch.tensor(values) for name, values in columns.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"columns must hold numbers for safetensors (use parquet): {error}") from error
+
+
+def _read_codes(folder: Path, names: Sequence[str], count: int) -> Iterator[dict[str, np.ndarray]]:
+    """`index` and the named columns, shard by shard, of the images below `count`."""
+    for shard in _shards(folder):
+        part = _read_shard(shard, ["index", *names])
+        wanted = part["index"] < count
+        if wanted.any():
+            yield {name: values[wanted] for name, values in part.items()}
 
 
 def _read_shard(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

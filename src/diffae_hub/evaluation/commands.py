@@ -18,6 +18,15 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
 
+def _silence_libraries() -> None:
+    import datasets
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `diffae-hub evaluate`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -73,17 +82,13 @@ OUTPUT/report.md, report.json and pictures are written. Given again, the command
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluates, prints and saves the report."""
-    import torch
-    from diffusers.utils import logging
-
-    from .evaluate import EvaluationOptions, evaluate, load_for_evaluation
+    from .evaluate import EvaluationOptions, evaluate, find_device, join_processes, load_for_evaluation
     from .evaluation_folder import EvaluationFolder
     from .paper_tables import TABLE_4
     from .report import save_pictures, write_report
     from .weights import WeightsUnavailable
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    _silence_libraries()
     if arguments.paper_dataset is not None and arguments.paper_dataset not in TABLE_4:
         raise ValueError(f"--paper_dataset must be one of {', '.join(TABLE_4)}, got {arguments.paper_dataset!r}")
     options = EvaluationOptions(
@@ -120,7 +125,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         raise ValueError(str(error)) from error
     if not figures:  # another process reports
         return 0
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(arguments.device, join_processes(arguments.device))
     settings = json.loads((arguments.output / "settings.json").read_text())
     figures["pictures"] = save_pictures(
         EvaluationFolder(arguments.output, settings),
@@ -158,19 +163,13 @@ Given again, the command continues where it stopped. `accelerate launch -m diffa
 
 def run_encode(arguments: argparse.Namespace) -> int:
     """Encodes a data set."""
-    import torch
-    from accelerate import PartialState
-    from diffusers.utils import logging
-
     from ..training.data import ImageTransform
     from .codes import SUMMARY, dataset_rows, encode_dataset, finish_codes
-    from .evaluate import load_for_evaluation, weights_fingerprint
+    from .evaluate import find_device, join_processes, load_for_evaluation, weights_fingerprint
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    state = PartialState(cpu=arguments.device == "cpu")
-    device = state.device if arguments.device is None else torch.device(arguments.device)
-    pipeline = load_for_evaluation(arguments.model, device, "float32")
+    _silence_libraries()
+    state = join_processes(arguments.device)
+    pipeline = load_for_evaluation(arguments.model, find_device(arguments.device, state), "float32")
     config = pipeline.encoder.config
     quiet = arguments.json or not sys.stderr.isatty() or not state.is_main_process
     count = encode_dataset(

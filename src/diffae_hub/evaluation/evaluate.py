@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
 from ..pipelines.pipeline_diffusion_autoencoder import MODES, DiffusionAutoencoderPipeline
@@ -29,7 +31,7 @@ from ..training.data import ImageTransform, load_rows
 from ..training.presets import CROPS
 from .baselines import MeanImageBaseline, PCABaseline, jpeg_reconstruct, latent_code_bytes
 from .bootstrap import bootstrap_interval
-from .codes import dataset_rows, encode_dataset, finish_codes, load_codes
+from .codes import dataset_rows, encode_dataset, finish_codes, load_codes, stored_codes
 from .evaluation_folder import ORIGINALS, EvaluationFolder, batches, write_text
 from .weights import WeightsUnavailable
 
@@ -38,6 +40,7 @@ FOLDER_METRICS = ("fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2"
 DEFAULT_METRICS = ("lpips_alex", "fid_torch_fidelity", "fid_clean_fid")
 PROBES = ("multiclass", "multilabel", "regression")
 BASELINES = ("mean_image", "pca", "jpeg")
+_LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class EvaluationOptions:
         ):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        if self.seed > _LARGEST_SEED:
+            raise ValueError(f"seed must be at most {_LARGEST_SEED}, got {self.seed}")
         if self.num_images is not None and self.num_images < 2:
             raise ValueError(f"num_images must be at least 2, got {self.num_images}")
         if not self.modes:
@@ -133,6 +138,8 @@ class EvaluationOptions:
             raise ValueError(f"train_dataset must be given for {', '.join(fitted)}, got none")
         if self.probe and not self.label_columns:
             raise ValueError("label_columns must be given for a probe, got none")
+        if self.probe == "multiclass" and len(self.label_columns) > 1:
+            raise ValueError(f"label_columns must be one column for multiclass, got {', '.join(self.label_columns)}")
 
 
 class _Images:
@@ -164,13 +171,30 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
         ValueError: For options, data or a folder that are not allowed.
         WeightsUnavailable: If a metric of `options.require` has no weights.
     """
-    state = PartialState(cpu=options.device == "cpu")
-    device = state.device if options.device is None else torch.device(options.device)
+    state = join_processes(options.device)
+    device = find_device(options.device, state)
     pipeline = load_for_evaluation(options.model, device, options.dtype)
     config = pipeline.encoder.config
+    # Everything that can be wrong is looked at before the folder is given these settings and the sampling begins.
+    pipeline.scheduler.set_timesteps(options.num_inference_steps)
+    other = _load_other(options, device, config) if options.compare else None
     transform = ImageTransform(config.sample_size, config.in_channels, crop=options.crop)
     images = _Images(options.dataset, options.split, options.image_column, transform)
+    if len(images) < 2:
+        raise ValueError(f"dataset must hold at least 2 images, got {len(images)} in {options.dataset}")
+    images.batch([0])
     count = min(len(images), options.num_images or len(images))
+    train = None
+    if {"mean_image", "pca"} & set(options.baselines):
+        train = _Images(options.train_dataset, options.train_split, options.image_column, transform)
+    labelled = []
+    if options.probe:
+        for name, source, split, limit in (
+            ("train", options.train_dataset, options.train_split, None),
+            ("test", options.dataset, options.split, count),
+        ):
+            rows = dataset_rows(source, split, options.image_column, options.label_columns, False, limit)
+            labelled.append((name, source, split, rows))
     settings = {
         "model": options.model,
         "weights": weights_fingerprint(pipeline),
@@ -191,14 +215,7 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
     for mode in options.modes:
         with clock.measure(f"sampling_{mode}") as measured:
             measured.images = _reconstruct(pipeline, images, mine, folder, mode, mode, options, show)
-    if options.compare:
-        other = load_for_evaluation(options.compare, device, options.dtype)
-        other_config = other.encoder.config
-        if (other_config.sample_size, other_config.in_channels) != (config.sample_size, config.in_channels):
-            raise ValueError(
-                f"compare must be a model of images of {config.in_channels} x {config.sample_size} pixels, got "
-                f"{other_config.in_channels} x {other_config.sample_size}"
-            )
+    if other is not None:
         for mode in options.modes:
             _reconstruct(other, images, mine, folder, f"compare_{mode}", mode, options, show)
         del other
@@ -206,34 +223,32 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
     if options.path_length_pairs:
         with clock.measure("perceptual_path_length") as measured:
             path_lengths, measured.images = _path_lengths(pipeline, images, count, folder, options, state, show)
-    if options.probe:
-        for name, source, split, limit in (
-            ("train", options.train_dataset, options.train_split, None),
-            ("test", options.dataset, options.split, count),
-        ):
-            rows = dataset_rows(source, split, options.image_column, options.label_columns, False, limit)
-            with clock.measure(f"encoding_{name}") as measured:
-                measured.images = encode_dataset(
-                    pipeline,
-                    rows,
-                    options.output / f"codes_{name}",
-                    settings={**settings, "dataset": source, "split": split},
-                    transform=transform,
-                    columns=options.label_columns,
-                    shard_size=5_000,
-                    process_index=state.process_index,
-                    num_processes=state.num_processes,
-                    show_progress=show,
-                )
-                encoded = measured.images
-            state.wait_for_everyone()
-            if state.is_main_process:
-                finish_codes(options.output / f"codes_{name}", encoded)
+    for name, source, split, rows in labelled:
+        codes = options.output / f"codes_{name}"
+        stored = stored_codes(codes)
+        with clock.measure(f"encoding_{name}") as measured:
+            encoded = encode_dataset(
+                pipeline,
+                rows,
+                codes,
+                settings={**settings, "dataset": source, "split": split},
+                transform=transform,
+                columns=options.label_columns,
+                shard_size=5_000,
+                process_index=state.process_index,
+                num_processes=state.num_processes,
+                show_progress=show,
+            )
+            measured.images = max(0, encoded - stored)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            finish_codes(codes, encoded)
     state.wait_for_everyone()
     if not state.is_main_process:
         return {}
 
-    _baselines(images, count, folder, options, transform, config.latent_dim, show)
+    probe = _probe(options) if options.probe else None
+    _baselines(images, train, count, folder, options, config.latent_dim, show)
     methods = [*options.modes, *(f"compare_{mode}" for mode in options.modes if options.compare), *options.baselines]
     missing: dict[str, Exception] = {}
     results = {method: _measure(folder, method, count, options, device, clock, missing, show) for method in methods}
@@ -241,9 +256,9 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
         results["perceptual_path_length"] = _unavailable("perceptual_path_length", path_lengths, options)
     elif path_lengths is not None:
         results["perceptual_path_length"] = _summary(list(path_lengths.values()), options.seed)
-    if options.probe:
-        results["probe"] = _probe(options)
-    return {
+    if probe is not None:
+        results["probe"] = probe
+    figures = {
         **settings,
         "modes": list(options.modes),
         "baselines": list(options.baselines),
@@ -266,11 +281,57 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
             "python": platform.python_version(),
         },
     }
+    return _plain(figures)
+
+
+def join_processes(device: str | None) -> PartialState:
+    """The processes of `accelerate launch` or torchrun, or the only one.
+
+    Without an accelerator they share the work on the CPU, which accelerate must be told.
+    """
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not accelerated
+    return PartialState(cpu=on_cpu if device is None else torch_device(device).type == "cpu")
+
+
+def find_device(name: str | None, state: PartialState) -> torch.device:
+    """The device of this name, or the process's own.
+
+    Raises:
+        ValueError: If this machine has no such device.
+    """
+    device = state.device if name is None else torch_device(name)
+    if device.type == "cpu":
+        return torch.device("cpu")
+    # "cuda" with several processes is each one's own
+    return state.device if device.index is None and device.type == state.device.type else device
+
+
+def torch_device(name: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        ValueError: If this machine has no such device.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be a device of this machine, got {name!r}") from error
+    return device
 
 
 def load_for_evaluation(model: str, device: torch.device, dtype: str) -> DiffusionAutoencoderPipeline:
-    """The pipeline on its device, in channels_last, quiet."""
-    pipeline = DiffusionAutoencoderPipeline.from_pretrained(model).to(device, getattr(torch, dtype))
+    """The pipeline on its device, in channels_last, quiet.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    try:
+        pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {model!r} cannot be loaded: {error}") from error
+    pipeline.to(device, getattr(torch, dtype))
     for network in (pipeline.encoder, pipeline.decoder):
         network.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
@@ -288,6 +349,18 @@ def weights_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+def _load_other(options: EvaluationOptions, device: torch.device, config: Any) -> DiffusionAutoencoderPipeline:
+    """The model to compare with, of the same image size."""
+    other = load_for_evaluation(options.compare, device, options.dtype)
+    other_config = other.encoder.config
+    if (other_config.sample_size, other_config.in_channels) != (config.sample_size, config.in_channels):
+        raise ValueError(
+            f"compare must be a model of images of {config.in_channels} x {config.sample_size} pixels, got "
+            f"{other_config.in_channels} x {other_config.sample_size}"
+        )
+    return other
 
 
 def _reconstruct(
@@ -320,10 +393,10 @@ def _reconstruct(
 
 def _baselines(
     images: _Images,
+    train: _Images | None,
     count: int,
     folder: EvaluationFolder,
     options: EvaluationOptions,
-    transform: ImageTransform,
     latent_dim: int,
     show_progress: bool,
 ) -> None:
@@ -335,8 +408,7 @@ def _baselines(
     }
     waiting = {name: indices for name, indices in waiting.items() if indices}
     methods: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
-    if set(waiting) - {"jpeg"}:
-        train = _Images(options.train_dataset, options.train_split, options.image_column, transform)
+    if train is not None and set(waiting) - {"jpeg"}:
         number = min(len(train), options.baseline_images)
         pixels = torch.cat([train.batch(batch) / 2 + 0.5 for batch in batches(range(number), 500)])
         if "mean_image" in waiting:
@@ -369,11 +441,12 @@ def _path_lengths(
     name = f"path_lengths_{options.path_length_intervals}"
 
     def measured() -> dict[int, float]:
-        found = {}
+        found = {}  # by images: which ones a pair has depends on the number of images
         for path in folder.folder.glob(f"{name}_*.jsonl"):
             for line in path.read_text().splitlines():
-                found[int(json.loads(line)["pair"])] = float(json.loads(line)["path_length"])
-        return {pair: found[pair] for pair in sorted(found) if pair < len(pairs)}
+                record = json.loads(line)
+                found[tuple(record["images"])] = float(record["path_length"])
+        return {pair: found[ends] for pair, ends in enumerate(pairs) if ends in found}
 
     done = measured()
     waiting = [pair for pair in range(len(pairs))[state.process_index :: state.num_processes] if pair not in done]
@@ -381,6 +454,7 @@ def _path_lengths(
         try:
             distance = PerceptualDistance("vgg", device=pipeline.device)
         except WeightsUnavailable as error:
+            state.wait_for_everyone()
             return error, 0
 
         def decode(latent_code: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -404,7 +478,8 @@ def _path_lengths(
                 batch_size=options.batch_size,
             )
             lines.append(json.dumps({"pair": pair, "images": list(pairs[pair]), "path_length": float(length[0])}))
-            write_text(folder.folder / f"{name}_{state.process_index}_{waiting[0]}.jsonl", "\n".join(lines) + "\n")
+            path = folder.folder / f"{name}_{state.process_index}_{waiting[0]}_of_{count}.jsonl"
+            write_text(path, "\n".join(lines) + "\n")
     state.wait_for_everyone()
     return measured(), len(waiting)
 
@@ -510,28 +585,40 @@ def _probe(options: EvaluationOptions) -> dict[str, Any]:
     from . import linear_probe
 
     data = {name: load_codes(options.output / f"codes_{name}", options.label_columns) for name in ("train", "test")}
-    labels = {}
-    for name, columns in data.items():
-        values = [columns[label] for label in options.label_columns]
-        labels[name] = values[0] if len(values) == 1 else np.stack(values, axis=1)
-    function = getattr(linear_probe, f"{options.probe}_probe")
-    result = function(data["train"]["latent_code"], labels["train"], data["test"]["latent_code"], labels["test"])
+    names = list(options.label_columns)
+    try:
+        labels = {}
+        for name, columns in data.items():
+            values = [columns[label] for label in options.label_columns]
+            labels[name] = values[0] if len(values) == 1 else np.stack(values, axis=1)
+        if len(names) == 1 and labels["train"].ndim == 2:  # a column of lists
+            names = [f"{names[0]}[{position}]" for position in range(labels["train"].shape[1])]
+        function = getattr(linear_probe, f"{options.probe}_probe")
+        more = {"attribute_names": names} if options.probe == "multilabel" else {}
+        result = function(
+            data["train"]["latent_code"], labels["train"], data["test"]["latent_code"], labels["test"], **more
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"label_columns must fit the probe {options.probe}, got {', '.join(options.label_columns)}: {error}"
+        ) from error
     return {
         "task": options.probe,
-        "labels": list(options.label_columns),
+        "labels": names,
         "train_codes": len(data["train"]["latent_code"]),
         "test_codes": len(data["test"]["latent_code"]),
-        **_plain(vars(result)),
+        **vars(result),
     }
 
 
 def _plain(value: Any) -> Any:
-    """Numpy values as JSON values."""
+    """Values as JSON values; None for a number that is not finite, which JSON does not have."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [_plain(entry) for entry in value]
-    return value.item() if isinstance(value, np.generic) else value
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _summary(values: Sequence[float], seed: int) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from .psnr import peak_signal_to_noise_ratio
 from .ssim import structural_similarity
 
 ORIGINALS = "originals"
+# What an image that equals its original counts with: an infinite figure has no mean, and JSON no number for it.
+PSNR_LIMIT_DB = 100.0
 _SETTINGS = "settings.json"
 
 
@@ -54,6 +56,8 @@ class EvaluationFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any], process_index: int = 0) -> None:
         self.folder = folder
         self.process_index = process_index
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"output must be a folder, got the file {folder}")
         path = folder / _SETTINGS
         wanted = json.loads(json.dumps(dict(settings)))
         if path.is_file():
@@ -90,7 +94,8 @@ class EvaluationFolder:
     def add(self, method: str, indices: Sequence[int], originals: torch.Tensor, reconstructions: torch.Tensor) -> None:
         """Measures a batch and writes its files and scores.
 
-        PSNR and SSIM are taken on floats in [0, 1]; the PNG files hold both images rounded to 8 bits.
+        PSNR and SSIM are taken on floats in [0, 1], PSNR up to 100 dB; the PNG files hold both images rounded to 8
+        bits.
 
         Args:
             method: Name of the method.
@@ -103,7 +108,7 @@ class EvaluationFolder:
         """
         if originals.shape[1] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels to be kept as PNG files, got {originals.shape[1]}")
-        psnr = peak_signal_to_noise_ratio(reconstructions, originals)
+        psnr = peak_signal_to_noise_ratio(reconstructions, originals).clamp(max=PSNR_LIMIT_DB)
         ssim = structural_similarity(reconstructions, originals)
         for name, images in ((ORIGINALS, originals), (method, reconstructions)):
             self.images(name).mkdir(exist_ok=True)

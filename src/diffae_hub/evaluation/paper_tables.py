@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 METRICS = ("psnr_db", "ssim", "lpips_alex", "fid_torch_fidelity", "fid_clean_fid")
 METRIC_TITLES = {
     "psnr_db": "PSNR (dB) ↑",
@@ -15,6 +17,11 @@ METRIC_TITLES = {
     "fid_torch_fidelity": "FID (tf) ↓",
     "fid_clean_fid": "FID (cf) ↓",
 }
+
+
+def format_papers(metric: str, value: float) -> str:
+    """A figure of the paper as it prints it: PSNR with three decimals, the others with four, LPIPS with up to six."""
+    return np.format_float_positional(value, min_digits=3 if metric == "psnr_db" else 4)
 
 
 class TrainingMethod(NamedTuple):

@@ -26,6 +26,7 @@ from .paper_tables import (
     TABLE_11,
     TABLE_11_AVERAGE,
     TrainingMethod,
+    format_papers,
 )
 
 METRIC_NAMES = {
@@ -74,7 +75,7 @@ def render_report(figures: Mapping[str, Any], paper_dataset: str | None = None) 
     if "perceptual_path_length" in results:
         sections += ["## Perceptual path length", _path_length_table(figures, paper_dataset)]
     if "probe" in results:
-        sections += ["## Linear probe of the latent code", _probe_section(results["probe"])]
+        sections += ["## Linear probe of the latent code", _probe_section(results["probe"], paper_dataset)]
     sections += ["## Time", _time_table(figures["timings"])]
     pictures = figures.get("pictures", {})
     if pictures:
@@ -165,14 +166,14 @@ def _what(figures: Mapping[str, Any]) -> str:
 
 def format_figure(metric: str, figure: Mapping[str, Any] | None, interval: bool = True) -> str:
     """A measured figure as a cell: mean and 95 % interval, a value, or n/a."""
-    if figure is None or "unavailable" in figure:
+    if figure is None or figure.get("value", figure.get("mean")) is None:
         return "n/a"
     decimals = _DECIMALS.get(metric, 2)
     if "value" in figure:
         return f"{figure['value']:.{decimals}f}"
     text = f"{figure['mean']:.{decimals}f}"
     low, high = figure["interval"]
-    if interval and math.isfinite(low):
+    if interval and low is not None and math.isfinite(low):
         text += f" [{low:.{decimals}f}, {high:.{decimals}f}]"
     return text
 
@@ -199,7 +200,7 @@ def _reconstruction_table(figures: Mapping[str, Any], mode: str, paper_dataset: 
 
 def _paper_row(method: TrainingMethod, values: Sequence[float], metrics: Sequence[str]) -> list[str]:
     by_metric = dict(zip(METRICS, values, strict=True))
-    return [f"paper: {method.title}", *(f"{by_metric[m]:g}" if m in by_metric else "" for m in metrics)]
+    return [f"paper: {method.title}", *(format_papers(m, by_metric[m]) if m in by_metric else "" for m in metrics)]
 
 
 def _notes(figures: Mapping[str, Any], paper_dataset: str) -> str:
@@ -240,11 +241,15 @@ def _path_length_table(figures: Mapping[str, Any], paper_dataset: str) -> str:
     return markdown_table(["", "PPL ↓ (LPIPS-VGG)"], rows)
 
 
-def _probe_section(probe: Mapping[str, Any]) -> str:
+def _decimals(value: float | None) -> str:
+    return "n/a" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _probe_section(probe: Mapping[str, Any], paper_dataset: str) -> str:
     counts = f"Trained on {probe['train_codes']:,} codes, tested on {probe['test_codes']:,}."
     if probe["task"] == "regression":
         rows = [
-            [label, *(f"{probe[key][column]:.4f}" for key in ("r_squared", "mean_absolute_error", "pearson"))]
+            [label, *(_decimals(probe[key][column]) for key in ("r_squared", "mean_absolute_error", "pearson"))]
             for column, label in enumerate(probe["labels"])
         ]
         return counts + "\n\n" + markdown_table(["target", "R² ↑", "mean absolute error ↓", "correlation ↑"], rows)
@@ -252,15 +257,17 @@ def _probe_section(probe: Mapping[str, Any]) -> str:
     per_class, per_label = {}, probe.get("auroc_per_attribute")
     if probe["task"] == "multiclass":
         averages, names, per_label = TABLE_11_AVERAGE, list(TABLE_11), probe["auroc_per_class"]
-        if len(names) == len(per_label):
+        if paper_dataset == "CIFAR-10 32" and probe["classes"] in (list(range(len(names))), names):
             per_class = TABLE_11
         else:
             names = [str(label) for label in probe["classes"]]
         counts += f" Accuracy {probe['accuracy']:.4f}."
-    rows = [["macro average", f"**{probe['auroc_macro']:.4f}**", *(f"{value:.4f}" for value in averages.values())]]
+    rows = [
+        ["macro average", f"**{_decimals(probe['auroc_macro'])}**", *(f"{value:.4f}" for value in averages.values())]
+    ]
     for name, value in zip(names, per_label, strict=True):
         paper = (f"{entry:.4f}" for entry in per_class[name]) if name in per_class else [""] * len(averages)
-        rows.append([str(name), f"{value:.4f}", *paper])
+        rows.append([str(name), _decimals(value), *paper])
     header = ["", "AUROC ↑", *(f"paper: {method.title}" for method in averages)]
     return counts + "\n\n" + markdown_table(header, rows)
 
