@@ -106,13 +106,13 @@ class Run:
     process: BaseProcess
     output: Path
 
-    def wait(self, timeout: float = 120) -> tuple[int, str]:
+    def wait(self, timeout: float = 900) -> tuple[int, str]:
         """(exit code, what it printed)."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f"still running after {timeout} s: {self.text()}"
         return self.process.exitcode, self.text()
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 900) -> None:
         """Polls as fast as it can; fails if the run ends or takes too long before the condition holds."""
         deadline = time.monotonic() + timeout
         while not condition():
