@@ -29,6 +29,7 @@ _COMMANDS = {
         "export_official",
         "write checkpoints that the official code loads",
     ),
+    "push": ("diffae_hub.hub.push", "push", "upload a pipeline to the Hugging Face Hub"),
     "models": ("diffae_hub.cli", "models", "list the bundled models"),
 }
 _DESCRIPTION = """Diffusion autoencoders: image -> latent code -> image.

@@ -45,7 +45,7 @@ def test_train_push_and_load_by_id(tmp_path: Path) -> None:
             env={**os.environ, **hub.environment(str(tmp_path / "home")), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
         )
         assert result.returncode == 0, result.stderr
 
@@ -80,3 +80,45 @@ def test_train_push_and_load_by_id(tmp_path: Path) -> None:
     expected = DiffusionAutoencoderPipeline.from_pretrained(pipeline).encode(image)
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("CODE ")]
     torch.testing.assert_close(torch.tensor(json.loads(line.removeprefix("CODE "))), expected, rtol=1e-5, atol=1e-6)
+
+
+# Pushes the folder given with the card given, by the command line, and loads it back by its id.
+PUSH_DRIVER = """
+import sys
+from diffae_hub.cli import main
+assert main(["push", sys.argv[1], "tiny", "--card", sys.argv[2], "--json"]) == 0
+from diffae_hub import DiffusionAutoencoderPipeline
+pipeline = DiffusionAutoencoderPipeline.from_pretrained("tester/tiny")
+assert pipeline.encoder.config.latent_dim == 8
+assert main(["push", sys.argv[1], "no/such/name"]) == 2
+assert main(["push", sys.argv[1], "tiny", "--card", "missing.md"]) == 2
+assert main(["push", "missing", "tiny"]) == 2
+"""
+
+
+def test_push_command_uploads_the_card_with_its_pictures(tiny_pipeline, tmp_path: Path) -> None:
+    folder, cards = tmp_path / "pipeline", tmp_path / "cards"
+    tiny_pipeline.save_pretrained(folder)
+    (folder / ".README.md.partial").write_text("half")
+    (cards / "images").mkdir(parents=True)
+    (cards / "images" / "a.png").write_bytes(b"picture")
+    (cards / "images" / "not_shown.png").write_bytes(b"another")
+    (tmp_path / "secret.txt").write_text("outside")
+    page = "# Card\n![a](images/a.png) [page](https://example.org) [up](../secret.txt) [gone](gone.md)\n"
+    (cards / "card.md").write_text(page)
+    with running_hub() as hub:
+        result = subprocess.run(
+            [sys.executable, "-c", PUSH_DRIVER, str(folder), str(cards / "card.md")],
+            env={**os.environ, **hub.environment(str(tmp_path / "home")), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert result.returncode == 0, result.stderr
+        assert '{"repo_id": "tester/tiny"}' in result.stdout
+        assert "Traceback" not in result.stderr
+        files = hub.repositories["tester/tiny"].commits[-1][2]
+    pipeline = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".README.md.partial"}
+    assert set(files) == pipeline | {".gitattributes", "README.md", "images/a.png"}
+    assert files["README.md"].decode() == page
+    assert files["images/a.png"] == b"picture"

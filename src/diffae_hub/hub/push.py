@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import re
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 # The client's HTTP library differs between its versions; its connection errors share a base with its status errors.
 _CLIENT_ERRORS = (HFValidationError, LocalTokenNotFoundError, *HfHubHTTPError.__bases__, OSError)
-# Partial files of interrupted writes and whatever an operating system leaves behind.
-_IGNORED = [".*", "**/.*", "*.partial"]
+# The file that a Markdown image or link names, unless it is an address or a place in the page.
+_MARKDOWN_TARGET = re.compile(r"\]\(([^)\s:#]+)\)")
 
 
 def ensure_repository(repo_id: str, private: bool = False, token: str | None = None) -> str:
@@ -40,30 +43,85 @@ def push_pipeline(
     private: bool = False,
     token: str | None = None,
     commit_message: str = "Upload diffusion autoencoder",
+    card: str | Path | None = None,
 ) -> str:
     """Uploads a pipeline folder in one commit; the repository is created if needed.
 
     Args:
-        folder: What `DiffusionAutoencoderPipeline.save_pretrained` wrote, with its README.md if it has one.
+        folder: What `DiffusionAutoencoderPipeline.save_pretrained` wrote, with its README.md if it has one. Hidden
+            files, among them partial ones of interrupted writes, stay behind.
         repo_id: "name" or "owner/name".
         private: Whether a new repository is private.
         token: None takes the one of `HF_TOKEN` or of `hf auth login`.
         commit_message: Title of the commit.
+        card: A Markdown page to upload as README.md, with the files beside it that it shows or links to.
 
     Returns:
         The full id, "owner/name".
 
     Raises:
-        ValueError: If the folder is no pipeline, or the repository cannot be written.
+        ValueError: If the folder is no pipeline, the card cannot be read, or the repository cannot be written.
     """
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"folder must be a pipeline folder with a model_index.json, got {folder}")
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    files = {name.as_posix(): folder / name for name in names if not any(part.startswith(".") for part in name.parts)}
+    if card is not None:
+        files |= _card_files(Path(card))
     full_id = ensure_repository(repo_id, private, token)
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
     try:
-        HfApi(token=token).upload_folder(
-            repo_id=full_id, folder_path=folder, commit_message=commit_message, ignore_patterns=_IGNORED
-        )
+        HfApi(token=token).create_commit(full_id, operations, commit_message=commit_message)
     except _CLIENT_ERRORS as error:
         raise ValueError(f"repo_id must name a repository that can be written, got {full_id!r}: {error}") from error
     return full_id
+
+
+def _card_files(card: Path) -> dict[str, Path]:
+    """Name in the repository -> file, of a card and of what it shows or links to below its own folder."""
+    try:
+        page = card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"card must be a readable Markdown file, got {card}: {error}") from error
+    root = card.parent.resolve()
+    linked = {name: (root / name).resolve() for name in _MARKDOWN_TARGET.findall(page)}
+    files = {
+        path.relative_to(root).as_posix(): path
+        for path in linked.values()
+        if path.is_file() and path.is_relative_to(root)
+    }
+    return {"README.md": card, **files}
+
+
+# ---- diffae-hub push -------------------------------------------------------------------------------------------------
+
+
+def push_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `diffae-hub push`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """Upload a pipeline to the Hugging Face Hub, with its model card.
+
+  diffae-hub push runs/mine/pipeline me/my-autoencoder
+  diffae-hub push cifar10-32-small me/cifar10-32-small --card model_cards/cifar10-32-small.md
+
+The token is that of `hf auth login` or of the environment variable HF_TOKEN."""
+    parser.add_argument("model", metavar="MODEL", help="pipeline folder or bundled model")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="name or owner/name; created if it is not there")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="page to upload as README.md, with its pictures")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--message", default="Upload diffusion autoencoder", help="commit title (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run_push(arguments: argparse.Namespace) -> int:
+    """Uploads and prints the full id."""
+    from ..pretrained import bundled_model_names, bundled_model_path
+
+    bundled = not Path(arguments.model).is_dir() and arguments.model in bundled_model_names()
+    folder = bundled_model_path(arguments.model) if bundled else Path(arguments.model)
+    full_id = push_pipeline(
+        folder, arguments.repo_id, private=arguments.private, commit_message=arguments.message, card=arguments.card
+    )
+    print(json.dumps({"repo_id": full_id}) if arguments.json else full_id)
+    return 0
