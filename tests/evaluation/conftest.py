@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+CHECKPOINTS = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}  # torchvision's names
+TORCHVISION = {"alex": "alexnet", "vgg": "vgg16"}
 
 
 def pattern(rng: np.random.Generator, brightness: float) -> Image.Image:
@@ -30,6 +34,36 @@ def write_parquet(path: Path, count: int, seed: int) -> str:
         labels.append(index % 2)
     pq.write_table(pa.table({"image": images, "label": labels}), path)
     return str(path)
+
+
+def save_trunks(torch_home: Path) -> Path:
+    """Random AlexNet and VGG16 where torchvision looks for its weights; the classifiers are zeros, a few bytes."""
+    import torchvision
+
+    folder = torch_home / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    for number, (network, name) in enumerate(CHECKPOINTS.items()):
+        generator = torch.Generator().manual_seed(number)
+        with torch.device("meta"):
+            shapes = {
+                key: value.shape
+                for key, value in getattr(torchvision.models, TORCHVISION[network])().state_dict().items()
+            }
+        state = {}
+        for key, shape in shapes.items():
+            if key.startswith("classifier"):
+                state[key] = torch.zeros(1).expand(shape)
+            elif len(shape) == 4:
+                state[key] = torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
+            else:
+                state[key] = 0.1 * torch.randn(shape, generator=generator)
+        torch.save(state, folder / name)
+    return torch_home
+
+
+@pytest.fixture(scope="session")
+def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_trunks(tmp_path_factory.mktemp("torch_home"))
 
 
 @pytest.fixture

@@ -118,6 +118,18 @@ def test_output_that_is_a_file(model: str, test_images: str, tmp_path: Path, cap
     assert (tmp_path / "file").read_text() == "precious"
 
 
+def test_output_that_holds_something_else(model: str, test_images: str, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("x")
+    assert main(encode(test_images, model, folder)) == 2
+    assert "output must be a new or empty folder" in capsys.readouterr().err
+    (folder / "settings.json").write_text("not JSON")
+    assert main(encode(test_images, model, folder)) == 2
+    assert "settings.json is of something else" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["precious.txt", "settings.json"]
+
+
 @pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
 def test_number_of_images_may_change(
     file_format: str, model: str, test_images: str, expected: np.ndarray, tmp_path: Path

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from cleanfid import fid as clean_fid
+from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
@@ -24,8 +26,6 @@ from transformers import Dinov2Config, Dinov2Model
 
 from diffae_hub.evaluation.frechet import fd_dinov2, fd_vgg16, fid_clean_fid, fid_torch_fidelity
 from diffae_hub.evaluation.weights import WeightsUnavailable
-
-from .test_lpips import save_trunks
 
 COUNT = 4
 
@@ -68,11 +68,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         crops.append([np.ascontiguousarray(photograph[y : y + 32, x : x + 32]) for y, x in corners])
     gray = [np.array(Image.fromarray(crop).convert("L")) for crop in crops[1]]
     return save_images(root / "a", crops[0]), save_images(root / "b", gray)
-
-
-@pytest.fixture(scope="module")
-def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_trunks(tmp_path_factory.mktemp("torch_home"))
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +150,45 @@ class Brightness(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
+
+
+class PatchLayers(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, 299, 299) -> (B, 2048): differences of neighbouring pixels and brightness by place, and zeros."""
+        steps = (images[..., 1:] - images[..., :-1]).abs()
+        features = torch.cat([nn.functional.adaptive_avg_pool2d(x, 4).flatten(1) for x in (images, steps)], dim=1)
+        return nn.functional.pad(features, (0, 2048 - 96))
+
+
+class Patches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = PatchLayers()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
+
+
+def test_fid_clean_fid_is_what_the_library_says(tmp_path, folders) -> None:
+    weights = tmp_path / "inception-2015-12-05.pt"  # where the library looks for it
+    torch.jit.script(Patches()).save(weights)
+    extractor = InceptionV3W(str(tmp_path), download=False)
+
+    def library(mode: str) -> float:
+        return clean_fid.compute_fid(
+            *map(str, folders), mode=mode, num_workers=0, batch_size=3, device=torch.device("cpu"),
+            custom_feat_extractor=extractor, verbose=False,
+        )  # fmt: skip
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy's: these covariances are singular
+        distance = fid_clean_fid(*folders, weights=weights, batch_size=3)
+        itself = fid_clean_fid(folders[0], folders[0], weights=weights)
+        clean, legacy = library("clean"), library("legacy_pytorch")
+    assert distance == pytest.approx(clean, rel=1e-6)
+    assert abs(legacy - clean) > 1e-3 * clean, "these images do not tell the two ways of resizing apart"
+    assert distance > 1e-2
+    assert abs(itself) < 1e-3 * distance
 
 
 def test_fid_clean_fid(tmp_path, capfd) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from sklearn.datasets import load_sample_image
 from torch import nn
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
@@ -19,41 +18,13 @@ from torchmetrics.functional.image import learned_perceptual_image_patch_similar
 from diffae_hub.evaluation.lpips import PerceptualDistance
 from diffae_hub.evaluation.weights import WeightsUnavailable
 
-CHECKPOINTS = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}  # torchvision's names
-TORCHVISION = {"alex": "alexnet", "vgg": "vgg16"}
+from .conftest import CHECKPOINTS
+
 # (layers between the compared activations); numbers are (stride, padding) of a convolution with its ReLU
 ALEX = [[(4, 2)], ["pool", (1, 2)], ["pool", (1, 1)], [(1, 1)], [(1, 1)]]
 VGG = [[(1, 1)] * 2, ["pool", *[(1, 1)] * 2], *[["pool", *[(1, 1)] * 3]] * 3]
 BLOCKS = {"alex": ALEX, "vgg": VGG}
 POOL = {"alex": (3, 2), "vgg": (2, 2)}
-
-
-def save_trunks(torch_home: Path) -> Path:
-    """Random AlexNet and VGG16 where torchvision looks for its weights; the classifiers are zeros, a few bytes."""
-    folder = torch_home / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    for number, (network, name) in enumerate(CHECKPOINTS.items()):
-        generator = torch.Generator().manual_seed(number)
-        with torch.device("meta"):
-            shapes = {
-                key: value.shape
-                for key, value in getattr(torchvision.models, TORCHVISION[network])().state_dict().items()
-            }
-        state = {}
-        for key, shape in shapes.items():
-            if key.startswith("classifier"):
-                state[key] = torch.zeros(1).expand(shape)
-            elif len(shape) == 4:
-                state[key] = torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
-            else:
-                state[key] = 0.1 * torch.randn(shape, generator=generator)
-        torch.save(state, folder / name)
-    return torch_home
-
-
-@pytest.fixture(scope="module")
-def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_trunks(tmp_path_factory.mktemp("torch_home"))
 
 
 @pytest.fixture(autouse=True)

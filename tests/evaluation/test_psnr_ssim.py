@@ -11,6 +11,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.metrics import structural_similarity as skimage_ssim
 from sklearn.datasets import load_sample_image
+from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
+from torchmetrics.functional.image import structural_similarity_index_measure as torchmetrics_ssim
 
 from diffae_hub.evaluation.psnr import peak_signal_to_noise_ratio
 from diffae_hub.evaluation.ssim import structural_similarity
@@ -41,6 +43,12 @@ def test_psnr_equals_scikit_image() -> None:
     np.testing.assert_allclose(peak_signal_to_noise_ratio(images, references).numpy(), expected, rtol=1e-9)
 
 
+def test_psnr_equals_torchmetrics() -> None:
+    images, references = photograph_pair()
+    expected = torchmetrics_psnr(images, references, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    torch.testing.assert_close(peak_signal_to_noise_ratio(images, references), expected, rtol=1e-6, atol=0)
+
+
 def test_ssim_equals_an_independent_zero_padded_computation() -> None:
     images, references = photograph_pair()
 
@@ -59,17 +67,18 @@ def test_ssim_equals_an_independent_zero_padded_computation() -> None:
     np.testing.assert_allclose(structural_similarity(images, references).numpy(), expected, rtol=1e-9)
 
 
-def test_ssim_differs_from_scikit_image_by_the_border_only() -> None:
-    # scikit-image averages the interior only, 81% of this map; the zero-padded border is a little more similar.
-    images, references = photograph_pair(size=200)
-    expected = [
-        skimage_ssim(
-            r.numpy(), i.numpy(), data_range=1, channel_axis=0,
+def test_ssim_equals_scikit_image_and_torchmetrics_where_padding_does_not_matter() -> None:
+    # In a black frame wider than half a window zero-padding and their reflection are the same.
+    images, references = (torch.nn.functional.pad(batch, [6] * 4) for batch in photograph_pair())
+    ours = structural_similarity(images, references)
+    for value, image, reference in zip(ours, images, references, strict=True):
+        _, similarity = skimage_ssim(
+            reference.numpy(), image.numpy(), data_range=1, channel_axis=0, full=True,
             gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-        )
-        for i, r in zip(images, references, strict=True)
-    ]  # fmt: skip
-    np.testing.assert_allclose(structural_similarity(images, references).numpy(), expected, atol=0.03)
+        )  # fmt: skip
+        assert float(value) == pytest.approx(similarity.mean(), abs=1e-6)
+    expected = torchmetrics_ssim(images, references, data_range=1.0, sigma=1.5, kernel_size=11, reduction="none")
+    torch.testing.assert_close(ours.double(), expected.double(), atol=1e-6, rtol=0)
 
 
 def test_ssim_of_equal_and_of_constant_images() -> None:

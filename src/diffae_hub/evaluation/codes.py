@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..training.data import ImageTransform
-from .evaluation_folder import write_text
+from .evaluation_folder import keep_settings, write_text
 
 FORMATS = ("parquet", "safetensors")
 SUMMARY = "codes.json"
@@ -73,18 +73,12 @@ def encode_dataset(
     for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output must be a folder, got the file {folder}")
-    wanted = json.loads(json.dumps({**settings, "columns": list(columns), "shard_size": shard_size}))
+    settings = {**settings, "columns": list(columns), "shard_size": shard_size}
     path = folder / "settings.json"
-    found = json.loads(path.read_text()) if path.is_file() else wanted
-    different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    if different:
-        key = different[0]
-        raise ValueError(
-            f"output must be a new folder or hold codes of the same settings; {folder} has {key}={found.get(key)!r}, "
-            f"got {wanted.get(key)!r}"
-        )
+    if path.is_file():
+        keep_settings(path, settings, "codes")
+    elif folder.is_dir() and any(folder.iterdir()) and process_index == 0:
+        raise ValueError(f"output must be a new or empty folder, or codes to continue, got {folder}")
     other = next((shard for shard in _shards(folder) if shard.suffix != f".{file_format}"), None)
     if other is not None:
         raise ValueError(f"format must be that of the codes in {folder}, {other.suffix[1:]}, got {file_format!r}")
@@ -96,8 +90,7 @@ def encode_dataset(
     if file_format == "safetensors":
         _as_tensors({name: [first["columns"][name]] for name in columns})
     folder.mkdir(parents=True, exist_ok=True)
-    if process_index == 0 and not path.is_file():
-        write_text(path, json.dumps(wanted, indent=2) + "\n")
+    keep_settings(path, settings, "codes", write=process_index == 0)
 
     count, shard = 0, None
     with tqdm(unit="img", disable=not show_progress, mininterval=1) as progress:
@@ -269,6 +262,14 @@ def dataset_rows(
 
     dataset = open_dataset(source, split, image_column, streaming, columns)
     return read()
+
+
+def class_names(source: str, split: str, image_column: str, column: str) -> list[str] | None:
+    """The names of the classes of a column, where the data set has them."""
+    from ..training.data import open_dataset
+
+    feature = open_dataset(source, split, image_column, False, [column]).features[column]
+    return getattr(feature, "names", None)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -126,9 +126,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if not figures:  # another process reports
         return 0
     device = find_device(arguments.device, join_processes(arguments.device))
-    settings = json.loads((arguments.output / "settings.json").read_text())
     figures["pictures"] = save_pictures(
-        EvaluationFolder(arguments.output, settings),
+        EvaluationFolder(arguments.output, json.loads((arguments.output / "settings.json").read_text())),
         load_for_evaluation(arguments.model, device, arguments.dtype),
         figures,
     )
@@ -166,8 +165,10 @@ def run_encode(arguments: argparse.Namespace) -> int:
     from ..training.data import ImageTransform
     from .codes import SUMMARY, dataset_rows, encode_dataset, finish_codes
     from .evaluate import find_device, join_processes, load_for_evaluation, weights_fingerprint
+    from .evaluation_folder import check_output
 
     _silence_libraries()
+    check_output(arguments.output, arguments.dataset)
     state = join_processes(arguments.device)
     pipeline = load_for_evaluation(arguments.model, find_device(arguments.device, state), "float32")
     config = pipeline.encoder.config
@@ -188,6 +189,7 @@ def run_encode(arguments: argparse.Namespace) -> int:
             "weights": weights_fingerprint(pipeline),
             "dataset": arguments.dataset,
             "split": arguments.split,
+            "image_column": arguments.image_column,
             "crop": arguments.crop,
         },
         transform=ImageTransform(config.sample_size, config.in_channels, crop=arguments.crop),

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..pipelines.pipeline_diffusion_autoencoder import MODES, DiffusionAutoencoderPipeline
@@ -31,8 +32,8 @@ from ..training.data import ImageTransform, load_rows
 from ..training.presets import CROPS
 from .baselines import MeanImageBaseline, PCABaseline, jpeg_reconstruct, latent_code_bytes
 from .bootstrap import bootstrap_interval
-from .codes import dataset_rows, encode_dataset, finish_codes, load_codes, stored_codes
-from .evaluation_folder import ORIGINALS, EvaluationFolder, batches, write_text
+from .codes import class_names, dataset_rows, encode_dataset, finish_codes, load_codes, stored_codes
+from .evaluation_folder import ORIGINALS, EvaluationFolder, batches, check_output, write_text
 from .weights import WeightsUnavailable
 
 IMAGE_METRICS = ("lpips_alex", "lpips_vgg")
@@ -40,6 +41,7 @@ FOLDER_METRICS = ("fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2"
 DEFAULT_METRICS = ("lpips_alex", "fid_torch_fidelity", "fid_clean_fid")
 PROBES = ("multiclass", "multilabel", "regression")
 BASELINES = ("mean_image", "pca", "jpeg")
+PATH_LENGTH = "perceptual_path_length"
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -108,7 +110,7 @@ class EvaluationOptions:
         for name, values, allowed in (
             ("modes", self.modes, MODES),
             ("metrics", self.metrics, IMAGE_METRICS + FOLDER_METRICS),
-            ("require", self.require, self.metrics + ("perceptual_path_length",) * bool(self.path_length_pairs)),
+            ("require", self.require, (*IMAGE_METRICS, *FOLDER_METRICS, PATH_LENGTH)),
             ("baselines", self.baselines, BASELINES),
             ("probe", (self.probe,), (*PROBES, None)),
             ("crop", (self.crop,), CROPS),
@@ -117,6 +119,11 @@ class EvaluationOptions:
             for value in values:
                 if value not in allowed:
                     raise ValueError(f"{name} must be among {', '.join(map(str, allowed))}, got {value!r}")
+        measured = self.metrics + (PATH_LENGTH,) * bool(self.path_length_pairs)
+        for metric in self.require:
+            if metric not in measured:
+                option = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
+                raise ValueError(f"require must be among what is measured; {metric} is not: add it by {option}")
         for name, minimum in (
             ("num_inference_steps", 1),
             ("path_length_pairs", 0),
@@ -155,6 +162,11 @@ class _Images:
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
         return torch.stack([self.transform(self.rows[index]) for index in indices])
 
+    def check(self, count: int) -> None:
+        """Reads the first `count`: an image that cannot be read is named now, not after hours of sampling."""
+        for index in range(count):
+            self.transform(self.rows[index])
+
 
 def image_seed(seed: int, index: int) -> int:
     """The seed of the noise of image number `index`."""
@@ -176,18 +188,20 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
     pipeline = load_for_evaluation(options.model, device, options.dtype)
     config = pipeline.encoder.config
     # Everything that can be wrong is looked at before the folder is given these settings and the sampling begins.
+    check_output(options.output, options.dataset, options.train_dataset)
     pipeline.scheduler.set_timesteps(options.num_inference_steps)
+    _check_required(options, device)
     other = _load_other(options, device, config) if options.compare else None
     transform = ImageTransform(config.sample_size, config.in_channels, crop=options.crop)
     images = _Images(options.dataset, options.split, options.image_column, transform)
     if len(images) < 2:
         raise ValueError(f"dataset must hold at least 2 images, got {len(images)} in {options.dataset}")
-    images.batch([0])
     count = min(len(images), options.num_images or len(images))
+    images.check(count)
     train = None
     if {"mean_image", "pca"} & set(options.baselines):
         train = _Images(options.train_dataset, options.train_split, options.image_column, transform)
-    labelled = []
+    labelled, names = [], None
     if options.probe:
         for name, source, split, limit in (
             ("train", options.train_dataset, options.train_split, None),
@@ -195,33 +209,41 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
         ):
             rows = dataset_rows(source, split, options.image_column, options.label_columns, False, limit)
             labelled.append((name, source, split, rows))
+        if options.probe == "multiclass":
+            names = class_names(options.dataset, options.split, options.image_column, options.label_columns[0])
     settings = {
         "model": options.model,
         "weights": weights_fingerprint(pipeline),
-        "compare": options.compare,
         "dataset": options.dataset,
+        "dataset_images": len(images),
         "split": options.split,
+        "image_column": options.image_column,
         "crop": options.crop,
         "num_inference_steps": options.num_inference_steps,
         "seed": options.seed,
         "dtype": options.dtype,
     }
+    compared = {"compare": options.compare, "weights": weights_fingerprint(other) if other is not None else None}
+    fitted = _fitted_on(options, train, config)
     with state.main_process_first():
         folder = EvaluationFolder(options.output, settings, state.process_index)
+        if other is not None:
+            folder.keep_settings("compare", compared)
+        if train is not None:
+            folder.keep_settings("baselines", fitted)
     clock = _Clock(options.output / "timings.json" if state.is_main_process else None)
     mine = range(count)[state.process_index :: state.num_processes]
 
     show = show_progress and state.is_main_process
     for mode in options.modes:
-        with clock.measure(f"sampling_{mode}") as measured:
-            measured.images = _reconstruct(pipeline, images, mine, folder, mode, mode, options, show)
+        _reconstruct(pipeline, images, mine, folder, mode, mode, options, clock, show)
     if other is not None:
         for mode in options.modes:
-            _reconstruct(other, images, mine, folder, f"compare_{mode}", mode, options, show)
+            _reconstruct(other, images, mine, folder, f"compare_{mode}", mode, options, clock, show)
         del other
     path_lengths: dict[int, float] | WeightsUnavailable | None = None
     if options.path_length_pairs:
-        with clock.measure("perceptual_path_length") as measured:
+        with clock.measure(PATH_LENGTH) as measured:
             path_lengths, measured.images = _path_lengths(pipeline, images, count, folder, options, state, show)
     for name, source, split, rows in labelled:
         codes = options.output / f"codes_{name}"
@@ -231,7 +253,15 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
                 pipeline,
                 rows,
                 codes,
-                settings={**settings, "dataset": source, "split": split},
+                settings={
+                    "model": options.model,
+                    "weights": settings["weights"],
+                    "dataset": source,
+                    "split": split,
+                    "image_column": options.image_column,
+                    "crop": options.crop,
+                    "dtype": options.dtype,
+                },
                 transform=transform,
                 columns=options.label_columns,
                 shard_size=5_000,
@@ -247,26 +277,34 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
     if not state.is_main_process:
         return {}
 
-    probe = _probe(options) if options.probe else None
-    _baselines(images, train, count, folder, options, config.latent_dim, show)
+    probe = None
+    if options.probe:
+        with clock.measure(f"probe_{options.probe}") as measured:
+            probe = _probe(options, names)
+            measured.images = probe["test_codes"]
+    _baselines(images, train, count, folder, options, config.latent_dim, fitted["pca_components"], clock, show)
     methods = [*options.modes, *(f"compare_{mode}" for mode in options.modes if options.compare), *options.baselines]
     missing: dict[str, Exception] = {}
-    results = {method: _measure(folder, method, count, options, device, clock, missing, show) for method in methods}
+    results = {
+        method: _measure(folder, method, count, options, device, clock, config.latent_dim, missing, show)
+        for method in methods
+    }
     if isinstance(path_lengths, WeightsUnavailable):
-        results["perceptual_path_length"] = _unavailable("perceptual_path_length", path_lengths, options)
+        results[PATH_LENGTH] = _unavailable(PATH_LENGTH, path_lengths, options)
     elif path_lengths is not None:
-        results["perceptual_path_length"] = _summary(list(path_lengths.values()), options.seed)
+        results[PATH_LENGTH] = _summary(list(path_lengths.values()), options.seed)
     if probe is not None:
         results["probe"] = probe
     figures = {
         **settings,
+        "compare": options.compare,
         "modes": list(options.modes),
         "baselines": list(options.baselines),
         "num_images": count,
         "latent_dim": config.latent_dim,
         "sample_size": config.sample_size,
         "path_length_intervals": options.path_length_intervals,
-        "baseline_images": options.baseline_images if options.train_dataset else 0,
+        "baselines_fitted_on": fitted if train is not None else None,
         "parameters": {
             name: sum(parameter.numel() for parameter in getattr(pipeline, name).parameters())
             for name in ("encoder", "decoder")
@@ -339,8 +377,9 @@ def load_for_evaluation(model: str, device: torch.device, dtype: str) -> Diffusi
 
 
 def weights_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
-    """A short hash of encoder and decoder: a folder must not mix reconstructions of two states of one model."""
-    digest = hashlib.sha256()
+    """A short hash of networks and scheduler: a folder must not mix reconstructions of two states of one model."""
+    scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(scheduler, sort_keys=True).encode())
     for network in (pipeline.encoder, pipeline.decoder):
         for name, tensor in network.state_dict().items():
             digest.update(name.encode())
@@ -363,6 +402,39 @@ def _load_other(options: EvaluationOptions, device: torch.device, config: Any) -
     return other
 
 
+def _check_required(options: EvaluationOptions, device: torch.device) -> None:
+    """Loads the weights of the required metrics, so that a missing one is known before the sampling."""
+    from . import frechet
+    from .lpips import PerceptualDistance
+
+    for metric in options.require:
+        try:
+            if metric == PATH_LENGTH or metric in IMAGE_METRICS:
+                PerceptualDistance("vgg" if metric == PATH_LENGTH else metric.removeprefix("lpips_"), device=device)
+                continue
+            more = {"model": options.dinov2_model} if metric == "fd_dinov2" else {}
+            with (
+                tempfile.TemporaryDirectory() as name
+            ):  # such a metric loads its own weights: it is tried on two images
+                for index in range(2):
+                    Image.new("RGB", (32, 32), (100 * index,) * 3).save(Path(name) / f"{index}.png")
+                getattr(frechet, metric)(Path(name), Path(name), device=str(device), **more)
+        except (WeightsUnavailable, ImportError) as error:
+            _unavailable(metric, error, options)
+
+
+def _fitted_on(options: EvaluationOptions, train: _Images | None, config: Any) -> dict[str, Any]:
+    """What the baselines are fitted on, and the number of components of PCA that it allows."""
+    number = 0 if train is None else min(len(train), options.baseline_images)
+    pixels = config.in_channels * config.sample_size**2
+    return {
+        "train_dataset": options.train_dataset,
+        "train_split": options.train_split,
+        "images": number,
+        "pca_components": min(config.latent_dim, number, pixels),
+    }
+
+
 def _reconstruct(
     pipeline: DiffusionAutoencoderPipeline,
     images: _Images,
@@ -371,24 +443,29 @@ def _reconstruct(
     method: str,
     mode: str,
     options: EvaluationOptions,
+    clock: _Clock,
     show_progress: bool,
-) -> int:
-    """Reconstructs the images that the folder does not have; how many."""
+) -> None:
+    """Reconstructs the images that the folder does not have."""
     done = folder.scores(method)
     waiting = [index for index in indices if index not in done]
     with tqdm(total=len(waiting), unit="img", desc=method, disable=not show_progress, mininterval=1) as progress:
         for batch in batches(waiting, options.batch_size):
             originals = images.batch(batch)
-            output = pipeline(
-                originals,
-                mode=mode,
-                num_inference_steps=options.num_inference_steps,
-                generator=[torch.Generator().manual_seed(image_seed(options.seed, index)) for index in batch],
-                output_type="pt",
-            )
-            folder.add(method, batch, originals / 2 + 0.5, output.images.float().cpu())
+            with clock.measure(f"sampling_{method}") as measured:
+                output = pipeline(
+                    originals,
+                    mode=mode,
+                    num_inference_steps=options.num_inference_steps,
+                    generator=[torch.Generator().manual_seed(image_seed(options.seed, index)) for index in batch],
+                    output_type="pt",
+                )
+                reconstructions = output.images.float().cpu()
+                measured.images = len(batch)
+            with clock.measure(f"psnr_ssim_png_{method}") as measured:
+                folder.add(method, batch, originals / 2 + 0.5, reconstructions)
+                measured.images = len(batch)
             progress.update(len(batch))
-    return len(waiting)
 
 
 def _baselines(
@@ -398,6 +475,8 @@ def _baselines(
     folder: EvaluationFolder,
     options: EvaluationOptions,
     latent_dim: int,
+    pca_components: int,
+    clock: _Clock,
     show_progress: bool,
 ) -> None:
     """Reconstructions by methods without a network, of the same latent size."""
@@ -407,21 +486,26 @@ def _baselines(
         for done in [folder.scores(name)]
     }
     waiting = {name: indices for name, indices in waiting.items() if indices}
-    methods: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+    # Method -> function from images to reconstructions and, or None, the bytes each took.
+    methods: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, Sequence[int] | None]]] = {}
     if train is not None and set(waiting) - {"jpeg"}:
         number = min(len(train), options.baseline_images)
         pixels = torch.cat([train.batch(batch) / 2 + 0.5 for batch in batches(range(number), 500)])
         if "mean_image" in waiting:
-            methods["mean_image"] = MeanImageBaseline.fit(pixels).reconstruct
+            mean = MeanImageBaseline.fit(pixels)
+            methods["mean_image"] = lambda batch: (mean.reconstruct(batch), None)
         if "pca" in waiting:
-            components = min(latent_dim, number, pixels[0].numel())
-            methods["pca"] = PCABaseline.fit(pixels, components).reconstruct
+            pca = PCABaseline.fit(pixels, pca_components)
+            methods["pca"] = lambda batch: (pca.reconstruct(batch), None)
     if "jpeg" in waiting:
-        methods["jpeg"] = lambda batch: jpeg_reconstruct(batch, latent_code_bytes(latent_dim))[0]
+        methods["jpeg"] = lambda batch: jpeg_reconstruct(batch, latent_code_bytes(latent_dim))
     for name, reconstruct in methods.items():
         for batch in tqdm(list(batches(waiting[name], 500)), desc=name, disable=not show_progress):
             originals = images.batch(batch) / 2 + 0.5
-            folder.add(name, batch, originals, reconstruct(originals))
+            with clock.measure(f"baseline_{name}") as measured:
+                reconstructions, sizes = reconstruct(originals)
+                measured.images = len(batch)
+            folder.add(name, batch, originals, reconstructions, sizes)
 
 
 def _path_lengths(
@@ -504,6 +588,7 @@ def _measure(
     options: EvaluationOptions,
     device: torch.device,
     clock: _Clock,
+    latent_dim: int,
     missing: dict[str, Exception],
     show_progress: bool,
 ) -> dict[str, Any]:
@@ -513,6 +598,12 @@ def _measure(
     results: dict[str, Any] = {}
     for name in ("psnr_db", "ssim"):
         results[name] = _summary([scores[index][name] for index in indices], options.seed)
+    sizes = [scores[index]["bytes"] for index in indices if "bytes" in scores[index]]
+    if sizes:
+        budget = latent_code_bytes(latent_dim)
+        results["bytes"] = {
+            "mean": float(np.mean(sizes)), "budget": budget, "over_budget": sum(size > budget for size in sizes)
+        }  # fmt: skip
     for metric in options.metrics:
         if metric in missing:
             results[metric] = _unavailable(metric, missing[metric], options)
@@ -581,7 +672,8 @@ def _exactly(folder: EvaluationFolder, method: str, indices: Sequence[int]):  # 
         yield Path(name)
 
 
-def _probe(options: EvaluationOptions) -> dict[str, Any]:
+def _probe(options: EvaluationOptions, classes: list[str] | None) -> dict[str, Any]:
+    """Linear probe of the codes; `classes` are the names of the labels 0, 1, ... where the data set has them."""
     from . import linear_probe
 
     data = {name: load_codes(options.output / f"codes_{name}", options.label_columns) for name in ("train", "test")}
@@ -608,6 +700,7 @@ def _probe(options: EvaluationOptions) -> dict[str, Any]:
         "train_codes": len(data["train"]["latent_code"]),
         "test_codes": len(data["test"]["latent_code"]),
         **vars(result),
+        **({"class_names": [classes[label] for label in result.classes]} if classes else {}),
     }
 
 

@@ -1,6 +1,6 @@
 """The folder of an evaluation: originals and reconstructions as PNG files, PSNR and SSIM per image.
 
-    settings.json               what the reconstructions depend on
+    settings.json               what the reconstructions depend on; settings_*.json likewise, of a part
     originals/0000000.png       each image as the model gets it
     stochastic/0000000.png      its reconstruction, one folder per method: stochastic, inversion, mean_image, pca, ...
     scores_stochastic_0.jsonl   PSNR and SSIM per image, one file per process
@@ -35,6 +35,50 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool = True) -> None:
+    """Writes the settings that the files of a folder depend on, or checks them against those it was made with.
+
+    Args:
+        path: The JSON file of the settings, in that folder.
+        wanted: The settings, as JSON values.
+        what: What the folder holds, for the message.
+        write: Whether to write them where the folder has none.
+
+    Raises:
+        ValueError: If the folder was made with others.
+    """
+    wanted = json.loads(json.dumps(dict(wanted)))
+    if not path.is_file():
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(wanted, indent=2) + "\n")
+        return
+    try:
+        found = json.loads(path.read_text())
+        different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"output must be a new folder or hold {what}; {path} is of something else: {error}") from error
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"output must be a new folder or hold {what} of the same settings; {path.parent} has "
+            f"{key}={found.get(key)!r}, got {wanted.get(key)!r}"
+        )
+
+
+def check_output(output: Path, *sources: str | None) -> None:
+    """Refuses an output that is a file or lies inside a folder of data, whose images its own would join.
+
+    Raises:
+        ValueError: Names the argument.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output must be a folder, got the file {output}")
+    for source in sources:
+        if source is not None and Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"output must lie outside the folder of the data, {source}, got {output}")
+
+
 def batches(indices: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
     """The indices in slices of at most `batch_size`."""
     for first in range(0, len(indices), batch_size):
@@ -56,24 +100,19 @@ class EvaluationFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any], process_index: int = 0) -> None:
         self.folder = folder
         self.process_index = process_index
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"output must be a folder, got the file {folder}")
         path = folder / _SETTINGS
-        wanted = json.loads(json.dumps(dict(settings)))
-        if path.is_file():
-            found = json.loads(path.read_text())
-            different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-            if different:
-                key = different[0]
-                raise ValueError(
-                    f"output must be a new folder or hold an evaluation of the same settings; {folder} has "
-                    f"{key}={found.get(key)!r}, got {wanted.get(key)!r}"
-                )
-        elif process_index == 0:
-            if folder.is_dir() and any(folder.iterdir()):
-                raise ValueError(f"output must be a new or empty folder, or an evaluation to continue, got {folder}")
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(wanted, indent=2) + "\n")
+        if process_index == 0 and not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"output must be a new or empty folder, or an evaluation to continue, got {folder}")
+        keep_settings(path, settings, "an evaluation", write=process_index == 0)
+
+    def keep_settings(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Checks, or keeps, what a part of the evaluation depends on that not every evaluation has.
+
+        Raises:
+            ValueError: If that part was made with others.
+        """
+        path = self.folder / f"settings_{name}.json"
+        keep_settings(path, settings, f"an evaluation ({name})", write=self.process_index == 0)
 
     def images(self, method: str) -> Path:
         """The folder of a method's PNG files; `ORIGINALS` for the originals."""
@@ -91,7 +130,14 @@ class EvaluationFolder:
                     continue
         return dict(sorted(scores.items()))
 
-    def add(self, method: str, indices: Sequence[int], originals: torch.Tensor, reconstructions: torch.Tensor) -> None:
+    def add(
+        self,
+        method: str,
+        indices: Sequence[int],
+        originals: torch.Tensor,
+        reconstructions: torch.Tensor,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
         """Measures a batch and writes its files and scores.
 
         PSNR and SSIM are taken on floats in [0, 1], PSNR up to 100 dB; the PNG files hold both images rounded to 8
@@ -102,6 +148,7 @@ class EvaluationFolder:
             indices: Number of each image.
             originals: (B, C, H, W), float, in [0, 1]; C is 1 or 3.
             reconstructions: As `originals`.
+            sizes: Bytes that each reconstruction was made from, where a method has such a thing.
 
         Raises:
             ValueError: If the images have neither 1 nor 3 channels.
@@ -122,6 +169,8 @@ class EvaluationFolder:
                 file.write(b"\n")  # a killed process left half a line: the next one stands alone
             for row, index in enumerate(indices):
                 record = {"index": index, "psnr_db": float(psnr[row]), "ssim": float(ssim[row])}
+                if sizes is not None:
+                    record["bytes"] = int(sizes[row])
                 file.write(json.dumps(record).encode() + b"\n")
 
     def pairs(

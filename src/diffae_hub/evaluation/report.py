@@ -19,9 +19,11 @@ from .paper_tables import (
     HUDSON,
     METRIC_TITLES,
     METRICS,
+    PROBE_ACCURACY,
     TABLE_4,
     TABLE_5,
     TABLE_9,
+    TABLE_10,
     TABLE_10_AVERAGE,
     TABLE_11,
     TABLE_11_AVERAGE,
@@ -35,12 +37,7 @@ METRIC_NAMES = {
     "fd_vgg16": "FD-VGG16 ↓",
     "fd_dinov2": "FD-DINOv2 ↓",
 }
-_DECIMALS = {"psnr_db": 2, "ssim": 4, "lpips_alex": 4, "lpips_vgg": 4}
-_BASELINES = {
-    "mean_image": "mean of the training images",
-    "pca": "PCA of the same latent size",
-    "jpeg": "JPEG of the latent code's size",
-}
+_DECIMALS = {"psnr_db": 2, "ssim": 4, "lpips_alex": 6, "lpips_vgg": 6}
 _PAPER_DATASETS = {32: "CIFAR-10 32", 64: "CelebA 64", 128: "Bedroom 128"}
 
 
@@ -75,7 +72,7 @@ def render_report(figures: Mapping[str, Any], paper_dataset: str | None = None) 
     if "perceptual_path_length" in results:
         sections += ["## Perceptual path length", _path_length_table(figures, paper_dataset)]
     if "probe" in results:
-        sections += ["## Linear probe of the latent code", _probe_section(results["probe"], paper_dataset)]
+        sections += ["## Linear probe of the latent code", _probe_section(results["probe"])]
     sections += ["## Time", _time_table(figures["timings"])]
     pictures = figures.get("pictures", {})
     if pictures:
@@ -185,17 +182,29 @@ def _measured_metrics(results: Mapping[str, Any], mode: str) -> list[str]:
 def _reconstruction_table(figures: Mapping[str, Any], mode: str, paper_dataset: str) -> str:
     results = figures["results"]
     metrics = _measured_metrics(results, mode)
-    rows = [[f"**{figures['model']}**", *(format_figure(metric, results[mode].get(metric)) for metric in metrics)]]
+
+    def row(title: str, method: str) -> list[str]:
+        measured = results[method]  # a metric that was not asked for leaves its cell empty
+        return [title, *(format_figure(metric, measured[metric]) if metric in measured else "" for metric in metrics)]
+
+    rows = [row(f"**{figures['model']}**", mode)]
     if f"compare_{mode}" in results:
-        other = results[f"compare_{mode}"]
-        rows.append([figures["compare"], *(format_figure(metric, other.get(metric)) for metric in metrics)])
-    for name in figures["baselines"]:
-        rows.append([_BASELINES[name], *(format_figure(metric, results[name].get(metric)) for metric in metrics)])
+        rows.append(row(figures["compare"], f"compare_{mode}"))
+    rows += [row(baseline_title(name, figures), name) for name in figures["baselines"]]
     for method, modes in TABLE_4[paper_dataset].items():
         rows.append(_paper_row(method, modes[0 if mode == "stochastic" else 1], metrics))
     if mode == "stochastic":
         rows.append(_paper_row(HUDSON, TABLE_9[paper_dataset], metrics))
     return markdown_table(["", *(METRIC_NAMES[metric] for metric in metrics)], rows)
+
+
+def baseline_title(name: str, figures: Mapping[str, Any]) -> str:
+    """A baseline's row, with its size."""
+    if name == "pca":
+        return f"PCA, {figures['baselines_fitted_on']['pca_components']} numbers"
+    if name == "jpeg":
+        return f"JPEG, {figures['results']['jpeg']['bytes']['budget']:,} bytes"
+    return "mean of the training images"
 
 
 def _paper_row(method: TrainingMethod, values: Sequence[float], metrics: Sequence[str]) -> list[str]:
@@ -212,12 +221,19 @@ def _notes(figures: Mapping[str, Any], paper_dataset: str) -> str:
         "(tables 4 and 9).",
     ]
     if "jpeg" in figures["baselines"]:
+        sizes = results["jpeg"]["bytes"]
+        over = sizes["over_budget"]
         lines.append(
             "JPEG: the highest quality, for each image, whose entropy-coded data take no more bytes than the latent "
-            "code at 16 bits a number; headers and tables are not counted."
+            f"code at 16 bits a number; headers and tables are not counted. {sizes['mean']:,.0f} bytes on average"
+            + (f"; {sizes['over_budget']:,} images took more even at the lowest quality." if over else ".")
         )
     if {"mean_image", "pca"} & set(figures["baselines"]):
-        lines.append(f"Mean image and PCA are fitted on up to {figures['baseline_images']:,} training images.")
+        fitted = figures["baselines_fitted_on"]
+        lines.append(
+            f"Mean image and PCA are fitted on {fitted['images']:,} images of {fitted['train_dataset']}, split "
+            f"{fitted['train_split']}."
+        )
     reasons = {}
     for name, measured in results.items():
         for metric, figure in measured.items() if name != "perceptual_path_length" else [(name, measured)]:
@@ -245,7 +261,7 @@ def _decimals(value: float | None) -> str:
     return "n/a" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
-def _probe_section(probe: Mapping[str, Any], paper_dataset: str) -> str:
+def _probe_section(probe: Mapping[str, Any]) -> str:
     counts = f"Trained on {probe['train_codes']:,} codes, tested on {probe['test_codes']:,}."
     if probe["task"] == "regression":
         rows = [
@@ -253,22 +269,24 @@ def _probe_section(probe: Mapping[str, Any], paper_dataset: str) -> str:
             for column, label in enumerate(probe["labels"])
         ]
         return counts + "\n\n" + markdown_table(["target", "R² ↑", "mean absolute error ↓", "correlation ↑"], rows)
-    averages, names = TABLE_10_AVERAGE, probe["labels"]
-    per_class, per_label = {}, probe.get("auroc_per_attribute")
     if probe["task"] == "multiclass":
-        averages, names, per_label = TABLE_11_AVERAGE, list(TABLE_11), probe["auroc_per_class"]
-        if paper_dataset == "CIFAR-10 32" and probe["classes"] in (list(range(len(names))), names):
-            per_class = TABLE_11
-        else:
-            names = [str(label) for label in probe["classes"]]
-        counts += f" Accuracy {probe['accuracy']:.4f}."
-    rows = [
-        ["macro average", f"**{_decimals(probe['auroc_macro'])}**", *(f"{value:.4f}" for value in averages.values())]
-    ]
+        names = [str(name) for name in probe.get("class_names", probe["classes"])]
+        per_label, table, averages = probe["auroc_per_class"], TABLE_11, TABLE_11_AVERAGE
+    else:
+        names, per_label, table, averages = probe["labels"], probe["auroc_per_attribute"], TABLE_10, TABLE_10_AVERAGE
+    # The paper's figures belong beside its own data only: the ten classes of CIFAR-10, CelebA's forty attributes.
+    beside = set(names) == set(table)
+    header = ["", "ours", *(f"paper: {method.title}" for method in averages if beside)]
+
+    def row(title: str, ours: str, papers: Sequence[float]) -> list[str]:
+        return [title, ours, *(_decimals(value) for value in papers if beside)]
+
+    rows = []
+    if probe["task"] == "multiclass":
+        rows.append(row("accuracy ↑", f"**{_decimals(probe['accuracy'])}**", list(PROBE_ACCURACY.values())))
+    rows.append(row("AUROC ↑, macro average", f"**{_decimals(probe['auroc_macro'])}**", list(averages.values())))
     for name, value in zip(names, per_label, strict=True):
-        paper = (f"{entry:.4f}" for entry in per_class[name]) if name in per_class else [""] * len(averages)
-        rows.append([str(name), _decimals(value), *paper])
-    header = ["", "AUROC ↑", *(f"paper: {method.title}" for method in averages)]
+        rows.append(row(f"AUROC, {name}", _decimals(value), table[name] if beside else ()))
     return counts + "\n\n" + markdown_table(header, rows)
 
 
