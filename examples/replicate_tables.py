@@ -15,7 +15,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from diffae_hub.evaluation.paper_tables import (
     format_papers,
 )
 from diffae_hub.evaluation.report import METRIC_NAMES, format_figure, markdown_table
+from diffae_hub.training.run_folder import CONFIGURATION
 
 # The network is the paper's kind, at the size of the bundled model; the last row adds the two options beyond the paper.
 PAPER_NETWORK = ["--set", "encoder.latent_head=pool", "--set", "decoder.latent_spatial_size=null"]
@@ -75,9 +76,34 @@ def training_command(name: str, options: argparse.Namespace) -> list[str]:
     return command + ([] if name == BEYOND else PAPER_NETWORK)
 
 
+def budget_of_run(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What a row was trained with, by the configuration that its run kept."""
+    configuration = json.loads((options.output / name / CONFIGURATION).read_text())
+    run = configuration["run"]
+    return {
+        "preset": configuration["preset"],
+        "training_examples": configuration["experiment"]["training_examples"],
+        "train_dataset": run["dataset"],
+        "seed": run["seed"],
+        "mixed_precision": run["mixed_precision"],
+    }
+
+
 def is_trained(name: str, options: argparse.Namespace) -> bool:
-    """Whether the row's pipeline is there."""
-    return (options.output / name / "pipeline" / "model_index.json").is_file()
+    """Whether the row's pipeline is there.
+
+    Raises:
+        ValueError: If it is, but was trained with another budget than the one asked for.
+    """
+    if not (options.output / name / "pipeline" / "model_index.json").is_file():
+        return False
+    for key, value in budget_of_run(name, options).items():
+        if value != getattr(options, key):
+            raise ValueError(
+                f"output must be a new folder or hold rows of the same budget; {name} was trained with "
+                f"{key}={value!r}, got {getattr(options, key)!r}"
+            )
+    return True
 
 
 def evaluate_row(name: str, options: argparse.Namespace) -> None:
@@ -97,6 +123,7 @@ def evaluate_row(name: str, options: argparse.Namespace) -> None:
         )
     )
     if figures:
+        figures["training"] = budget_of_run(name, options)
         write_text(options.output / name / "results.json", json.dumps(figures, indent=2) + "\n")
 
 
@@ -121,7 +148,8 @@ def render_tables(results: Mapping[str, Mapping[str, Any]], options: argparse.Na
         ("Table 4: inversion", {method: modes[1] for method, modes in table_4.items()}, "inversion"),
         ("Table 9: Hudson et al.", {PREECHAKUL: table_4[PREECHAKUL][0], HUDSON: TABLE_9[CIFAR]}, "stochastic"),
     ]
-    sections = [f"# Tables 1 to 4 at {options.training_examples:,} examples", introduction(results, options)]
+    examples = common(results, lambda figures: figures["training"]["training_examples"], "number of examples")
+    sections = [f"# Tables 1 to 4 at {examples:,} examples", introduction(results, options)]
     for title, table, mode in tables:
         measured = {method: results[row_name(method)] for method in table if row_name(method) in results}
         if len(measured) > 1:
@@ -143,15 +171,33 @@ def render_tables(results: Mapping[str, Mapping[str, Any]], options: argparse.Na
     return "\n\n".join(sections) + "\n"
 
 
+def common(results: Mapping[str, Mapping[str, Any]], value: Callable[[Mapping[str, Any]], Any], what: str) -> Any:
+    """What all rows have in common: tables of rows with different budgets would compare nothing.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if not results:
+        raise ValueError("output must hold at least one row that is measured, got none")
+    values = {name: value(figures) for name, figures in results.items()}
+    if len({json.dumps(entry) for entry in values.values()}) > 1:
+        listed = ", ".join(f"{name} {entry!r}" for name, entry in values.items())
+        raise ValueError(f"rows must have the same {what} to stand in one table, got {listed}")
+    return next(iter(values.values()))
+
+
 def introduction(results: Mapping[str, Mapping[str, Any]], options: argparse.Namespace) -> str:
     """What was done, and what the numbers can say."""
-    counts = {figures.get("num_images", options.num_images) for figures in results.values()} or {options.num_images}
-    num_images = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+    training = common(results, lambda figures: figures["training"], "training")
+    dataset = common(results, lambda figures: figures["dataset"], "test data")
+    num_images = common(results, lambda figures: figures["num_images"], "number of test images")
+    steps = common(results, lambda figures: figures["num_inference_steps"], "number of steps")
+    precision = "float32" if training["mixed_precision"] == "no" else training["mixed_precision"]
     return (
-        f"Each row: preset `{options.preset}` with the paper's kind of networks (pooled latent code, no spatial "
-        f"projection), {options.training_examples:,} examples of {Path(options.train_dataset).name}, seed "
-        f"{options.seed}; measured on the first {num_images} images of {Path(options.test_dataset).name}, "
-        f"{options.steps} steps" + (f", on {options.hardware}" if options.hardware else "") + ". "
+        f"Each row: preset `{training['preset']}` with the paper's kind of networks (pooled latent code, no spatial "
+        f"projection), {training['training_examples']:,} examples of {Path(training['train_dataset']).name}, seed "
+        f"{training['seed']}, {precision}; measured on the first {num_images:,} images of {Path(dataset).name}, "
+        f"{steps} steps" + (f", on {options.hardware}" if options.hardware else "") + ". "
         "Cells: ours (the paper's). The paper trains networks of 125M parameters for 32M (tables 1, 2) or 64M examples "
         "(tables 3, 4, 9): the order of the rows can be compared, the figures cannot. FD-VGG16 is not FID; the paper's "
         "FID (tf) stands beside it for its order only, as its LPIPS does beside LPIPS-VGG. The last line is Spearman's "

@@ -63,13 +63,28 @@ def test_tables_hold_both_figures_and_their_rank_correlation(script: ModuleType,
             "ssim": {"mean": 0.5, "interval": [0.0, 1.0], "count": 5},
             "fd_vgg16": {"value": 100.0 + by_fid.index(method), "count": 5},
         }
-        results[script.row_name(method)] = {"results": {"stochastic": figures, "inversion": figures}}
+        results[script.row_name(method)] = {
+            "results": {"stochastic": figures, "inversion": figures},
+            "training": {
+                "preset": "cifar10-32-small", "training_examples": 1234, "train_dataset": "a/train.parquet",
+                "seed": 5, "mixed_precision": "bf16",
+            },
+            "dataset": "a/test.parquet", "num_images": 5, "num_inference_steps": 7,
+        }  # fmt: skip
     page = script.render_tables(results, options)
     table = page.split("## Table 2")[1].split("\n\n## ")[0]
     assert f"| v, SC-8, 1-phase | {10 + by_psnr.index(list(TABLE_2)[-1]):.2f} (20.842) | 0.5000 (0.7176) |" in table
     # Spearman: 1 - 6 sum d^2 / (n (n^2 - 1)), with two ranks off by one among ten.
     assert f"| *rank correlation* | {1 - 6 * 2 / 990:+.2f} |  | -1.00 |" in table
     assert "FD-VGG16 is not FID" in page
+    # The budget is the rows' own, whatever the command line says.
+    assert "# Tables 1 to 4 at 1,234 examples" in page
+    assert (
+        "1,234 examples of train.parquet, seed 5, bf16; measured on the first 5 images of test.parquet, 7 steps" in page
+    )
+    results["v_prediction-SC8-1phase"]["training"]["training_examples"] = 99
+    with pytest.raises(ValueError, match="rows must have the same number of examples"):
+        script.render_tables(results, options)
 
 
 def test_a_row_is_trained_measured_and_not_done_twice(script: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -100,3 +115,8 @@ def test_a_row_is_trained_measured_and_not_done_twice(script: ModuleType, tmp_pa
     before = weights.stat().st_mtime_ns, picture.stat().st_mtime_ns
     script.main()
     assert (weights.stat().st_mtime_ns, picture.stat().st_mtime_ns) == before
+
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [*command, "--seed", "1"])
+    assert script.main() == 2
+    assert "was trained with seed=0, got 1" in capsys.readouterr().err
