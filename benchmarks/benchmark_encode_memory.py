@@ -5,7 +5,7 @@
 
 Every run is a process of its own; its peak is what the operating system says at its end (resident set, which also
 counts the pages of the data file that are mapped). Without `--dataset` PNG files of random pixels are made, the kind
-that takes most room.
+that takes most room. What a shard holds is kept until it is written, so that counts are compared with one shard size.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def make_images(folder: Path, count: int) -> None:
 def encode(dataset: str, count: int, output: Path, options: argparse.Namespace) -> tuple[float, float]:
     """(peak memory in MiB, seconds) of one run."""
     command = [sys.executable, "-m", "diffae_hub.cli", "encode", dataset, "--model", options.model, "--json"]
-    command += ["--num_images", str(count), "--output", str(output)] + ["--streaming"] * options.streaming
+    command += ["--num_images", str(count), "--output", str(output), "--shard_size", str(options.shard_size)]
+    command += ["--streaming"] * options.streaming
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--dataset", help="as of `diffae-hub encode`")
+    parser.add_argument("--shard_size", type=int, default=1_000, help="as of `diffae-hub encode`")
     parser.add_argument("--streaming", action="store_true", help="as of `diffae-hub encode`")
     parser.add_argument("--model", default="cifar10-32-small")
     options = parser.parse_args()
