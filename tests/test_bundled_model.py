@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -49,6 +51,23 @@ def test_is_what_the_preset_says(pipeline: DiffusionAutoencoderPipeline) -> None
         4.0,
     )
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_round_trip_is_bit_equal(
+    pipeline: DiffusionAutoencoderPipeline, photographs: torch.Tensor, tmp_path: Path
+) -> None:
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    for mode in ("stochastic", "inversion"):
+        first, second = (
+            pipe(
+                photographs, mode=mode, num_inference_steps=2, generator=torch.Generator().manual_seed(0),
+                output_type="latent",
+            ).images
+            for pipe in (pipeline, loaded)
+        )  # fmt: skip
+        assert torch.equal(first, second)
 
 
 def test_inversion_is_nearly_exact(pipeline: DiffusionAutoencoderPipeline, photographs: torch.Tensor) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage.metrics import peak_signal_noise_ratio
 
-from diffae_hub.cli import main
+from diffae_hub import ConditionedUNet2DModel, DiffusionAutoencoderPipeline, SemanticEncoderModel, VPDDIMScheduler
+from diffae_hub.cli import _output_names, main
+
+from .conftest import TINY, randomize
 
 
 @pytest.fixture
@@ -49,6 +52,77 @@ def test_reconstruct_in_tiles_by_inversion(model: str, photo: str, tmp_path: Pat
     (record,) = json.loads(capsys.readouterr().out)["images"]
     assert (record["tiles"], record["width"], record["height"]) == (6, 48, 32)
     assert record["psnr_db"] > 20  # an untrained network's probability flow is invertible as well
+
+
+def test_many_tiles_go_through_the_network_in_parts(model: str, tmp_path: Path, capsys) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 1600, 3), dtype=np.uint8))
+    picture.save(tmp_path / "wide.png")
+    arguments = ["reconstruct", str(tmp_path / "wide.png"), "--model", model, "--tiles", "2", "--steps", "1"]
+    assert main([*arguments, "--seed", "3", "--output", str(tmp_path / "out"), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["images"]
+    assert (record["tiles"], record["width"], record["height"]) == (200, 1600, 32)
+    # The same tiles at once: one generator goes through all parts.
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
+    pixels = np.asarray(picture).reshape(2, 16, 100, 16, 3).transpose(0, 2, 1, 3, 4).reshape(200, 16, 16, 3)
+    whole = pipeline(
+        pixels, num_inference_steps=1, generator=torch.Generator().manual_seed(3), output_type="np"
+    ).images  # fmt: skip
+    result = np.asarray(Image.open(record["reconstruction"])) / 255
+    result = result.reshape(2, 16, 100, 16, 3).transpose(0, 2, 1, 3, 4).reshape(200, 16, 16, 3)
+    np.testing.assert_allclose(result, whole, atol=0.6 / 255)
+
+
+def test_tiles_follow_the_exif_orientation(model: str, tmp_path: Path, capsys) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, to be shown upright
+    Image.new("RGB", (80, 40), "red").save(tmp_path / "upright.jpg", exif=exif)
+    arguments = ["reconstruct", str(tmp_path / "upright.jpg"), "--model", model, "--tiles", "2", "--steps", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["images"]
+    assert (record["width"], record["height"]) == (32, 64)
+
+
+def test_exact_reconstruction_is_null_in_json(tiny_encoder, photo: str, tmp_path: Path, capsys) -> None:
+    """A decoder of zeros that predicts x_0 gives mid-gray, 0.5, which 8-bit rounding makes 128/255."""
+    Image.new("RGB", (16, 16), (128, 128, 128)).save(tmp_path / "gray.png")
+    decoder = ConditionedUNet2DModel(**TINY)
+    torch.nn.init.constant_(decoder.conv_out.bias, 1 / 255)
+    torch.nn.init.zeros_(decoder.conv_out.weight)
+    scheduler = VPDDIMScheduler(prediction_type="sample")
+    DiffusionAutoencoderPipeline(tiny_encoder, decoder, scheduler).save_pretrained(tmp_path / "gray")
+    arguments = ["reconstruct", str(tmp_path / "gray.png"), "--model", str(tmp_path / "gray"), "--steps", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "Infinity" not in text
+    assert json.loads(text)["images"][0]["psnr_db"] is None
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert "PSNR inf dB" in capsys.readouterr().out
+
+
+def test_one_channel_model_on_the_command_line(photo: str, tmp_path: Path, capsys) -> None:
+    torch.manual_seed(0)
+    gray = TINY | {"in_channels": 1}
+    pipeline = DiffusionAutoencoderPipeline(
+        randomize(SemanticEncoderModel(**gray)),
+        randomize(ConditionedUNet2DModel(**gray, out_channels=1)),
+        VPDDIMScheduler(),
+    )
+    pipeline.save_pretrained(tmp_path / "gray")
+    arguments = ["reconstruct", photo, "--model", str(tmp_path / "gray"), "--mode", "inversion", "--steps", "100"]
+    assert main([*arguments, "--tiles", "2", "--output", str(tmp_path / "out"), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["images"]
+    result = Image.open(record["reconstruction"])
+    assert (result.mode, result.size, Image.open(record["side_by_side"]).mode) == ("L", (48, 32), "L")
+    given = ImageOps.fit(Image.open(photo).convert("L"), (48, 32), Image.Resampling.LANCZOS)
+    expected = peak_signal_noise_ratio(np.asarray(given), np.asarray(result))
+    assert record["psnr_db"] == pytest.approx(expected, abs=0.1)
+    assert expected > 20
+
+
+def test_output_names_are_unique() -> None:
+    names = _output_names([Path("a/x.png"), Path("b/x.png"), Path("000_x.png"), Path("X.png")])
+    assert len({name.casefold() for name in names}) == 4
+    assert _output_names([Path("a/x.png"), Path("y.jpg")]) == ["x", "y"]
 
 
 def test_same_seed_same_picture_and_equal_names_do_not_collide(model: str, photo: str, tmp_path: Path, capsys) -> None:
@@ -99,6 +173,11 @@ def test_models_lists_the_bundled_model(capsys) -> None:
         (["reconstruct", "PHOTO", "--model", "MODEL", "--steps", "2000", "--output", "OUT"], "got 2000"),
         (["reconstruct", "PHOTO", "--model", "MODEL", "--tiles", "0", "--output", "OUT"], "--tiles must be between"),
         (["reconstruct", "PHOTO", "--model", "MODEL", "--device", "abacus", "--output", "OUT"], "--device must be"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--device", "meta", "--output", "OUT"], "--device must be"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--seed", str(2**63), "--output", "OUT"], "--seed must be"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--seed", "-1", "--output", "OUT"], "--seed must be"),
+        (["reconstruct", "STRIPE", "--model", "MODEL", "--tiles", "4", "--output", "OUT"], "--tiles must give at most"),
+        (["interpolate", "PHOTO", "PHOTO", "--seed", "1", "--model", "MODEL", "--output", "OUT"], "--seed"),
         (["reconstruct", "PHOTO", "--mode", "magic", "--output", "OUT"], "invalid choice: 'magic'"),
         (["reconstruct", "PHOTO"], "--output"),
         (
@@ -110,7 +189,9 @@ def test_models_lists_the_bundled_model(capsys) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, model, photo, tmp_path, capsys) -> None:
-    places = {"PHOTO": photo, "MODEL": model, "OUT": str(tmp_path / "out")}
+    stripe = tmp_path / "stripe.png"
+    Image.new("L", (3, 6000)).save(stripe)
+    places = {"PHOTO": photo, "STRIPE": str(stripe), "MODEL": model, "OUT": str(tmp_path / "out")}
     assert main([places.get(word, word) for word in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

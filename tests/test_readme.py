@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,25 @@ def test_the_first_screen_shows_the_picture_the_commands_and_python() -> None:
     first_screen = "\n".join(README.splitlines()[:45])
     for part in ("![", "make demo", "make test", "```python"):
         assert part in first_screen
+
+
+def test_the_install_lines_bring_what_the_python_blocks_import() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert 'pip install ".[demo]"' in README
+    requirements = project["dependencies"] + project["optional-dependencies"]["demo"]
+    installed = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in requirements} | {project["name"]}
+    imported = {
+        name.split(".")[0]
+        for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+        for node in ast.walk(ast.parse(block))
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+        )
+    }
+    distributions = importlib.metadata.packages_distributions()
+    assert "sklearn" in imported
+    for module in imported - sys.stdlib_module_names - {project["name"]}:
+        assert installed & {name.lower() for name in distributions[module]}, module
 
 
 @pytest.mark.parametrize("document", [*sorted(path.name for path in ROOT.glob("*.md")), "model_cards", "examples"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,11 @@ First steps:
 """
 
 
+# Tiles of a picture, and how many of them go through the network at once: both bound the memory.
+_MAX_TILES = 4096
+_TILES_AT_ONCE = 64
+
+
 class _UsageError(Exception):
     """A command line that cannot be parsed, as the one line to print."""
 
@@ -60,7 +66,6 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="bundled model (see `diffae-hub models`), pipeline folder or Hub id (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps, 1 to 1000 (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise x_T (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     parser.add_argument("--device", help="cpu, cuda, mps ... (default: cuda if there is one, else cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
@@ -81,8 +86,9 @@ def reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="cut the picture into square tiles of the model's size, N along its shorter side, and reconstruct each "
-        "(default: one centre-cropped tile)",
+        f"(default: one centre-cropped tile); at most {_MAX_TILES:,} tiles a picture",
     )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise x_T (default: %(default)s)")
     _add_model_arguments(parser)
 
 
@@ -93,29 +99,35 @@ def run_reconstruct(arguments: argparse.Namespace) -> int:
     from .evaluation.psnr import peak_signal_to_noise_ratio
     from .evaluation.ssim import structural_similarity
     from .image_files import read_image
-    from .tiles import join_tiles, side_by_side, split_into_tiles, to_pil
+    from .tiles import join_tiles, side_by_side, split_into_tiles, tile_grid, to_pil
 
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {arguments.seed}")
     if arguments.tiles is not None and not 1 <= arguments.tiles <= 64:
         raise ValueError(f"--tiles must be between 1 and 64, got {arguments.tiles}")
-    pictures = [(path, read_image(path)) for path in arguments.images]  # every file is read before any work starts
+    for path in arguments.images:  # every file is read before any work starts, and again when its turn comes
+        rows, columns = tile_grid(read_image(path), arguments.tiles or 1)
+        if rows * columns > _MAX_TILES:
+            raise ValueError(
+                f"--tiles must give at most {_MAX_TILES:,} tiles a picture, "
+                f"got {arguments.tiles}: {rows} x {columns} tiles of {path}"
+            )
     names = _output_names(arguments.images)
     pipeline = _load_pipeline(arguments)
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     records = []
-    for (path, picture), name in zip(pictures, names, strict=True):
-        tiles, grid = split_into_tiles(picture, pipeline.encoder.config, arguments.tiles or 1)
+    for path, name in zip(arguments.images, names, strict=True):
+        tiles, grid = split_into_tiles(read_image(path), pipeline.encoder.config, arguments.tiles or 1)
         generator = torch.Generator().manual_seed(arguments.seed)
-        reconstructed = pipeline(
-            tiles,
-            mode=arguments.mode,
-            num_inference_steps=arguments.steps,
-            generator=generator,
-            output_type="pt",
-        ).images.cpu()
-        original, result = join_tiles(tiles / 2 + 0.5, grid), join_tiles(reconstructed, grid)
+        options = {"mode": arguments.mode, "num_inference_steps": arguments.steps, "output_type": "pt"}
+        reconstructed = [
+            pipeline(chunk, generator=generator, **options).images.cpu() for chunk in tiles.split(_TILES_AT_ONCE)
+        ]
+        original, result = join_tiles(tiles / 2 + 0.5, grid), join_tiles(torch.cat(reconstructed), grid)
         # Measured on 8-bit pixels, as the file holds them.
         result = (result * 255).round() / 255
+        psnr = float(peak_signal_to_noise_ratio(result[None], original[None]))
         record = {
             "image": str(path),
             "reconstruction": str(arguments.output / f"{name}_{arguments.mode}.png"),
@@ -123,7 +135,7 @@ def run_reconstruct(arguments: argparse.Namespace) -> int:
             "width": result.shape[-1],
             "height": result.shape[-2],
             "tiles": len(tiles),
-            "psnr_db": float(peak_signal_to_noise_ratio(result[None], original[None])),
+            "psnr_db": psnr if math.isfinite(psnr) else None,  # JSON knows no infinity, the PSNR of an exact copy
             "ssim": float(structural_similarity(result[None], original[None])),
         }
         _save_picture(to_pil(result), Path(record["reconstruction"]))
@@ -131,11 +143,11 @@ def run_reconstruct(arguments: argparse.Namespace) -> int:
         records.append(record)
         if not arguments.json:
             size = f"{record['width']}x{record['height']}"
-            print(f"{path}: {size}, PSNR {record['psnr_db']:.2f} dB, SSIM {record['ssim']:.4f}")
+            print(f"{path}: {size}, PSNR {psnr:.2f} dB, SSIM {record['ssim']:.4f}")
             print(f"  {record['side_by_side']}")
     if arguments.json:
         settings = {"model": arguments.model, "mode": arguments.mode, "steps": arguments.steps, "seed": arguments.seed}
-        print(json.dumps({**settings, "images": records}, indent=2))
+        print(json.dumps({**settings, "images": records}, indent=2, allow_nan=False))
     return 0
 
 
@@ -210,7 +222,11 @@ def _load_pipeline(arguments: argparse.Namespace):  # noqa: ANN202 - the class i
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device must be a device of this machine, got {device!r}") from error
+    if target.type == "meta":  # holds no values
+        raise ValueError("--device must be a device of this machine, got 'meta'")
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(arguments.model).to(target)
+    for network in (pipeline.encoder, pipeline.decoder):
+        network.to(memory_format=torch.channels_last)  # faster; changes rounding only
     # Fail on a bad number of steps before any picture is worked on.
     pipeline.scheduler.set_timesteps(arguments.steps)
     pipeline.set_progress_bar_config(disable=arguments.json or not sys.stderr.isatty(), leave=False)
@@ -218,9 +234,11 @@ def _load_pipeline(arguments: argparse.Namespace):  # noqa: ANN202 - the class i
 
 
 def _output_names(paths: Sequence[Path]) -> list[str]:
-    """Stems of the files; where two are the same, numbered, so that no picture overwrites another."""
+    """Stems of the files; all numbered where two are the same, so that no picture overwrites another."""
     stems = [path.stem for path in paths]
-    return [stem if stems.count(stem) == 1 else f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
+    if len({stem.casefold() for stem in stems}) == len(stems):
+        return stems
+    return [f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
 
 
 def _save_picture(picture, path: Path) -> None:

@@ -13,6 +13,22 @@ from .pipelines.image_processor import pil_to_array
 # Pictures are shown at least this large, each pixel as a square: a 32x32 thumbnail is otherwise a dot on a screen.
 _SHOWN_SIZE = 256
 _GAP = 8
+_EXIF_ORIENTATION = 0x0112
+
+
+def tile_grid(picture: Image.Image, tiles_along_shorter_side: int) -> tuple[int, int]:
+    """Rows and columns of tiles of a picture, as it is to be shown (EXIF orientation).
+
+    Args:
+        picture: Any mode.
+        tiles_along_shorter_side: Tiles along the shorter side; along the longer as many as fit. 1 gives a single tile.
+    """
+    width, height = picture.size
+    if picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # turned by 90 degrees
+        width, height = height, width
+    count, shorter = tiles_along_shorter_side, min(width, height)
+    rows, columns = (max(1, count * side // shorter) if count > 1 else 1 for side in (height, width))
+    return rows, columns
 
 
 def split_into_tiles(
@@ -23,16 +39,12 @@ def split_into_tiles(
     Args:
         picture: Any mode.
         encoder_config: Gives `sample_size` and `in_channels`.
-        tiles_along_shorter_side: Tiles along the shorter side; along the longer as many as fit. 1 gives a single,
-            centre-cropped tile.
+        tiles_along_shorter_side: As in [`tile_grid`]; the single tile of 1 is cropped from the centre.
 
     Returns:
         The tiles, (rows * columns, C, size, size) in [-1, 1], float32, row by row, and (rows, columns).
     """
-    size, count = encoder_config.sample_size, tiles_along_shorter_side
-    width, height = picture.size
-    shorter = min(width, height)
-    rows, columns = (max(1, count * side // shorter) if count > 1 else 1 for side in (height, width))
+    size, (rows, columns) = encoder_config.sample_size, tile_grid(picture, tiles_along_shorter_side)
     array = pil_to_array(picture, channels=encoder_config.in_channels, size=(columns * size, rows * size))
     image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1) * 2 - 1
     tiles = image.unfold(1, size, size).unfold(2, size, size)  # (C, rows, columns, size, size)

@@ -47,6 +47,35 @@ def test_editing_in_float64(classifier: AttributeClassifier, strength: float) ->
     )
 
 
+def test_edited_codes_have_no_gradient(classifier: AttributeClassifier) -> None:
+    code = torch.randn(2, 6, requires_grad=True)
+    assert classifier(code).logits.requires_grad
+    assert not classifier.edit(code, 0).requires_grad
+
+
+def test_editing_while_the_weights_are_offloaded(classifier: AttributeClassifier) -> None:
+    from accelerate import cpu_offload
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Counter(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    code = torch.randn(2, 6)
+    expected = classifier.edit(code, 1)
+    counter = Counter()
+    add_hook_to_module(classifier, counter)  # model offloading moves the whole classifier in such a hook
+    classifier.edit(code, 1)
+    assert counter.calls == 1
+    cpu_offload(classifier, torch.device("cpu"))  # sequential offloading
+    assert classifier.linear.weight.is_meta
+    assert torch.equal(classifier.edit(code, 1), expected)
+    assert classifier.linear.weight.is_meta
+
+
 def test_saved_and_loaded(classifier: AttributeClassifier, tmp_path) -> None:
     classifier.save_pretrained(tmp_path)
     loaded = AttributeClassifier.from_pretrained(tmp_path)
@@ -108,5 +137,12 @@ def test_bad_codes_and_names_of_a_classifier_without(classifier: AttributeClassi
         classifier(torch.zeros(1, 7))
     with pytest.raises(ValueError, match=r"latent_code must have shape \(batch, 6\), got \(6,\)"):
         classifier.edit(torch.zeros(6), 0)
+    for code, came in (([[0.0] * 6], "list"), (torch.zeros(1, 6, dtype=torch.int64), "torch.int64")):
+        for method in (classifier, lambda code: classifier.edit(code, 0)):
+            with pytest.raises(ValueError, match=f"latent_code must be a floating-point tensor, got {came}"):
+                method(code)
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="latent_code must be finite, got NaN or infinity"):
+            classifier.edit(torch.full((1, 6), value), 0)
     with pytest.raises(ValueError, match="this classifier has none"):
         AttributeClassifier(6, 3).edit(torch.zeros(1, 6), "Smiling")

@@ -57,8 +57,49 @@ def test_statistics_are_saved(tmp_path) -> None:
     torch.testing.assert_close(loaded.denormalize(loaded.normalize(code)), code)
 
 
-def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"sample must have shape \(batch, 6\), got \(1, 7\)"):
-        LatentCodeModel(**TINY)(torch.zeros(1, 7), 0)
-    with pytest.raises(ValueError, match="num_layers must be at least 2, got 1"):
+def test_timesteps_are_numbers_scalars_or_one_per_code() -> None:
+    model = randomize(LatentCodeModel(**TINY))
+    z = torch.randn(3, 6)
+    expected = model(z, torch.full((3,), 40)).sample
+    for timestep in (40, 40.0, torch.tensor(40), torch.tensor(40.0)):
+        assert torch.equal(model(z, timestep).sample, expected)
+    assert model(torch.zeros(0, 6), 40).sample.shape == (0, 6)
+
+
+def test_it_compiles_without_graph_breaks() -> None:
+    model = randomize(LatentCodeModel(**TINY))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    z = torch.randn(3, 6)
+    for timestep in (torch.tensor(40), torch.tensor([0, 40, 999])):
+        assert torch.equal(compiled(z, timestep).sample, model(z, timestep).sample)
+
+
+@pytest.mark.parametrize(
+    ("sample", "timestep", "message"),
+    [
+        (torch.zeros(1, 7), 0, r"sample must have shape \(batch, 6\), got \(1, 7\)"),
+        (torch.zeros(6), 0, r"sample must have shape \(batch, 6\), got \(6,\)"),
+        (torch.zeros(1, 6, dtype=torch.int64), 0, "sample must be a floating-point tensor, got torch.int64"),
+        ([[0.0] * 6], 0, "sample must be a floating-point tensor, got list"),
+        (torch.zeros(3, 6), torch.zeros(2), r"timestep must be a number or have shape \(\) or \(3,\), got \(2,\)"),
+        (torch.zeros(3, 6), torch.zeros(1), r"timestep must be .* got \(1,\)"),
+        (torch.zeros(3, 6), torch.zeros(3, 1), r"timestep must be .* got \(3, 1\)"),
+    ],
+)
+def test_bad_input(sample, timestep, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LatentCodeModel(**TINY)(sample, timestep)
+
+
+@pytest.mark.parametrize("name", list(TINY))
+@pytest.mark.parametrize("value", [True, "8", 8.0, 0, -1, None])
+def test_bad_configuration(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least [12], got {value!r}"):
+        LatentCodeModel(**{**TINY, name: value})
+
+
+def test_the_smallest_model() -> None:
+    model = randomize(LatentCodeModel(1, 1, 2, 2, 1))
+    assert model(torch.zeros(2, 1), 5).sample.isfinite().all()
+    with pytest.raises(ValueError, match="num_layers must be an integer of at least 2, got 1"):
         LatentCodeModel(num_layers=1)

@@ -202,6 +202,31 @@ def test_compiles_without_graph_breaks(tiny_encoder, tiny_decoder) -> None:
     torch.testing.assert_close(decoder(images, timestep, None, latent_conditioning=conditioning).sample, expected)
 
 
+def test_the_sampling_graph_compiles_without_graph_breaks(tiny_decoder) -> None:
+    """Without gradients the graph is another one: folded upsampling weights, activations in place."""
+    images, timestep, codes = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor(700.0), torch.randn(2, 8)
+    expected = tiny_decoder(images, timestep, codes).sample
+
+    @torch.no_grad()
+    def sampling_step(sample: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        conditioning = tiny_decoder.prepare_latent(code)
+        return tiny_decoder(sample, timestep, None, latent_conditioning=conditioning, return_dict=False)[0]
+
+    compiled = torch.compile(sampling_step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images, codes), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_layerwise_casting_follows_float32(tiny_decoder) -> None:
+    """diffusers stores the weights in one dtype and computes in another."""
+    images, timestep, codes = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([999.0, 3.0]), torch.randn(2, 8)
+    expected = tiny_decoder(images, timestep, codes).sample
+    tiny_decoder.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert tiny_decoder.time_embedding.linear_1.weight.dtype == torch.bfloat16
+    actual = tiny_decoder(images, timestep, codes).sample
+    assert actual.dtype == torch.float32
+    assert (actual - expected).norm() / expected.norm() < 0.06
+
+
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_encoder, tiny_decoder) -> None:
     images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([700.0, 10.0])
 
@@ -293,7 +318,16 @@ def test_save_and_load_round_trip(tmp_path, model_class, extra) -> None:
         ({"base_channels": 0}, "base_channels must be an integer of at least 1"),
         ({"base_channels": 6}, "norm_num_groups must divide"),
         ({"channel_multipliers": ()}, "channel_multipliers must be a non-empty sequence"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"channel_multipliers": None}, "channel_multipliers must be a non-empty sequence"),
+        ({"channel_multipliers": 3}, "channel_multipliers must be a non-empty sequence"),
+        ({"channel_multipliers": [1, "2"]}, "channel_multipliers must be a non-empty sequence"),
+        ({"attention_resolutions": 8}, "attention_resolutions must be a sequence of positive integers, got 8"),
+        ({"in_channels": 0}, "in_channels must be an integer of at least 1, got 0"),
+        ({"norm_num_groups": 0}, "norm_num_groups must be an integer of at least 1, got 0"),
+        ({"norm_eps": -1}, "norm_eps must be a finite number above 0, got -1"),
+        ({"norm_eps": "x"}, "norm_eps must be a finite number above 0, got 'x'"),
+        ({"dropout": 1.0}, r"dropout must be a number in \[0, 1\)"),
+        ({"dropout": "x"}, r"dropout must be a number in \[0, 1\), got 'x'"),
         ({"num_attention_heads": 3}, "num_attention_heads must divide"),
         ({"latent_dim": -1}, "latent_dim must be an integer of at least 1"),
     ],
@@ -302,6 +336,21 @@ def test_save_and_load_round_trip(tmp_path, model_class, extra) -> None:
 def test_bad_configuration(model_class, arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model_class(**{**TINY, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out_channels": 0}, "out_channels must be an integer of at least 1, got 0"),
+        ({"time_embed_dim": 0}, "time_embed_dim must be an integer of at least 1, got 0"),
+        ({"latent_mlp_layers": "x"}, "latent_mlp_layers must be an integer of at least 0, got 'x'"),
+        ({"latent_scale_shift": "x"}, "latent_scale_shift must be True or False, got 'x'"),
+        ({"latent_spatial_size": 8.0}, "latent_spatial_size must be an integer of at least 1, got 8.0"),
+    ],
+)
+def test_bad_decoder_configuration(arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConditionedUNet2DModel(**{**TINY, **arguments})
 
 
 def test_bad_options() -> None:
@@ -325,6 +374,21 @@ def test_bad_shapes(tiny_encoder, tiny_decoder) -> None:
         SemanticEncoderModel(**TINY, latent_head="flatten")(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match="must be 16 with latent_spatial_size, got 32 x 32"):
         ConditionedUNet2DModel(**TINY, latent_spatial_size=8)(torch.zeros(1, 3, 32, 32), 1, code)
+
+
+def test_batch_sizes_and_dtypes_must_fit(tiny_encoder, tiny_decoder) -> None:
+    images, codes = torch.zeros(2, 3, 16, 16), torch.zeros(2, 8)
+    with pytest.raises(ValueError, match=r"timestep must have shape \(\) or \(2,\), got \(3,\)"):
+        tiny_decoder(images, torch.zeros(3), codes)
+    with pytest.raises(ValueError, match=r"timestep must have shape \(\) or \(2,\), got \(2, 1\)"):
+        tiny_decoder(images, torch.zeros(2, 1), codes)
+    with pytest.raises(ValueError, match="latent_code must have one row per image, 2, got 1"):
+        tiny_decoder(images, 1, codes[:1])
+    with pytest.raises(ValueError, match="latent_code must have one row per image, 2, got 3"):
+        tiny_decoder(images, 1, None, latent_conditioning=tiny_decoder.prepare_latent(torch.zeros(3, 8)))
+    for network in (tiny_encoder, lambda sample: tiny_decoder(sample, 1, codes)):
+        with pytest.raises(ValueError, match="sample must be floating point, got torch.int64"):
+            network(images.long())
 
 
 def test_encoder_gradient_is_zero_for_two_steps_then_not() -> None:

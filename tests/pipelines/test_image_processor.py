@@ -58,6 +58,28 @@ def test_pil_modes() -> None:
     np.testing.assert_allclose(pil_to_array(deep)[0, 0], [0.5] * 3, atol=1 / 255)
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "La", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"])
+def test_every_mode_of_a_white_picture_is_white(mode: str) -> None:
+    white = Image.new("RGBA", (4, 4), "white")
+    steps = {"La": ["LA", "La"], "PA": ["P", "PA"], "RGBa": ["RGBa"]}.get(mode, ["RGB", mode])
+    for step in steps:
+        white = white.convert(step)
+    assert white.mode == mode
+    np.testing.assert_allclose(pil_to_array(white), np.ones((4, 4, 3)), atol=2 / 255)
+
+
+def test_empty_and_truncated_pictures(processor) -> None:
+    with pytest.raises(ValueError, match=r"at least one pixel, got a PIL image of size \(0, 16\)"):
+        processor.preprocess(Image.new("RGB", (0, 16)))
+    for kind in ("PNG", "JPEG"):
+        buffer = io.BytesIO()
+        Image.fromarray(np.tile(PIXELS, (8, 8, 1))).save(buffer, format=kind)
+        data = buffer.getvalue()
+        picture = Image.open(io.BytesIO(data[: len(data) * 3 // 4]))  # opened, but not yet decoded
+        with pytest.raises(ValueError, match="images must be intact, got a PIL image that cannot be decoded"):
+            processor.preprocess(picture)
+
+
 def test_exif_orientation_is_applied() -> None:
     picture = Image.fromarray(PIXELS)
     exif = Image.Exif()

@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffae_hub import (
+    AttributeClassifier,
     ConditionedUNet2DModel,
     DiffusionAutoencoderPipeline,
+    LatentCodeModel,
     SemanticEncoderModel,
     VPDDIMScheduler,
 )
@@ -142,6 +146,41 @@ def test_callback_sees_and_changes_every_step(tiny_pipeline, images) -> None:
     assert torch.equal(output.images, torch.zeros_like(output.images))
 
 
+def test_callbacks_of_diffusers_say_what_they_receive(tiny_pipeline, images) -> None:
+    seen = []
+
+    class Halving(PipelineCallback):
+        tensor_inputs = ["latent_code", "sample"]
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            seen.append(list(callback_kwargs))
+            return {"sample": callback_kwargs["sample"] / 2}
+
+    options = {"num_inference_steps": 1, "output_type": "latent"}
+    plain = tiny_pipeline(images, generator=seeded(), **options).images
+    for callback in (Halving(), MultiPipelineCallbacks([Halving()])):
+        halved = tiny_pipeline(images, generator=seeded(), callback_on_step_end=callback, **options).images
+        torch.testing.assert_close(halved, plain / 2)
+    assert seen == [["latent_code", "sample"]] * 2
+
+
+def test_what_a_callback_returns_is_checked_and_cast(tiny_pipeline, images) -> None:
+    def run(answer) -> torch.Tensor:
+        return tiny_pipeline(
+            images, num_inference_steps=2, generator=seeded(), output_type="latent",
+            callback_on_step_end=lambda pipeline, step, timestep, tensors: answer(tensors["sample"]),
+        ).images  # fmt: skip
+
+    assert torch.equal(run(lambda sample: {"sample": sample.double()}), run(lambda sample: None))
+    assert run(lambda sample: {"sample": sample.double()}).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"a tensor of shape \(2, 3, 16, 16\), got \(1, 3, 16, 16\)"):
+        run(lambda sample: {"sample": sample[:1]})
+    with pytest.raises(ValueError, match=r"a tensor of shape \(2, 3, 16, 16\), got float"):
+        run(lambda sample: {"sample": 0.0})
+    with pytest.raises(ValueError, match="callback_on_step_end must return None or a dictionary, got Tensor"):
+        run(lambda sample: sample)
+
+
 def test_latent_projections_run_once_per_trajectory(tiny_pipeline) -> None:
     """Nothing in the loop that does not depend on the step."""
     calls = {"latent": 0, "time": 0}
@@ -215,10 +254,63 @@ def test_pickled_weights_are_neither_written_nor_read(tiny_pipeline, tmp_path: P
         DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "./no/such/folder", "/no/such/folder", "a/b/c"])
-def test_unknown_names_list_the_bundled_models(name: str) -> None:
+@pytest.mark.parametrize("name", ["no-such-model", "./no/such/folder", "/no/such/folder", "a/b/c", "", "empty"])
+def test_unknown_names_list_the_bundled_models(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
     with pytest.raises(ValueError, match=r"bundled models \['cifar10-32-small'\]"):
         DiffusionAutoencoderPipeline.from_pretrained(name)
+
+
+def test_a_folder_of_results_does_not_hide_the_bundled_model(tiny_pipeline, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cifar10-32-small").mkdir()
+    assert DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small").encoder.config.sample_size == 32
+    tiny_pipeline.save_pretrained("cifar10-32-small")  # a pipeline's folder comes first
+    assert DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small").encoder.config.sample_size == 16
+
+
+def test_incomplete_weights_are_named(tiny_pipeline, tmp_path: Path) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    weights = tmp_path / "decoder" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["conv_out.bias"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"decoder/diffusion_pytorch_model\.safetensors lack conv_out\.bias"):
+        DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model_index.json", "[]", "model_index.json must hold a JSON object, got list"),
+        ("model_index.json", "{", "model_index.json must hold JSON, got Expecting"),
+        ("model_index.json", '{"encoder": 3}', "model_index.json must give library and class of encoder .* got 3"),
+        ("encoder/config.json", "[]", "encoder/config.json must hold a JSON object, got list"),
+        ("scheduler/scheduler_config.json", "null", "scheduler_config.json must hold a JSON object, got NoneType"),
+        ("encoder/config.json", '{"channel_multipliers": null}', "channel_multipliers must be a non-empty sequence"),
+        ("decoder/config.json", '{"norm_num_groups": 0}', "norm_num_groups must be an integer of at least 1, got 0"),
+    ],
+)
+def test_bad_configuration_files(tiny_pipeline, tmp_path: Path, file: str, text: str, message: str) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
+
+
+def test_channels_last_changes_nothing_but_rounding(tiny_pipeline, images, tmp_path: Path) -> None:
+    def run(pipeline) -> torch.Tensor:
+        return pipeline(images, mode="inversion", num_inference_steps=10, output_type="latent").images
+
+    contiguous = run(tiny_pipeline)
+    for network in (tiny_pipeline.encoder, tiny_pipeline.decoder):
+        network.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(run(tiny_pipeline), contiguous, atol=1e-5, rtol=1e-5)
+    tiny_pipeline.save_pretrained(tmp_path)  # safetensors hold contiguous tensors
+    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(run(loaded), contiguous)
 
 
 def test_damaged_weights_are_named(tiny_pipeline, tmp_path: Path) -> None:
@@ -241,10 +333,31 @@ def test_bad_scheduler_configuration(tiny_pipeline, tmp_path: Path, key: str, va
 
 
 def test_components_must_fit() -> None:
-    with pytest.raises(ValueError, match="must have one latent_dim, got 8 and 9"):
-        DiffusionAutoencoderPipeline(
-            SemanticEncoderModel(**TINY), ConditionedUNet2DModel(**{**TINY, "latent_dim": 9}), VPDDIMScheduler()
-        )
+    def message(encoder: dict, decoder: dict, components: dict | None = None) -> str:
+        with pytest.raises(ValueError) as caught:
+            DiffusionAutoencoderPipeline(
+                **{
+                    "encoder": SemanticEncoderModel(**TINY | encoder),
+                    "decoder": ConditionedUNet2DModel(**TINY | decoder),
+                    "scheduler": VPDDIMScheduler(),
+                }
+                | (components or {})
+            )
+        return str(caught.value)
+
+    assert message({}, {"latent_dim": 9}) == "encoder's latent_dim and decoder's must be the same, got 8 and 9"
+    assert message({"in_channels": 1}, {}) == "encoder's in_channels and decoder's must be the same, got 1 and 3"
+    assert message({}, {"out_channels": 6}) == "decoder's in_channels and out_channels must be the same, got 3 and 6"
+    for encoder, decoder in (({"latent_head": "flatten"}, {}), ({}, {"latent_spatial_size": 8})):
+        expected = "encoder's sample_size and decoder's must be the same, got 32 and 16"
+        assert message(encoder | {"sample_size": 32}, decoder) == expected
+    latent_code_model = LatentCodeModel(9, hidden_dim=16, num_layers=2, time_sinusoid_dim=8, time_embed_dim=12)
+    expected = "encoder's latent_dim and {}'s must be the same, got 8 and 9"
+    assert message({}, {}, {"latent_code_model": latent_code_model}) == expected.format("latent_code_model")
+    classifier = AttributeClassifier(9, num_attributes=2)
+    assert message({}, {}, {"attribute_classifier": classifier}) == expected.format("attribute_classifier")
+    for name in ("encoder", "decoder", "scheduler"):
+        assert message({}, {}, {name: None}) == f"{name} must be given, got None"
 
 
 def test_model_cpu_offload_hooks_see_every_call(tiny_pipeline, images) -> None:
@@ -282,12 +395,28 @@ def test_model_cpu_offload_hooks_see_every_call(tiny_pipeline, images) -> None:
         ({"generator": [seeded()]}, "generator must be one generator or a list of 2, got 1"),
         ({"generator": [seeded()] * 3}, "generator must be one generator or a list of 2, got 3"),
         ({"resize_mode": "zoom"}, "resize_mode must be None or one of"),
-        ({"callback_on_step_end_tensor_inputs": ["secrets"]}, "callback_on_step_end_tensor_inputs must be among"),
+        ({"generator": 0}, "generator must be None, a torch.Generator or a list of 2, got int"),
+        ({"generator": (seeded(), seeded())}, "generator must be .* a list of 2, got tuple"),
+        ({"generator": [1, 2]}, "generator must be .* a list of 2, got int"),
+        ({"generator": np.random.default_rng(0)}, "generator must be .* a list of 2, got Generator"),
+        ({"callback_on_step_end": "print"}, "callback_on_step_end must be None or callable, got str"),
+        ({"callback_on_step_end_tensor_inputs": ["secrets"]}, r"list of names among \['sample', .*\['secrets'\]"),
+        ({"callback_on_step_end_tensor_inputs": "sample"}, "must be None or a list of names among .*, got 'sample'"),
     ],
 )
-def test_bad_arguments(tiny_pipeline, images, arguments, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_pipeline(images, **{"num_inference_steps": 2, **arguments})
+def test_bad_arguments_fail_before_any_work(tiny_pipeline, images, arguments, message: str) -> None:
+    worked = []
+    tiny_pipeline.encoder.register_forward_hook(lambda *_: worked.append("encoder"))
+    for mode in ("stochastic", "inversion"):
+        with pytest.raises(ValueError, match=message):
+            tiny_pipeline(images, **{"mode": mode, "num_inference_steps": 2, **arguments})
+    assert not worked
+
+
+@pytest.mark.parametrize("generator", [0, [seeded()], [1, 2]])
+def test_decode_checks_a_generator_that_it_does_not_need(tiny_pipeline, generator) -> None:
+    with pytest.raises(ValueError, match="generator must be"):
+        tiny_pipeline.decode(torch.zeros(2, 8), noise=torch.zeros(2, 3, 16, 16), generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +442,7 @@ def test_bad_latent_code(tiny_pipeline, code, message: str) -> None:
         (torch.zeros(1, 3, 16, 16), "noise must have shape"),
         (torch.zeros(2, 3, 16, 16).int(), "noise must be a floating-point tensor"),
         (torch.full((2, 3, 16, 16), float("inf")), "noise must be finite"),
+        (torch.zeros(2, 3, 15, 16), "noise height and width must be divisible by 2, got 15 x 16"),
     ],
 )
 def test_bad_noise(tiny_pipeline, noise, message: str) -> None:
@@ -320,11 +450,20 @@ def test_bad_noise(tiny_pipeline, noise, message: str) -> None:
         tiny_pipeline.decode(torch.zeros(2, 8), noise=noise, num_inference_steps=1)
 
 
+def test_noise_of_a_decoder_of_fixed_size(tiny_encoder) -> None:
+    decoder = ConditionedUNet2DModel(**TINY, latent_spatial_size=8)
+    pipeline = DiffusionAutoencoderPipeline(tiny_encoder, decoder, VPDDIMScheduler())
+    with pytest.raises(ValueError, match="noise height and width must be 16 for this model, got 32 x 32"):
+        pipeline.decode(torch.zeros(1, 8), noise=torch.zeros(1, 3, 32, 32))
+
+
 def test_bad_interpolation(tiny_pipeline, images) -> None:
     with pytest.raises(ValueError, match="num_frames must be an integer of at least 2, got 1"):
         tiny_pipeline.interpolate(images[0], images[1], num_frames=1)
     with pytest.raises(ValueError, match="latent_interpolation must be one of"):
         tiny_pipeline.interpolate(images[0], images[1], latent_interpolation="jump")
+    with pytest.raises(ValueError, match=r"latent_interpolation must be one of .* got \['slerp'\]"):
+        tiny_pipeline.interpolate(images[0], images[1], latent_interpolation=["slerp"])
     with pytest.raises(ValueError, match="image_a and image_b must be one image each"):
         tiny_pipeline.interpolate(images, images[1])
 

@@ -99,5 +99,7 @@ def test_bad_input(tiny_pipeline, generative) -> None:
         generative.sample(0)
     with pytest.raises(ValueError, match="generator must be one generator or a list of 2, got 1"):
         generative.sample(2, generator=[torch.Generator()])
+    with pytest.raises(ValueError, match="generator must be .* got int"):
+        generative.sample(2, generator=0)
     with pytest.raises(ValueError, match="num_inference_steps must be a number that an integer stride"):
         generative.sample(1, latent_num_inference_steps=60)

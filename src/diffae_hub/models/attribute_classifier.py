@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import align_module_device
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
+
+from .safetensors_only import SafetensorsOnlyMixin
 
 
 @dataclass
@@ -24,7 +28,7 @@ class AttributeClassifierOutput(BaseOutput):
     logits: torch.Tensor
 
 
-class AttributeClassifier(ModelMixin, ConfigMixin):
+class AttributeClassifier(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """A linear classifier of attributes on normalised latent codes.
 
     Codes are normalised with the mean and standard deviation of the training codes, which are part of its saved state.
@@ -80,12 +84,14 @@ class AttributeClassifier(ModelMixin, ConfigMixin):
             The logits, (B, num_attributes); a sigmoid turns them into probabilities.
 
         Raises:
-            ValueError: If `latent_code` is not (B, latent_dim).
+            ValueError: If `latent_code` is not (B, latent_dim) and floating point.
         """
         self._check(latent_code)
         logits = self.linear(self.normalize(latent_code))
         return AttributeClassifierOutput(logits=logits) if return_dict else (logits,)
 
+    @torch.no_grad()
+    @apply_forward_hook
     def edit(self, latent_code: torch.Tensor, attribute: int | str, strength: float = 0.3) -> torch.Tensor:
         """Moves codes along an attribute: denormalise(normalise(z) + strength sqrt(latent_dim) w / |w|).
 
@@ -97,16 +103,19 @@ class AttributeClassifier(ModelMixin, ConfigMixin):
             strength: How far; below 0 takes the attribute away.
 
         Returns:
-            Codes to decode, (B, latent_dim).
+            Codes to decode, (B, latent_dim), without a gradient.
 
         Raises:
-            ValueError: If `latent_code` is not (B, latent_dim), there is no such attribute, or `strength` is not a
-                finite number.
+            ValueError: If `latent_code` is not (B, latent_dim), floating point and finite, there is no such attribute,
+                or `strength` is not a finite number.
         """
         self._check(latent_code)
+        if not torch.isfinite(latent_code).all():
+            raise ValueError("latent_code must be finite, got NaN or infinity")
         if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
             raise ValueError(f"strength must be a finite number, got {strength!r}")
-        direction = nn.functional.normalize(self.linear.weight[self._index(attribute)], dim=0)
+        with align_module_device(self.linear):  # sequential offloading keeps the weight elsewhere between calls
+            direction = nn.functional.normalize(self.linear.weight[self._index(attribute)], dim=0)
         step = strength * math.sqrt(self.config.latent_dim)
         return self.denormalize(self.normalize(latent_code) + step * direction)
 
@@ -123,6 +132,9 @@ class AttributeClassifier(ModelMixin, ConfigMixin):
         return attribute
 
     def _check(self, latent_code: torch.Tensor) -> None:
+        if not isinstance(latent_code, torch.Tensor) or not latent_code.is_floating_point():
+            kind = latent_code.dtype if isinstance(latent_code, torch.Tensor) else type(latent_code).__name__
+            raise ValueError(f"latent_code must be a floating-point tensor, got {kind}")
         if latent_code.ndim != 2 or latent_code.shape[1] != self.config.latent_dim:
             raise ValueError(
                 f"latent_code must have shape (batch, {self.config.latent_dim}), got {tuple(latent_code.shape)}"

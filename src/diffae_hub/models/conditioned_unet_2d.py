@@ -20,8 +20,10 @@ from .layers import (
     TimeEmbedding,
     validate_common_configuration,
     validate_image_batch,
+    validate_integers,
     zero_initialized,
 )
+from .safetensors_only import SafetensorsOnlyMixin
 
 
 @dataclass
@@ -50,7 +52,7 @@ class LatentConditioning:
     spatial: torch.Tensor | None
 
 
-class ConditionedUNet2DModel(ModelMixin, ConfigMixin):
+class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """The conditional diffusion decoder of a diffusion autoencoder: `D(x_t, t, z)`.
 
     A 3x3 stem; per level `layers_per_block` residual blocks on the way down and one more on the way up, with
@@ -110,16 +112,24 @@ class ConditionedUNet2DModel(ModelMixin, ConfigMixin):
         super().__init__()
         validate_common_configuration(
             sample_size=sample_size,
+            in_channels=in_channels,
             latent_dim=latent_dim,
             base_channels=base_channels,
-            channel_multipliers=tuple(channel_multipliers),
+            channel_multipliers=channel_multipliers,
             layers_per_block=layers_per_block,
-            dropout=dropout,
+            attention_resolutions=attention_resolutions,
             num_attention_heads=num_attention_heads,
+            dropout=dropout,
+            norm_num_groups=norm_num_groups,
+            norm_eps=norm_eps,
         )
-        if latent_mlp_layers < 0:
-            raise ValueError(f"latent_mlp_layers must be at least 0, got {latent_mlp_layers}")
+        validate_integers(1, out_channels=out_channels, time_embed_dim=time_embed_dim)
+        validate_integers(0, latent_mlp_layers=latent_mlp_layers)
+        if not isinstance(latent_scale_shift, bool):
+            raise ValueError(f"latent_scale_shift must be True or False, got {latent_scale_shift!r}")
         resolutions = [sample_size // 2**level for level in range(len(channel_multipliers))]
+        if latent_spatial_size is not None:
+            validate_integers(1, latent_spatial_size=latent_spatial_size)
         if latent_spatial_size is not None and latent_spatial_size not in resolutions:
             raise ValueError(
                 f"latent_spatial_size must be None or a resolution of the network, one of {resolutions}, "
@@ -246,13 +256,17 @@ class ConditionedUNet2DModel(ModelMixin, ConfigMixin):
             The prediction, shape (B, out_channels, H, W).
 
         Raises:
-            ValueError: If a shape is not allowed, or neither `latent_code` nor `latent_conditioning` is given.
+            ValueError: If a shape is not allowed, `sample` is not floating point, or neither `latent_code` nor
+                `latent_conditioning` is given.
         """
         validate_image_batch(sample, in_channels=self.config.in_channels, downsampling_factor=self.downsampling_factor)
         if latent_conditioning is None:
             if latent_code is None:
                 raise ValueError("latent_code or latent_conditioning must be given, got neither")
             latent_conditioning = self.prepare_latent(latent_code)
+        batch_size, codes = sample.shape[0], latent_conditioning.modulations[0].shape[0]
+        if codes != batch_size:
+            raise ValueError(f"latent_code must have one row per image, {batch_size}, got {codes}")
         spatial_size = self.config.latent_spatial_size
         if spatial_size is not None and tuple(sample.shape[-2:]) != (self.config.sample_size,) * 2:
             raise ValueError(
@@ -261,7 +275,9 @@ class ConditionedUNet2DModel(ModelMixin, ConfigMixin):
             )
 
         timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32)
-        time = F.silu(self.time_embedding(timestep.expand(sample.shape[0])))
+        if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch_size)):
+            raise ValueError(f"timestep must have shape () or ({batch_size},), got {tuple(timestep.shape)}")
+        time = F.silu(self.time_embedding(timestep.expand(batch_size), sample.dtype))
         invariants = zip(latent_conditioning.modulations, latent_conditioning.upsampling_weights, strict=True)
 
         def run(residual: nn.Module, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

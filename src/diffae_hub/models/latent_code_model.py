@@ -11,7 +11,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .layers import TimeEmbedding
+from .layers import TimeEmbedding, validate_integers
+from .safetensors_only import SafetensorsOnlyMixin
 
 
 @dataclass
@@ -45,7 +46,7 @@ class LatentCodeLayer(nn.Module):
         return F.silu(self.norm(self.linear(hidden) * (1 + self.time_projection(activated_time))))
 
 
-class LatentCodeModel(ModelMixin, ConfigMixin):
+class LatentCodeModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """The latent code model of a diffusion autoencoder: a noise-predicting MLP with skip connections of its input.
 
     The input is concatenated as [hidden, input] before every layer but the first; the last layer is a plain Linear. It
@@ -57,11 +58,11 @@ class LatentCodeModel(ModelMixin, ConfigMixin):
         latent_dim: Width of the latent code.
         hidden_dim: Width of the hidden layers.
         num_layers: Number of layers, the last one included; at least 2.
-        time_sinusoid_dim: Dimension of the time sinusoid.
+        time_sinusoid_dim: Dimension of the time sinusoid; at least 2.
         time_embed_dim: Width of the time embedding.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is no integer or out of range; the message names it.
     """
 
     __module__ = "diffae_hub"
@@ -76,8 +77,8 @@ class LatentCodeModel(ModelMixin, ConfigMixin):
         time_embed_dim: int = 512,
     ) -> None:
         super().__init__()
-        if num_layers < 2:
-            raise ValueError(f"num_layers must be at least 2, got {num_layers}")
+        validate_integers(1, latent_dim=latent_dim, hidden_dim=hidden_dim, time_embed_dim=time_embed_dim)
+        validate_integers(2, num_layers=num_layers, time_sinusoid_dim=time_sinusoid_dim)
         self.time_embedding = TimeEmbedding(time_sinusoid_dim, time_embed_dim)
         self.layers = nn.ModuleList(
             LatentCodeLayer(latent_dim if index == 0 else hidden_dim + latent_dim, hidden_dim, time_embed_dim)
@@ -102,16 +103,27 @@ class LatentCodeModel(ModelMixin, ConfigMixin):
 
         Args:
             sample: z_t, (B, latent_dim), floating point.
-            timestep: A number or a tensor of shape () or (B,), in [0, 1000).
+            timestep: A number or a tensor of shape () or (B,). The official schedule has the indices 0 to 999; the
+                value is not checked, because that would wait for the device at every step.
             return_dict: Whether to return a [`LatentCodeModelOutput`] or a tuple.
 
+        Returns:
+            The predicted noise, (B, latent_dim).
+
         Raises:
-            ValueError: If `sample` is not (B, latent_dim).
+            ValueError: If `sample` is not (B, latent_dim) and floating point, or `timestep` not () or (B,).
         """
+        if not isinstance(sample, torch.Tensor) or not sample.is_floating_point():
+            kind = sample.dtype if isinstance(sample, torch.Tensor) else type(sample).__name__
+            raise ValueError(f"sample must be a floating-point tensor, got {kind}")
         if sample.ndim != 2 or sample.shape[1] != self.config.latent_dim:
             raise ValueError(f"sample must have shape (batch, {self.config.latent_dim}), got {tuple(sample.shape)}")
         timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32)
-        activated_time = F.silu(self.time_embedding(timestep.expand(sample.shape[0])))
+        if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] != sample.shape[0]):
+            raise ValueError(
+                f"timestep must be a number or have shape () or ({sample.shape[0]},), got {tuple(timestep.shape)}"
+            )
+        activated_time = F.silu(self.time_embedding(timestep.expand(sample.shape[0]), sample.dtype))
         hidden = sample
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden if index == 0 else torch.cat([hidden, sample], dim=1), activated_time)

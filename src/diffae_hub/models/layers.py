@@ -6,6 +6,9 @@ that architecture (section 8, tables 6 and 7).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
@@ -62,12 +65,21 @@ class TimeEmbedding(nn.Module):
         self.linear_1 = nn.Linear(base_channels, embed_dim)
         self.linear_2 = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, timestep: torch.Tensor) -> torch.Tensor:
-        """Embeds `timestep`, shape (B,), in units of 1000 t. Returns shape (B, embed_dim)."""
+    def forward(self, timestep: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Embeds `timestep`, shape (B,), in units of 1000 t.
+
+        Args:
+            timestep: (B,), float32.
+            dtype: What the linear layers compute in; None means their weights' dtype. Storage may differ from it
+                (diffusers' layerwise casting).
+
+        Returns:
+            (B, embed_dim), in `dtype`.
+        """
         sinusoid = get_timestep_embedding(
             timestep, self.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0
         )  # frequencies exp(-ln(10000) i / half), float32
-        sinusoid = sinusoid.to(self.linear_1.weight.dtype)
+        sinusoid = sinusoid.to(self.linear_1.weight.dtype if dtype is None else dtype)
         return self.linear_2(F.silu(self.linear_1(sinusoid)))
 
 
@@ -273,33 +285,59 @@ class SelfAttentionBlock(nn.Module):
         return hidden + attended.transpose(1, 2).reshape(batch, channels, height, width)
 
 
+def validate_integers(at_least: int, **values: object) -> None:
+    """Raises ValueError, naming the argument, unless every value is an integer of at least `at_least`."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+            raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def _is_sequence_of_positive_integers(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def validate_common_configuration(
     *,
     sample_size: int,
+    in_channels: int,
     latent_dim: int,
     base_channels: int,
-    channel_multipliers: tuple[int, ...],
+    channel_multipliers: Sequence[int],
     layers_per_block: int,
-    dropout: float,
+    attention_resolutions: Sequence[int],
     num_attention_heads: int,
+    dropout: float,
+    norm_num_groups: int,
+    norm_eps: float,
 ) -> None:
     """Checks the part of the configuration that the encoder and the decoder share.
 
     Raises:
         ValueError: Names the argument, what is allowed and what came.
     """
-    for name, value in (
-        ("sample_size", sample_size),
-        ("latent_dim", latent_dim),
-        ("base_channels", base_channels),
-        ("layers_per_block", layers_per_block),
-        ("num_attention_heads", num_attention_heads),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-    if not channel_multipliers or any(not isinstance(m, int) or m < 1 for m in channel_multipliers):
+    validate_integers(
+        1,
+        sample_size=sample_size,
+        in_channels=in_channels,
+        latent_dim=latent_dim,
+        base_channels=base_channels,
+        layers_per_block=layers_per_block,
+        num_attention_heads=num_attention_heads,
+        norm_num_groups=norm_num_groups,
+    )
+    if not channel_multipliers or not _is_sequence_of_positive_integers(channel_multipliers):
         raise ValueError(
             f"channel_multipliers must be a non-empty sequence of positive integers, got {channel_multipliers!r}"
+        )
+    if not _is_sequence_of_positive_integers(attention_resolutions):
+        raise ValueError(
+            f"attention_resolutions must be a sequence of positive integers, got {attention_resolutions!r}"
         )
     factor = 2 ** (len(channel_multipliers) - 1)
     if sample_size % factor:
@@ -307,16 +345,21 @@ def validate_common_configuration(
             f"sample_size must be divisible by {factor} (one halving per channel multiplier after the first), "
             f"got {sample_size}"
         )
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+    if not _is_number(dropout) or not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}")
+    if not _is_number(norm_eps) or not 0.0 < norm_eps < math.inf:
+        raise ValueError(f"norm_eps must be a finite number above 0, got {norm_eps!r}")
 
 
 def validate_image_batch(sample: torch.Tensor, *, in_channels: int, downsampling_factor: int) -> None:
-    """Checks the shape of a batch of images before a network sees it.
+    """Checks shape and dtype of a batch of images before a network sees it.
 
     Raises:
-        ValueError: If `sample` is not (B, in_channels, H, W) with H and W divisible by `downsampling_factor`.
+        ValueError: If `sample` is not floating point, (B, in_channels, H, W) with H and W divisible by
+            `downsampling_factor`.
     """
+    if not sample.is_floating_point():
+        raise ValueError(f"sample must be floating point, got {sample.dtype}")
     if sample.ndim != 4 or sample.shape[1] != in_channels:
         raise ValueError(f"sample must have shape (batch, {in_channels}, height, width), got {tuple(sample.shape)}")
     height, width = sample.shape[-2:]

@@ -19,6 +19,7 @@ from .layers import (
     validate_common_configuration,
     validate_image_batch,
 )
+from .safetensors_only import SafetensorsOnlyMixin
 
 
 @dataclass
@@ -32,7 +33,7 @@ class SemanticEncoderOutput(BaseOutput):
     latent_code: torch.Tensor
 
 
-class SemanticEncoderModel(ModelMixin, ConfigMixin):
+class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """The encoder of a diffusion autoencoder: `z = E(x_0)`.
 
     A 3x3 stem, per level `layers_per_block` single-convolution residual blocks (with self-attention at the listed
@@ -86,12 +87,16 @@ class SemanticEncoderModel(ModelMixin, ConfigMixin):
         super().__init__()
         validate_common_configuration(
             sample_size=sample_size,
+            in_channels=in_channels,
             latent_dim=latent_dim,
             base_channels=base_channels,
-            channel_multipliers=tuple(channel_multipliers),
+            channel_multipliers=channel_multipliers,
             layers_per_block=layers_per_block,
-            dropout=dropout,
+            attention_resolutions=attention_resolutions,
             num_attention_heads=num_attention_heads,
+            dropout=dropout,
+            norm_num_groups=norm_num_groups,
+            norm_eps=norm_eps,
         )
         if latent_head not in ("pool", "flatten"):
             raise ValueError(f"latent_head must be one of 'pool', 'flatten', got {latent_head!r}")
@@ -136,7 +141,7 @@ class SemanticEncoderModel(ModelMixin, ConfigMixin):
             The latent code, shape (B, latent_dim).
 
         Raises:
-            ValueError: If the shape of `sample` is not allowed.
+            ValueError: If the shape or dtype of `sample` is not allowed.
         """
         validate_image_batch(sample, in_channels=self.config.in_channels, downsampling_factor=self.downsampling_factor)
         flatten = self.config.latent_head == "flatten"

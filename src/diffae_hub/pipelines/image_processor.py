@@ -19,6 +19,12 @@ ImageInput = Image.Image | np.ndarray | torch.Tensor | list[Any] | tuple[Any, ..
 
 def _convert_mode(image: Image.Image, channels: int) -> Image.Image:
     """To "L" or "RGB", explicitly: EXIF orientation applied, transparency on white, 16-bit scaled to 8-bit."""
+    if 0 in image.size:
+        raise ValueError(f"images must have at least one pixel, got a PIL image of size {image.size}")
+    try:
+        image.load()  # a file is decoded only now
+    except (OSError, SyntaxError, EOFError) as error:  # SyntaxError: Pillow's word for a broken PNG chunk
+        raise ValueError(f"images must be intact, got a PIL image that cannot be decoded: {error}") from error
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         array = np.asarray(image, dtype=np.float64)  # 16-bit grayscale; Pillow would clip it at 255
@@ -27,7 +33,9 @@ def _convert_mode(image: Image.Image, channels: int) -> Image.Image:
         raise ValueError(
             "images must not be PIL images of mode 'F', whose range is unknown; pass a numpy array in [0, 1]"
         )
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")  # the only mode that Pillow converts it to
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -62,6 +64,9 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
         latent_code_model: Optional; samples new latent codes.
         latent_scheduler: Optional; the scheduler of `latent_code_model`.
         attribute_classifier: Optional; linear classifier of attributes on normalised codes, for editing.
+
+    Raises:
+        ValueError: If a component that is not optional is None, or the components do not fit one another.
     """
 
     __module__ = "diffae_hub"
@@ -79,11 +84,21 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
         attribute_classifier: AttributeClassifier | None = None,
     ) -> None:
         super().__init__()
-        if encoder.config.latent_dim != decoder.config.latent_dim:
-            raise ValueError(
-                f"encoder and decoder must have one latent_dim, got {encoder.config.latent_dim} "
-                f"and {decoder.config.latent_dim}"
-            )
+        for name, component in (("encoder", encoder), ("decoder", decoder), ("scheduler", scheduler)):
+            if component is None:
+                raise ValueError(f"{name} must be given, got None")
+        fixed_size = encoder.config.latent_head == "flatten" or decoder.config.latent_spatial_size is not None
+        _check_same("encoder's in_channels", encoder.config.in_channels, "decoder's", decoder.config.in_channels)
+        _check_same("decoder's in_channels", decoder.config.in_channels, "out_channels", decoder.config.out_channels)
+        if fixed_size:
+            _check_same("encoder's sample_size", encoder.config.sample_size, "decoder's", decoder.config.sample_size)
+        for name, component in (
+            ("decoder", decoder),
+            ("latent_code_model", latent_code_model),
+            ("attribute_classifier", attribute_classifier),
+        ):
+            if component is not None:
+                _check_same("encoder's latent_dim", encoder.config.latent_dim, f"{name}'s", component.config.latent_dim)
         self.register_modules(
             encoder=encoder,
             decoder=decoder,
@@ -96,7 +111,7 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
             sample_size=decoder.config.sample_size,
             channels=encoder.config.in_channels,
             downsampling_factor=max(encoder.downsampling_factor, decoder.downsampling_factor),
-            fixed_size=encoder.config.latent_head == "flatten" or decoder.config.latent_spatial_size is not None,
+            fixed_size=fixed_size,
         )
 
     # ---- loading and saving ----------------------------------------------------------------------------------------
@@ -105,35 +120,37 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DiffusionAutoencoderPipeline:
         """Loads a pipeline, float32 unless `dtype` says otherwise. Only safetensors are read.
 
+        The networks keep the contiguous memory layout, so that a pipeline comes back bit-equal from saving and loading.
+        They are faster after `network.to(memory_format=torch.channels_last)`, with the same results but for rounding
+        (about 1e-6); the command line does so.
+
         Args:
             pretrained_model_name_or_path: A local folder, the name of a bundled model, or a Hub id ("owner/name").
             kwargs: As in diffusers.
 
         Raises:
-            ValueError: If there is no such folder or bundled model, a weight file is damaged, or a configuration holds
-                a value that is not allowed.
+            ValueError: If there is no such folder or bundled model, a weight file is damaged or does not hold exactly
+                the model's tensors, or a configuration holds a value that is not allowed.
             OSError: If a Hub repository cannot be reached or a file is missing.
         """
         name = str(pretrained_model_name_or_path)
         folder = Path(name)
-        if not folder.is_dir():
-            if name in bundled_model_names():
-                folder = bundled_model_path(name)
-            elif name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-                raise ValueError(
-                    "pretrained_model_name_or_path must be a folder, a Hub id 'owner/name' or one of the bundled "
-                    f"models {bundled_model_names()}, got {name!r}"
-                )
-        kwargs["use_safetensors"] = True
-        if not folder.is_dir():
+        is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+        # Any folder, one of results say, may happen to bear a bundled model's name.
+        if not (folder / "model_index.json").is_file() and name in bundled_model_names():
+            folder = bundled_model_path(name)
+        elif is_hub_id and not folder.exists():
             # The download of diffusers refuses components whose classes are not its own.
             names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
             options = {key: kwargs.pop(key) for key in names if key in kwargs}
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **options))
-        if not (folder / "model_index.json").is_file():
+        if not name or not (folder / "model_index.json").is_file():
             raise ValueError(
-                f"pretrained_model_name_or_path must be a pipeline folder with a model_index.json, got {name!r}"
+                "pretrained_model_name_or_path must be a pipeline folder with a model_index.json, a Hub id "
+                f"'owner/name' or one of the bundled models {bundled_model_names()}, got {name!r}"
             )
+        _check_configurations(folder)
+        kwargs["use_safetensors"] = True
         try:
             return super().from_pretrained(folder, **kwargs)
         except (SafetensorError, OSError, RuntimeError) as error:
@@ -192,8 +209,8 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
             latent_code: Their codes; None encodes them.
             num_inference_steps: Number of updates, 1 to 1000.
             resize_mode: As in [`~DiffusionAutoencoderPipeline.encode`].
-            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after each update.
-            callback_on_step_end_tensor_inputs: Which of "sample", "latent_code" it receives; default ["sample"].
+            callback_on_step_end: As in [`~DiffusionAutoencoderPipeline.decode`].
+            callback_on_step_end_tensor_inputs: As in [`~DiffusionAutoencoderPipeline.decode`].
 
         Returns:
             x_T, (B, C, H, W), float32.
@@ -201,13 +218,14 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments that are not allowed.
         """
+        wanted = self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         batch = self.image_processor.preprocess(images, resize_mode).to(self._execution_device)
         scheduler = VPDDIMInverseScheduler.from_config(self.scheduler.config)
         scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         if latent_code is None:
             latent_code = self.encoder(batch.to(self.encoder.dtype), return_dict=False)[0]
         self._check_latent_code(latent_code, batch.shape[0])
-        noise = self._walk(scheduler, batch, latent_code, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        noise = self._walk(scheduler, batch, latent_code, callback_on_step_end, wanted)
         self.maybe_free_model_hooks()
         return noise
 
@@ -229,12 +247,14 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
             latent_code: z, (B, latent_dim), floating point.
             noise: x_T, (B, C, H, W); None draws it from `generator`, at the model's `sample_size`.
             num_inference_steps: Number of updates, 1 to 1000.
-            generator: One generator, or one per image; with one per image an image does not depend on its batch.
+            generator: One generator, or a list of one per image; with one per image an image does not depend on its
+                batch.
             output_type: "pil", "np", "pt" (both in [0, 1]) or "latent" (as the model gives it).
             return_dict: Whether to return a [`DiffusionAutoencoderPipelineOutput`] or a tuple.
-            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after each update; what it returns
-                under "sample" replaces the sample.
-            callback_on_step_end_tensor_inputs: Which of "sample", "latent_code" it receives; default ["sample"].
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after each update; it returns None
+                or a dictionary, whose "sample", if any, replaces the sample and must have its shape.
+            callback_on_step_end_tensor_inputs: List of "sample", "latent_code" or both: what it receives. None means
+                ["sample"], or for a `PipelineCallback` of diffusers its `tensor_inputs`.
 
         Returns:
             Images, latent code, noise.
@@ -243,17 +263,13 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
             ValueError: For arguments that are not allowed.
         """
         self.image_processor.check_output_type(output_type)
+        wanted = self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._check_latent_code(latent_code)
         device, batch_size = self._execution_device, latent_code.shape[0]
+        _check_generator(generator, batch_size)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         noise = self._prepare_noise(noise, batch_size, generator, device)
-        sample = self._walk(
-            self.scheduler,
-            noise,
-            latent_code.to(device),
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
+        sample = self._walk(self.scheduler, noise, latent_code.to(device), callback_on_step_end, wanted)
         self.maybe_free_model_hooks()
         images = self.image_processor.postprocess(sample, output_type)
         if not return_dict:
@@ -290,7 +306,7 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
         """
         if _as_integer(num_frames) is None or num_frames < 2:
             raise ValueError(f"num_frames must be an integer of at least 2, got {num_frames!r}")
-        if latent_interpolation not in INTERPOLATIONS:
+        if latent_interpolation not in tuple(INTERPOLATIONS):  # a tuple: it may be unhashable
             raise ValueError(
                 f"latent_interpolation must be one of {sorted(INTERPOLATIONS)}, got {latent_interpolation!r}"
             )
@@ -335,7 +351,7 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
             mode: "stochastic" decodes from random noise: what the latent code alone holds. "inversion" decodes from the
                 noise that DDIM inversion finds for the image: nearly exact.
             num_inference_steps: Updates of decoding, and of inversion; 1 to 1000. The paper uses 50.
-            generator: As in [`~DiffusionAutoencoderPipeline.decode`]; used by "stochastic".
+            generator: As in [`~DiffusionAutoencoderPipeline.decode`]; checked in both modes, used by "stochastic".
             output_type: As in [`~DiffusionAutoencoderPipeline.decode`].
             resize_mode: As in [`~DiffusionAutoencoderPipeline.encode`].
             return_dict: Whether to return a [`DiffusionAutoencoderPipelineOutput`] or a tuple.
@@ -351,7 +367,9 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         self.image_processor.check_output_type(output_type)
+        self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         batch = self.image_processor.preprocess(images, resize_mode)
+        _check_generator(generator, batch.shape[0])
         self.scheduler.set_timesteps(num_inference_steps)  # a bad number fails before any work
 
         latent_code = self.encode(batch)
@@ -383,7 +401,7 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
 
         Args:
             num_images: How many, at least 1.
-            generator: One generator, or one per image; it draws the codes' noise first, then the images'.
+            generator: One generator, or a list of one per image; it draws the codes' noise first, then the images'.
             num_inference_steps: Updates of decoding.
             latent_num_inference_steps: Updates of drawing the codes.
             output_type: As in [`~DiffusionAutoencoderPipeline.decode`].
@@ -402,8 +420,7 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
             )
         if _as_integer(num_images) is None or num_images < 1:
             raise ValueError(f"num_images must be an integer of at least 1, got {num_images!r}")
-        if isinstance(generator, list) and len(generator) != num_images:
-            raise ValueError(f"generator must be one generator or a list of {num_images}, got {len(generator)}")
+        _check_generator(generator, num_images)
         self.image_processor.check_output_type(output_type)
         self.scheduler.set_timesteps(num_inference_steps)  # a bad number fails before any work
         device = self._execution_device
@@ -428,15 +445,9 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
         sample: torch.Tensor,
         latent_code: torch.Tensor,
         callback_on_step_end: StepCallback | None,
-        callback_on_step_end_tensor_inputs: list[str] | None,
+        wanted: list[str],
     ) -> torch.Tensor:
         """Walks `sample` through the scheduler's timesteps. The trajectory is float32, the network in its own dtype."""
-        wanted = ["sample"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
-        unknown = [name for name in wanted if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}"
-            )
         dtype = self.decoder.dtype
         # What depends on the code only is computed once, not at each step.
         conditioning: LatentConditioning = self.decoder.prepare_latent(latent_code.to(sample.device, dtype))
@@ -449,9 +460,25 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
                 if callback_on_step_end is not None:
                     tensors = {"sample": sample, "latent_code": latent_code}
                     returned = callback_on_step_end(self, index, timestep, {name: tensors[name] for name in wanted})
-                    sample = (returned or {}).get("sample", sample)
+                    sample = _returned_sample(returned, sample)
                 progress.update()
         return sample
+
+    def _check_callback(self, callback: object, tensor_inputs: object) -> list[str]:
+        """Which tensors the callback receives."""
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback_on_step_end must be None or callable, got {type(callback).__name__}")
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            tensor_inputs = callback.tensor_inputs
+        if tensor_inputs is None:
+            return ["sample"]
+        allowed = self._callback_tensor_inputs
+        if not isinstance(tensor_inputs, (list, tuple)) or any(name not in allowed for name in tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be None or a list of names among {allowed}, "
+                f"got {tensor_inputs!r}"
+            )
+        return list(tensor_inputs)
 
     def _check_latent_code(self, latent_code: torch.Tensor, batch_size: int | None = None) -> None:
         width = self.decoder.config.latent_dim
@@ -474,8 +501,6 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         size, channels = self.decoder.config.sample_size, self.decoder.config.in_channels
         if noise is None:
-            if isinstance(generator, list) and len(generator) != batch_size:
-                raise ValueError(f"generator must be one generator or a list of {batch_size}, got {len(generator)}")
             shape = (batch_size, *(image_shape or (channels, size, size)))
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         if not isinstance(noise, torch.Tensor) or not noise.is_floating_point():
@@ -484,6 +509,12 @@ class DiffusionAutoencoderPipeline(DiffusionPipeline):
             raise ValueError(
                 f"noise must have shape ({batch_size}, {channels}, height, width), got {tuple(noise.shape)}"
             )
+        height, width = noise.shape[-2:]
+        if self.decoder.config.latent_spatial_size is not None and (height, width) != (size, size):
+            raise ValueError(f"noise height and width must be {size} for this model, got {height} x {width}")
+        factor = self.decoder.downsampling_factor
+        if height % factor or width % factor or not height or not width:
+            raise ValueError(f"noise height and width must be divisible by {factor}, got {height} x {width}")
         if not bool(torch.isfinite(noise).all()):
             raise ValueError("noise must be finite, got NaN or infinity")
         return noise.to(device, torch.float32)
@@ -498,6 +529,52 @@ def _as_integer(value: object) -> int | None:
 
 def _describe(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _check_same(name: str, value: object, other_name: str, other: object) -> None:
+    if value != other:
+        raise ValueError(f"{name} and {other_name} must be the same, got {value} and {other}")
+
+
+def _check_generator(generator: object, batch_size: int) -> None:
+    if generator is None:
+        return
+    for item in generator if isinstance(generator, list) else [generator]:
+        if not isinstance(item, torch.Generator):
+            raise ValueError(
+                f"generator must be None, a torch.Generator or a list of {batch_size}, got {type(item).__name__}"
+            )
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(f"generator must be one generator or a list of {batch_size}, got {len(generator)}")
+
+
+def _returned_sample(returned: object, sample: torch.Tensor) -> torch.Tensor:
+    """What a callback's answer makes of the sample."""
+    if returned is not None and not isinstance(returned, dict):
+        raise ValueError(f"callback_on_step_end must return None or a dictionary, got {type(returned).__name__}")
+    replacement = (returned or {}).get("sample", sample)
+    if not isinstance(replacement, torch.Tensor) or replacement.shape != sample.shape:
+        got = tuple(replacement.shape) if isinstance(replacement, torch.Tensor) else type(replacement).__name__
+        raise ValueError(
+            f"callback_on_step_end must return a sample that is a tensor of shape {tuple(sample.shape)}, got {got}"
+        )
+    return replacement.to(sample)
+
+
+def _check_configurations(folder: Path) -> None:
+    """Checks that the JSON files below a pipeline folder hold objects, and model_index.json names components."""
+    index = folder / "model_index.json"
+    for path in (index, *sorted(folder.glob("*/*config.json"))):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
+            raise ValueError(f"{path} must hold JSON, got {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+        if path == index:
+            for name, value in content.items():
+                if not name.startswith("_") and not (isinstance(value, list) and len(value) == 2):
+                    raise ValueError(f"{path} must give library and class of {name} as a list of two, got {value!r}")
 
 
 def _damaged_weight_files(folder: Path) -> list[Path]:

@@ -1,0 +1,89 @@
+"""The four model classes read and write safetensors only, and only complete files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ModelMixin
+from safetensors.torch import load_file, save_file
+
+from diffae_hub import AttributeClassifier, ConditionedUNet2DModel, LatentCodeModel, SemanticEncoderModel
+
+from ..conftest import TINY
+
+LATENT = {"latent_dim": 8, "hidden_dim": 16, "num_layers": 2, "time_sinusoid_dim": 8, "time_embed_dim": 12}
+MODELS = [
+    (SemanticEncoderModel, TINY),
+    (ConditionedUNet2DModel, TINY),
+    (LatentCodeModel, LATENT),
+    (AttributeClassifier, {"latent_dim": 8, "num_attributes": 3}),
+]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+each_model = pytest.mark.parametrize(("model_class", "configuration"), MODELS)
+
+
+@each_model
+def test_pickles_are_neither_written_nor_read(model_class, configuration, tmp_path: Path) -> None:
+    model = model_class(**configuration)
+    with pytest.raises(ValueError, match="safe_serialization must be True"):
+        model.save_pretrained(tmp_path, safe_serialization=False)
+    assert not list(tmp_path.iterdir())
+    ModelMixin.save_pretrained(model, tmp_path, safe_serialization=False)
+    assert (tmp_path / "diffusion_pytorch_model.bin").is_file()
+    for options in ({}, {"use_safetensors": False}):
+        with pytest.raises(OSError, match="safetensors"):
+            model_class.from_pretrained(tmp_path, **options)
+
+
+@each_model
+def test_round_trip_in_shards_and_variants(model_class, configuration, tmp_path: Path) -> None:
+    model = model_class(**configuration)
+    model.save_pretrained(tmp_path, variant="ema", max_shard_size=100)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded, info = model_class.from_pretrained(tmp_path, variant="ema", output_loading_info=True)
+    assert info["missing_keys"] == info["unexpected_keys"] == []
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@each_model
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+@pytest.mark.parametrize("problem", ["lack", "must not hold"])
+def test_missing_and_extra_tensors_are_named(
+    model_class, configuration, low_cpu_mem_usage: bool, problem: str, tmp_path: Path
+) -> None:
+    model_class(**configuration).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    key = sorted(tensors)[1]
+    if problem == "lack":
+        del tensors[key]
+    else:
+        key = "another.weight"
+        tensors[key] = torch.zeros(1)
+    save_file(tensors, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{WEIGHTS} {problem} {key}: ") as caught:
+        model_class.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_missing_tensor_of_a_shard_names_the_index(tmp_path: Path) -> None:
+    SemanticEncoderModel(**TINY).save_pretrained(tmp_path, variant="ema", max_shard_size="1KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[0]
+    key = sorted(load_file(shard))[0]
+    index = next(tmp_path.glob("*.index*.json"))
+    lines = [line for line in index.read_text().splitlines() if f'"{key}"' not in line]
+    text = "\n".join(lines)
+    index.write_text(text.replace(",\n  }", "\n  }"))
+    tensors = load_file(shard)
+    del tensors[key]
+    save_file(tensors, shard, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{index.name} lack {key}: "):
+        SemanticEncoderModel.from_pretrained(tmp_path, variant="ema")
+
+
+def test_flashpack_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="use_flashpack must be False"):
+        SemanticEncoderModel.from_pretrained(tmp_path, use_flashpack=True)
