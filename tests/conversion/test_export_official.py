@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from diffae_hub import DiffusionAutoencoderPipeline, VPDDIMScheduler
+from diffae_hub.cli import main
 from diffae_hub.conversion.commands import export_official_arguments, run_export_official
 from diffae_hub.conversion.convert import convert_official_checkpoint
 from diffae_hub.conversion.export_official import export_official_checkpoints
@@ -55,7 +57,7 @@ def test_official_to_pipeline_and_back_is_equal_to_the_bit(originals, pipeline_f
     }
     for name, path in exported.items():
         before, after = torch.load(originals[name], weights_only=False)["state_dict"], state_dict(path)
-        assert set(after) == set(before)  # what strict loading asks for
+        assert set(after) == set(before)  # the keys of the official class's state_dict()
         for key, tensor in after.items():
             assert tensor.dtype == torch.float32
             if key == "x_T":
@@ -162,7 +164,10 @@ def small(a: Architecture = MINIATURE, encoder: dict | None = None, decoder: dic
         ({"decoder": {"latent_scale_shift": True}}, "decoder must have latent_scale_shift=False"),
         ({"decoder": {"latent_mlp_layers": 2}}, "decoder must have latent_mlp_layers=0"),
         ({"decoder": {"latent_spatial_size": 8}}, "decoder must have latent_spatial_size=None"),
-        ({"decoder": {"out_channels": 6}}, "decoder must have out_channels=3"),
+        (
+            {"encoder": {"in_channels": 6}, "decoder": {"in_channels": 6, "out_channels": 6}},
+            "encoder must have in_channels=3",
+        ),
         ({"decoder": {"num_attention_heads": 2}}, "decoder must have num_attention_heads=1"),
         ({"prediction_type": "v_prediction"}, "scheduler must have prediction_type='epsilon'"),
         ({"noise_schedule": "shifted_cosine"}, "scheduler must have noise_schedule='linear_beta'"),
@@ -220,3 +225,27 @@ def test_command(pipeline_folder: Path, tmp_path: Path, capsys) -> None:
     paths = json.loads(capsys.readouterr().out)
     assert set(paths) == {"autoencoder", "latent", "classifier"}
     assert all(Path(path).is_file() for path in paths.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{pipeline}", "full"], "output must be a new or empty folder"),
+        (["{pipeline}", "full", "--overwrite"], "with --overwrite one with a autoencoder.ckpt"),
+        (["other", "out"], "decoder must have latent_scale_shift=False for the official code, got True"),
+        (["{pipeline}"], "OUT_DIR"),
+    ],
+)
+def test_bad_input_ends_with_one_line(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch, capsys, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small(decoder={"latent_scale_shift": True}).save_pretrained("other")
+    Path("full").mkdir()
+    Path("full", "thesis.tex").write_text("x")
+    assert main(["export-official", *(word.replace("{pipeline}", str(pipeline_folder)) for word in words)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.search(message, captured.err)
+    assert captured.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "other"]

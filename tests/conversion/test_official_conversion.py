@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,8 +22,9 @@ from diffae_hub import (
     LatentCodeModel,
     SemanticEncoderModel,
 )
+from diffae_hub.cli import main
 from diffae_hub.conversion.commands import convert_arguments, run_convert
-from diffae_hub.conversion.convert import convert_official_checkpoint
+from diffae_hub.conversion.convert import convert_official_checkpoint, new_folder
 from diffae_hub.conversion.official_configuration import (
     CELEBA_ATTRIBUTES,
     infer_autoencoder_configuration,
@@ -320,6 +322,15 @@ def test_averaged_classifier(tmp_path: Path) -> None:
     assert torch.equal(pipeline.attribute_classifier.linear.weight, state["ema_classifier.weight"])
 
 
+@pytest.mark.parametrize("ema", [True, False])
+def test_averaged_and_last_weights_of_the_latent_code_model(tmp_path: Path, ema: bool) -> None:
+    state = latent_state(MINIATURE)
+    names = [f"{group}.latent_net.layers.3.linear.weight" for group in ("ema_model", "model")]
+    assert not torch.equal(state[names[0]], state[names[1]])
+    weight = convert(tmp_path, state, ema=ema).latent_code_model.linear_out.weight
+    assert torch.equal(weight, state[names[0] if ema else names[1]])
+
+
 def test_statistics_from_latent_pkl(tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in latent_state(MINIATURE).items() if not name.startswith("conds")}
     checkpoint, file = save_lightning(tmp_path / "last.ckpt", state), tmp_path / "latent.pkl"
@@ -345,6 +356,10 @@ def test_statistics_from_latent_pkl(tmp_path: Path) -> None:
         ({"conds_mean": torch.zeros(11), "conds_std": torch.ones(11)}, "conds_mean must have 12 values.* got 11"),
         ({"conds_mean": torch.zeros(12), "conds_std": torch.zeros(12)}, "a deviation above 0"),
         ({"conds_mean": torch.full((12,), math.nan), "conds_std": torch.ones(12)}, "that is finite"),
+        (
+            {"conds": torch.zeros(5, 11), "conds_mean": torch.zeros(12), "conds_std": torch.ones(12)},
+            r"conds of shape \(N, latent_dim\), but .* a tensor of shape \(5, 11\)",
+        ),
     ],
 )
 def test_bad_statistics(tmp_path: Path, content: dict[str, Any], message: str) -> None:
@@ -377,6 +392,49 @@ def test_another_encoder_in_the_latent_checkpoint_is_a_warning(tmp_path: Path) -
     latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE))
     report = convert_official_checkpoint(checkpoint, tmp_path / "other", latent_checkpoint=latent)
     assert report.warnings == []
+
+
+def test_a_classifier_of_another_encoder_is_a_warning(tmp_path: Path) -> None:
+    latent = save_lightning(tmp_path / "last.ckpt", latent_state(MINIATURE))
+    for seed, warnings in ((7, 0), (8, 1)):  # 7 is the latent checkpoint's
+        state = classifier_state(MINIATURE)
+        state |= {name: tensor[None] for name, tensor in statistics(MINIATURE, seed).items()}
+        classifier = save_lightning(tmp_path / "classifier.ckpt", state)
+        report = convert_official_checkpoint(latent, tmp_path / str(seed), classifier_checkpoint=classifier)
+        assert len(report.warnings) == warnings
+    assert "belong to different encoders" in report.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("buffers", "message"),
+    [
+        ({"x_T": torch.zeros(4, 3, 16)}, r"x_T of shape \(N, 3, {size}, {size}\)"),
+        ({"x_T": torch.zeros(4, 3, 16, 8)}, "x_T of shape"),
+        ({"x_T": torch.zeros(4, 1, 16, 16)}, r"x_T of shape .* has a tensor of shape \(4, 1, 16, 16\)"),
+        ({"x_T": torch.zeros(0, 3, 16, 16)}, "x_T of shape"),
+        ({"x_T": torch.zeros(4, 3, 16, 16, dtype=torch.int64)}, "x_T of shape .* torch.int64"),
+        ({"conds_mean": torch.zeros(3, 7)}, r"conds_mean of shape \(1, latent_dim\)"),
+        ({"conds_mean": torch.zeros(1, 11)}, "conds_mean must have 12 values, .* got 11"),
+        ({"conds_std": torch.ones(12, dtype=torch.int64)}, "conds_std of shape .* torch.int64"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"image_size": 16}], ids=["inferred", "given"])
+def test_buffers_that_nobody_uses_are_checked(tmp_path: Path, buffers: dict, message: str, options: dict) -> None:
+    message = message.replace("{size}", "(S|16)")
+    with pytest.raises(ValueError, match=f"^checkpoint must hold {message}|^{message}"):
+        convert(tmp_path, autoencoder_state(MINIATURE) | buffers, **options)
+    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
+    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE) | buffers)
+    with pytest.raises(ValueError, match=f"^latent_checkpoint must hold {message}|^{message}"):
+        convert_official_checkpoint(checkpoint, tmp_path / "out", latent_checkpoint=latent, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "latent.ckpt"]
+
+
+def test_noise_for_images_of_another_size_in_the_latent_checkpoint(tmp_path: Path) -> None:
+    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
+    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE) | {"x_T": torch.zeros(4, 3, 32, 32)})
+    with pytest.raises(ValueError, match=r"latent_checkpoint must hold x_T of shape \(N, 3, 16, 16\)"):
+        convert_official_checkpoint(checkpoint, tmp_path / "out", latent_checkpoint=latent)
 
 
 def test_image_size_of_the_noise_buffer_and_the_argument(tmp_path: Path) -> None:
@@ -415,8 +473,11 @@ LATENT_ALIAS = "ema_model.latent_net.layers.1.cond_layers.1.bias"
         ({CONV: None}, f"missing: {CONV}"),
         ({f"{CONV}.x": torch.zeros(1)}, f"unknown: {CONV}.x"),
         ({CONV: torch.zeros(16, 16, 3, 2)}, rf"misshapen: {CONV} \(16, 16, 3, 2\) instead of \(16, 16, 3, 3\)"),
-        ({CONV: torch.zeros(16, 16, 3, 3, dtype=torch.int64)}, f"not floating point: {CONV} torch.int64"),
-        ({CONV: torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, f"not floating point: {CONV} torch.float64"),
+        ({CONV: torch.zeros(16, 16, 3, 3, dtype=torch.int64)}, f"wrong dtype: {CONV} torch.int64"),
+        (
+            {CONV: torch.zeros(16, 16, 3, 3, dtype=torch.float64)},
+            f"wrong dtype: {CONV} torch.float64 instead of torch.float32",
+        ),
         ({CONV: 5}, f"must hold tensors in its state_dict, but '{CONV}' in .* is a value of type int"),
         ({3: torch.zeros(1)}, "must hold tensors in its state_dict, but 3 in"),
         ({"ema_model.encoder.out.3.bias": None}, "missing: ema_model.encoder.out.3.bias"),
@@ -450,6 +511,65 @@ def test_long_lists_of_names_are_cut(tmp_path: Path) -> None:
     state = autoencoder_state(MINIATURE) | {f"model.extra.{index}": torch.zeros(1) for index in range(12)}
     with pytest.raises(ValueError, match=r"unknown: model.extra.0, .* model.extra.4 and 7 more$"):
         convert(tmp_path, state)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ema_model.\x1b]0;title\x07",
+        "\x1b[31mdiscriminator",
+        "ema_model." + "x" * 1_000_000,
+        "ema_model.latent_net.layers." + "1" * 5000 + ".linear.weight",
+        "ema_model.output_blocks." + "1" * 5000 + ".0.in_layers.2.weight",
+        (b"\x07",),
+        "1" * 1_000_000,
+    ],
+    ids=["escape", "unknown group", "long", "layer", "block", "no string", "long and unknown"],
+)
+def test_names_in_messages_are_short_and_printable(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(ValueError, match="unknown|must hold tensors") as caught:
+        convert(tmp_path, latent_state(MINIATURE) | {name: torch.zeros(1)})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_weights_that_are_views_of_one_storage_are_refused(tmp_path: Path) -> None:
+    state = autoencoder_state(MINIATURE)
+    numbers = torch.randn(max(tensor.numel() for tensor in state.values()))
+    shared = {name: numbers[: tensor.numel()].view(tensor.shape) for name, tensor in state.items()}
+    with pytest.raises(
+        ValueError, match="checkpoint must hold the values of all tensors, .*tensors share their values"
+    ):
+        convert(tmp_path, shared)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_averaged_weights_alone_in_half_precision_are_enough(tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in autoencoder_state(MINIATURE).items() if name.startswith("ema")}
+    assert torch.equal(convert(tmp_path, state).decoder.conv_in.weight, state["ema_model.input_blocks.0.0.weight"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    state = autoencoder_state(MINIATURE)
+    state["ema_model.encoder.out.3.bias"][5] = value
+    with pytest.raises(
+        ValueError, match="checkpoint must hold finite weights, but those that become encoder.head.bias"
+    ):
+        convert(tmp_path, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_one_wrong_bit_in_a_weight_is_noticed(tmp_path: Path) -> None:
+    state = autoencoder_state(MINIATURE)
+    path = save_lightning(tmp_path / "last.ckpt", state)
+    content = bytearray(path.read_bytes())
+    values = state["ema_model.out.2.weight"].numpy().tobytes()
+    content[content.index(values)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="last.ckpt is damaged: .*checksum"):
+        convert_official_checkpoint(path, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_the_wrong_kind_of_checkpoint(tmp_path: Path) -> None:
@@ -541,6 +661,30 @@ def test_output_folders(tmp_path: Path) -> None:
     assert inside.exists()
 
 
+def test_overwriting_through_a_link_replaces_the_folder_and_keeps_the_link(tmp_path: Path) -> None:
+    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
+    convert_official_checkpoint(checkpoint, tmp_path / "disk" / "out")
+    (tmp_path / "disk" / "out" / "old.txt").write_text("x")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "out")
+    convert_official_checkpoint(checkpoint, link, overwrite=True)
+    assert link.is_symlink()
+    assert load(link).decoder.config.sample_size == 16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "last.ckpt", "link"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+    assert not (link / "old.txt").exists()
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.txt").write_text("x")
+    with pytest.raises(FileNotFoundError), new_folder(out) as folder:
+        folder.rmdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "old.txt").read_text() == "x"
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
     checkpoint, out = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE)), tmp_path / "out"
     convert_official_checkpoint(checkpoint, out)
@@ -604,3 +748,32 @@ def test_command(tmp_path: Path, capsys) -> None:
     # Without averaging the numbers come from model.*.
     weight = torch.load(checkpoint, weights_only=False)["state_dict"]["model.out.2.bias"]
     assert torch.equal(pipeline.decoder.conv_out.bias, weight)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing.ckpt", "out"], "checkpoint must be the path of a checkpoint, but nothing.ckpt does not exist"),
+        (["text.ckpt", "out"], "checkpoint must be an intact file written by torch.save"),
+        (["hostile.ckpt", "out"], r"unknown: ema_model.\\x1b\[2J"),
+        (["last.ckpt", "full"], "output must be a new or empty folder"),
+        (["last.ckpt", "out", "--latent-checkpoint", "last.ckpt"], "latent_checkpoint must hold"),
+        (["last.ckpt", "out", "--image-size", "7"], "image_size must be a positive multiple of"),
+        (["last.ckpt", "out", "--image-size", "large"], "--image-size"),
+        (["last.ckpt"], "OUT_DIR"),
+    ],
+)
+def test_bad_input_ends_with_one_line(tmp_path: Path, monkeypatch, capsys, words: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
+    save_lightning(tmp_path / "hostile.ckpt", autoencoder_state(MINIATURE) | {"ema_model.\x1b[2J\n": torch.zeros(1)})
+    (tmp_path / "text.ckpt").write_text("text")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    assert main(["convert", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.search(message, captured.err)
+    assert captured.err.count("\n") == 1
+    assert captured.err[:-1].isprintable()
+    assert not (tmp_path / "out").exists()

@@ -218,6 +218,11 @@ def test_a_class_whose_import_would_run_code_is_not_imported(tmp_path: Path, mon
         (b"\x80\x02\x82\x01.", "opcode EXT1"),
         (b"\x80\x02Pstorage\n.", "opcode PERSID"),
         (b"L" + b"9" * 10_000 + b"L\n.", "does not hold a complete pickle"),
+        (b"\x80\x02}\x8a\x08" + struct.pack("<Q", 2**61 - 1) + b"Ns.", "more than 60 bits as a key"),
+        (b"\x80\x02}\x8a\x08" + struct.pack("<Q", 2**60 - 1) + b"Ns.", None),
+        (b"\x80\x02}K\x01\x85Ns.", "as a key"),  # a tuple's hash is known where those of its elements are
+        (b"\x80\x02}X\x01\x00\x00\x00a\x85Ns.", None),
+        (b"\x80\x02Np2305843009213693951\n.", "more than 60 bits as a key"),  # a place in the memo
         (b"\xff\xfe\xfd", "does not hold a complete pickle"),
         (b"", "does not hold a complete pickle"),
     ],
@@ -229,6 +234,35 @@ def test_programs_that_are_no_good(tmp_path: Path, program: bytes, message: str 
     else:
         with pytest.raises(ValueError, match=message):
             load_checkpoint(path)
+
+
+def recalled(made_once: bytes, taken: bytes, times: int) -> bytes:
+    """A program that stores one value, and then takes it many times."""
+    return b"\x80\x04" + made_once + b"q\x00(" + taken * times + b"t\x86."
+
+
+LIST = b"](" + b"".join(b"J" + struct.pack("<i", number) for number in range(1000)) + b"e"
+PAIRS = b"](" + b"".join(b"J" + struct.pack("<i", number) + b"N\x86" for number in range(1000)) + b"e"
+NAME = b"X" + struct.pack("<I", 10_000) + b"a" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("made_once", "taken", "times"),
+    [
+        (PAIRS, b"ccollections\nOrderedDict\nh\x00\x85R", 1000),
+        (LIST, b"cbuiltins\nset\nh\x00\x85R", 1000),
+        (LIST, b"c__builtin__\nfrozenset\nh\x00\x85R", 1000),
+        (b"(" + b"N" * 1000 + b"t", b"}h\x00Ns", 1000),
+        (NAME, b"h\x00h\x00\x93", 100),
+        (b"N", b"h\x00", 1_000_000),
+    ],
+    ids=["ordered dict", "set", "frozenset", "key", "class", "opcodes"],
+)
+def test_what_a_pickle_may_cost(tmp_path: Path, made_once: bytes, taken: bytes, times: int) -> None:
+    """A container that is made once can be copied, or hashed, with every few bytes: 100 KB would become gigabytes."""
+    load_checkpoint(rewrite(tmp_path / "file", recalled(made_once, taken, times // 10)))
+    with pytest.raises(ValueError, match="holds a pickle of more than 1,000,000 elements"):
+        load_checkpoint(rewrite(tmp_path / "file", recalled(made_once, taken, times)))
 
 
 def storage_program(
@@ -257,6 +291,14 @@ def storage_program(
         ),
         (storage_program(b"FloatStorage", b"../version", b"K\x10", b"K\x10\x85", b"K\x01\x85"), "lacks the entry"),
         (storage_program(b"FloatStorage", b"0", b"N", b"K\x10\x85", b"K\x01\x85"), "in an unknown way"),
+        (
+            storage_program(b"FloatStorage", b"0", b"\x8b" + struct.pack("<i", 3000) + b"\x7f" * 3000, b")", b")"),
+            "in an unknown way",
+        ),
+        (
+            storage_program(b"FloatStorage", b"0", b"K\x10", b"(" + b"K\x01" * 65 + b"t", b"(" + b"K\x01" * 65 + b"t"),
+            "whose shape is none",
+        ),
     ],
 )
 def test_tensors_stay_inside_their_storage(tmp_path: Path, program: bytes, message: str | None) -> None:
@@ -290,7 +332,7 @@ def test_zip_bombs_are_refused(tmp_path: Path) -> None:
         load_checkpoint(compressed)
 
     large = rewrite(tmp_path / "large", bytes(MAX_PICKLE_BYTES + 1))
-    with pytest.raises(ValueError, match="data.pkl of 16,777,217 bytes, where at most"):
+    with pytest.raises(ValueError, match="data.pkl of 4,194,305 bytes, where at most"):
         load_checkpoint(large)
 
 
@@ -333,6 +375,68 @@ def test_every_flipped_byte_of_a_pickle_gives_a_value_or_a_clear_error(tmp_path:
                 load_checkpoint(rewrite(tmp_path / "damaged", bytes(damaged)))
             except ValueError as error:
                 assert "must be an intact file written by torch.save" in str(error)
+
+
+def test_legacy_files_whose_storages_end_nowhere(tmp_path: Path) -> None:
+    huge = b"\x8a\x08" + struct.pack("<Q", 2**62)
+    tensors = [storage_program(b"FloatStorage", key, huge, b"K\x10\x85", b"K\x01\x85") for key in (b"0", b"1")]
+    content = b"\x80\x02" + tensors[0][2:-1] + tensors[1][2:-1] + b"\x86."
+    path = tmp_path / "file"
+    path.write_bytes(
+        pickle.dumps(0x1950A86A20F9469CFC6C)
+        + pickle.dumps(1001)
+        + pickle.dumps({"little_endian": True})
+        + content
+        + pickle.dumps(["0", "1"])
+        + struct.pack("<Q", 2**62)
+        + bytes(100)
+    )
+    with pytest.raises(ValueError, match="is truncated: .* bytes, where storage 0 ends at 18,446,744,073,709,5"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("place", ["class", "storage", "entry"])
+@pytest.mark.parametrize(
+    "hostile", ["\x1b]0;title\x07", "\u202e", "\ud800", "x" * 100_000], ids=["escape", "bidi", "half", "long"]
+)
+def test_names_in_messages_are_short_and_printable(tmp_path: Path, hostile: str, place: str) -> None:
+    path, name = tmp_path / "file", hostile.encode("utf-8", "surrogatepass")
+    text = b"X" + struct.pack("<I", len(name)) + name
+    if place == "class":
+        path.write_bytes(b"\x80\x04" + text + text + b"\x93.")
+    elif place == "storage":
+        rewrite(path, storage_program(b"FloatStorage", name, b"K\x10", b"K\x10\x85", b"K\x01\x85"))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            entry = hostile[:60_000].encode("utf-8", "replace").decode()
+            archive.writestr(f"archive/{entry}", bytes(100), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="an object of|lacks the entry|compressed or encrypted entry") as caught:
+        load_checkpoint(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("entry", ["data/0", "data.pkl"])
+def test_damaged_values_do_not_have_their_checksum(tmp_path: Path, entry: str) -> None:
+    path = save(tmp_path / "file", {"whole": (tensor := torch.arange(5000.0)), "part": tensor[:3]})
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read(f"file/{entry}")
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(content) + len(content) - 2] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=f"checkpoint must be .* {path} is damaged: .*checksum"):
+        load_checkpoint(path)["part"].load()  # the damage is elsewhere in its storage
+
+
+def test_files_without_checksums(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(tmp_path / "file", torch.arange(5.0))
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(path) as archive:
+        assert {info.CRC for info in archive.infolist()} == {0}
+    assert torch.equal(load_checkpoint(path).load(), torch.arange(5.0))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,14 +39,14 @@ from .official_names import (
     encoder_names,
     latent_code_model_names,
 )
-from .restricted_unpickler import StoredTensor, describe, load_checkpoint
+from .restricted_unpickler import StoredTensor, describe, load_checkpoint, shown
 
 STATISTICS = ("conds_mean", "conds_std")
 
 _GROUPS = ("model.", "ema_model.", "classifier.", "ema_classifier.")
 _LATENT = "latent_net."
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
-_NAMES_SHOWN, _CHARACTERS_SHOWN = 5, 200
+_NAMES_SHOWN = 5
 
 Weights = Mapping[str, StoredTensor | torch.Tensor]
 
@@ -147,8 +147,8 @@ def convert_official_checkpoint(
         What was written.
 
     Raises:
-        ValueError: If a file is not an intact checkpoint, a tensor is unknown, missing or misshapen (the message names
-            it), the networks do not belong together, or `output` exists and may not be replaced.
+        ValueError: If a file is not an intact checkpoint, a tensor is unknown, missing, misshapen or not finite (the
+            message names it), the networks do not belong together, or `output` exists and may not be replaced.
         OSError: If the folder cannot be written (a full disk); nothing is left behind then.
     """
     inputs = {
@@ -214,10 +214,14 @@ def convert_official_checkpoint(
     if statistics is not None and components.keys() <= {"encoder", "decoder"}:
         raise ValueError("latent_stats must go with a latent code model or a classifier, but there is neither")
 
-    # 4. do they belong together?
+    # 4. do they belong together, and is nothing left that is not accounted for?
     widths = {name: component.model.config.latent_dim for name, component in components.items()}
     if len(set(widths.values())) > 1:
         raise ValueError(f"checkpoint and the other files must have codes of one width (latent_dim), got {widths}")
+    for state in states.values():
+        _check_buffers(state, decoder.config.latent_dim, None if image_size is not None else decoder.config.sample_size)
+    _compare_statistics(components, report.warnings)
+    _check_size(components, paths.values())
 
     for name, component in components.items():
         report.parameters[name] = sum(parameter.numel() for parameter in component.model.parameters())
@@ -248,7 +252,7 @@ def _read_state(path: Path, argument: str) -> _OfficialState:
     for name, tensor in state_dict.items():
         if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
             raise ValueError(
-                f"{argument} must hold tensors in its state_dict, but {name!r} in {path} is {describe(tensor)}"
+                f"{argument} must hold tensors in its state_dict, but {name!r:.200} in {path} is {describe(tensor)}"
             )
         group = next((group for group in _GROUPS if name.startswith(group)), None)
         if group is not None:
@@ -300,9 +304,34 @@ def _image_size_of_noise(state: _OfficialState) -> int | None:
     noise = state.buffers.get("x_T")
     if noise is None:
         return None
-    if len(noise.shape) != 4 or noise.shape[2] != noise.shape[3]:
-        raise ValueError(f"{state.argument} must hold x_T of shape (N, 3, S, S), but {state.path} has {noise.shape}")
+    _check_noise(noise, state, None)
     return noise.shape[3]
+
+
+def _check_noise(noise: StoredTensor, state: _OfficialState, image_size: int | None) -> None:
+    """Raises a ValueError unless x_T is noise for images, of that size if it is given."""
+    count, channels, height, width = noise.shape if len(noise.shape) == 4 else (0, 0, 0, 0)
+    sizes = {height, width, height if image_size is None else image_size}
+    if min(count, height) < 1 or channels != 3 or len(sizes) != 1 or not noise.dtype.is_floating_point:
+        size = "S" if image_size is None else image_size
+        raise ValueError(
+            f"{state.argument} must hold x_T of shape (N, 3, {size}, {size}), floating point, but {state.path} has "
+            f"{describe(noise)}"
+        )
+
+
+def _check_buffers(state: _OfficialState, latent_dim: int, image_size: int | None) -> None:
+    """Checks what is not the tensor of a network, used or not.
+
+    Raises:
+        ValueError: If a buffer is misshapen or not a number.
+    """
+    if "x_T" in state.buffers:
+        _check_noise(state.buffers["x_T"], state, image_size)
+    for name in STATISTICS:
+        if name in state.buffers:
+            values = _load_statistic(state.buffers[name], name, state.argument, state.path)
+            _check_width(values, name, latent_dim)
 
 
 def _match(
@@ -316,7 +345,7 @@ def _match(
     Raises:
         ValueError: Unless the tensors found are exactly those of the networks.
     """
-    problems: dict[str, list[str]] = {"missing": [], "misshapen": [], "not floating point": [], "unequal": []}
+    problems: dict[str, list[str]] = {"missing": [], "misshapen": [], "wrong dtype": [], "unequal": []}
     unknown = set(found)
     matched = []
     for model, tensors in networks:
@@ -333,7 +362,7 @@ def _match(
                 if found[name].shape != expected:
                     problems["misshapen"].append(f"{full} {found[name].shape} instead of {expected}")
                 elif found[name].dtype not in (torch.float32, torch.float16, torch.bfloat16):
-                    problems["not floating point"].append(f"{full} {found[name].dtype} instead of torch.float32")
+                    problems["wrong dtype"].append(f"{full} {found[name].dtype} instead of torch.float32")
                 elif name != tensor.official_names[0] and tensor.name in weights:
                     first = weights[tensor.name]
                     if not first.is_same_view(found[name]) and not torch.equal(first.load(), found[name].load()):
@@ -399,7 +428,15 @@ def _read_statistics_file(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"latent_stats must hold conds, conds_mean and conds_std only, but {path} has {_list(unknown)}"
         )
-    return {name: _load_statistic(content[name], name, "latent_stats", path) for name in STATISTICS}
+    statistics = {name: _load_statistic(content[name], name, "latent_stats", path) for name in STATISTICS}
+    codes = content.get("conds")
+    if codes is not None and not (
+        isinstance(codes, StoredTensor)
+        and codes.dtype.is_floating_point
+        and codes.shape[1:] == tuple(statistics["conds_mean"].shape)
+    ):
+        raise ValueError(f"latent_stats must hold conds of shape (N, latent_dim), but {path} has {describe(codes)}")
+    return statistics
 
 
 def _load_statistic(tensor: StoredTensor, name: str, argument: str, path: Path) -> torch.Tensor:
@@ -433,13 +470,46 @@ def _statistics(
         )
     values = {**(from_file or {}), **own}
     for name in STATISTICS:
-        if values[name].shape != (latent_dim,):
-            raise ValueError(
-                f"{name} must have {latent_dim} values, one per dimension of the codes, got {values[name].numel()}"
-            )
+        _check_width(values[name], name, latent_dim)
         if from_file is not None and not torch.equal(values[name], from_file[name]):
             warnings.append(f"{name} in latent_stats differs from the one in {state.path}, which is taken")
     return {"latent_mean": values["conds_mean"], "latent_std": values["conds_std"]}
+
+
+def _check_width(statistic: torch.Tensor, name: str, latent_dim: int) -> None:
+    if statistic.shape != (latent_dim,):
+        raise ValueError(
+            f"{name} must have {latent_dim} values, one per dimension of the codes, got {statistic.numel()}"
+        )
+
+
+def _compare_statistics(components: Mapping[str, _Component], warnings: list[str]) -> None:
+    """Warns if latent code model and classifier normalise codes differently: each knows those of one encoder only."""
+    if "latent_code_model" in components and "attribute_classifier" in components:
+        one, other = components["latent_code_model"].weights, components["attribute_classifier"].weights
+        if not all(torch.equal(one[name], other[name]) for name in ("latent_mean", "latent_std")):
+            warnings.append(
+                "the classifier's mean and deviation of the codes are not those of the latent code model; they may "
+                "belong to different encoders"
+            )
+
+
+def _check_size(components: Mapping[str, _Component], paths: Iterable[Path]) -> None:
+    """Checks that the networks are made of as many values as the files hold.
+
+    Tensors that are views of one storage can claim any amount. Widening half precision doubles what is in the file.
+
+    Raises:
+        ValueError: If there is more to write than twice what the files hold.
+    """
+    weights = [tensor for component in components.values() for tensor in component.weights.values()]
+    needed = sum(4 * math.prod(tensor.shape) for tensor in weights)
+    held = sum(path.stat().st_size for path in set(paths))
+    if needed > 2 * held:
+        raise ValueError(
+            f"checkpoint must hold the values of all tensors, but with {held:,} bytes in all files there would be "
+            f"{needed:,} to write: tensors share their values"
+        )
 
 
 def _same_values(
@@ -459,8 +529,8 @@ def _same_values(
 def _list(names: Any) -> str:
     """The first names, and how many more there are."""
     names = list(names)
-    shown = ", ".join(name[:_CHARACTERS_SHOWN] for name in names[:_NAMES_SHOWN])
-    return f"{shown} and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else shown
+    listed = ", ".join(map(shown, names[:_NAMES_SHOWN]))
+    return f"{listed} and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else listed
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -494,8 +564,11 @@ def check_output_folder(output: Path, overwrite: bool, marker: str, inputs: Mapp
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output`, which takes its place if the body ends without an exception."""
-    output = output.absolute()
+    """A temporary folder beside `output`, which takes its place if the body ends without an exception.
+
+    If `output` is a link to a folder, the folder is replaced and the link stays.
+    """
+    output = output.resolve()
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed while it wrote
     temporary.mkdir(parents=True)
@@ -505,8 +578,12 @@ def new_folder(output: Path) -> Iterator[Path]:
             doomed = output.with_name(f".{output.name}.deleted")
             shutil.rmtree(doomed, ignore_errors=True)
             output.rename(doomed)
-            temporary.rename(output)
-            shutil.rmtree(doomed)
+            try:
+                temporary.rename(output)
+            except BaseException:
+                doomed.rename(output)
+                raise
+            shutil.rmtree(doomed, ignore_errors=True)
         else:
             temporary.rename(output)
     except BaseException:
@@ -546,7 +623,12 @@ def _write_safetensors(path: Path, component: _Component) -> None:
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, shape in shapes.items():
-            file.write(memoryview(_values(component.weights[name], shape).numpy()).cast("B"))
+            values = _values(component.weights[name], shape)
+            if not all(map(math.isfinite, values.aminmax())):
+                raise ValueError(
+                    f"checkpoint must hold finite weights, but those that become {path.parent.name}.{name} are not"
+                )
+            file.write(memoryview(values.numpy()).cast("B"))
 
 
 def _values(tensor: StoredTensor | torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -33,9 +33,15 @@ def export_official_checkpoints(
 ) -> dict[str, Path]:
     """Writes a checkpoint for each official model class that the pipeline has networks for.
 
-    Each has the names and shapes that this class loads strictly: "autoencoder" and "latent" (which repeats the
-    autoencoder) for `LitModel`, "classifier" for `ClsModel`. The averaged weights and the others are the same tensors,
-    stored once. Optimizer states are not part of a pipeline, so that training starts anew from these weights.
+    Each has the names and shapes of this class's `state_dict()`: "autoencoder" and "latent" (which repeats the
+    autoencoder) for `LitModel`, "classifier" for `ClsModel`, which leaves `model.*` and `ema_model.*` out and is not
+    loaded strictly. The averaged weights and the others are the same tensors, stored once. Optimizer states are not
+    part of a pipeline, so that training starts anew from these weights.
+
+    The official classes read more than their own checkpoint: configurations with a latent code model or a classifier
+    load the autoencoder from `checkpoints/NAME/last.ckpt` (the exported "autoencoder" will do) and the codes of all
+    training images from `checkpoints/NAME/latent.pkl`. A pipeline does not have those codes; the original file must be
+    there.
 
     Args:
         model: A pipeline, or what `DiffusionAutoencoderPipeline.from_pretrained` loads.

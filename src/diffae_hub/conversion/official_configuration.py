@@ -1,8 +1,9 @@
 """The configuration of official DiffAE networks, read off the names and shapes of their tensors.
 
-Widths and depths are all there. What no tensor shows has the value that every published checkpoint has, and may be
-overridden: one attention head, decoder dropout 0.1, 32 groups, attention at resolution 16. The last gives the image
-size, because the tensors show at which level the attention is.
+Widths and depths are all there. What no tensor shows has the value that every published checkpoint has: one attention
+head, decoder dropout 0.1, 32 groups, attention at resolution 16. The last gives the image size, because the tensors
+show at which level the attention is. Only the number of heads, the image size (and with it the resolutions of
+attention) and the encoder's blocks per level can be given instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from .restricted_unpickler import shown
 
 ATTENTION_RESOLUTION = 16
 NUM_ATTENTION_HEADS = 1
@@ -129,7 +132,7 @@ def infer_latent_code_model_configuration(shapes: Shapes) -> dict[str, Any]:
     return {
         "latent_dim": latent_dim,
         "hidden_dim": hidden_dim,
-        "num_layers": _count(shapes, r"latent_net\.layers\.(\d+)\.linear\.weight"),
+        "num_layers": _count(shapes, r"latent_net\.layers\.([0-9]{1,4})\.linear\.weight"),
         "time_sinusoid_dim": time_sinusoid_dim,
         "time_embed_dim": time_embed_dim,
     }
@@ -156,7 +159,7 @@ def _decoder_structure(shapes: Shapes) -> tuple[dict[str, Any], tuple[int, ...]]
     latent_dim = _shape(shapes, "middle_block.0.cond_emb_layers.1.weight", 2)[1]
 
     # Only the way up shows where a level ends: there an entry has a second residual block, the one that upsamples.
-    entries = _count(shapes, r"output_blocks\.(\d+)\.0\.in_layers\.2\.weight")
+    entries = _count(shapes, r"output_blocks\.([0-9]{1,4})\.0\.in_layers\.2\.weight")
     ends = [
         index
         for index in range(entries)
@@ -167,7 +170,7 @@ def _decoder_structure(shapes: Shapes) -> tuple[dict[str, Any], tuple[int, ...]]
     if remainder or depth < 2 or ends != [(level + 1) * depth - 1 for level in range(levels - 1)]:
         raise ValueError(
             "checkpoint must hold equally many output_blocks at each level, the last of which upsamples (at the last "
-            f"level none does), but it has {entries} of which those at {ends} upsample"
+            f"level none does), but it has {entries} of which those at {shown(str(ends))} upsample"
         )
     firsts = [f"output_blocks.{(levels - 1 - level) * depth}" for level in range(levels)]
     widths = [_shape(shapes, f"{first}.0.in_layers.2.weight", 4)[0] for first in firsts]
@@ -196,7 +199,8 @@ def _encoder_structure(
     _, in_channels, _, _ = _shape(shapes, "encoder.input_blocks.0.0.weight", 4)
     latent_dim = _shape(shapes, "encoder.out.3.weight", 4)[0]
     base_channels = _shape(shapes, "time_embed.time_embed.0.weight", 2)[1]
-    entries = _count(shapes, r"encoder\.input_blocks\.(\d+)\.0\.in_layers\.2\.weight", start=1)  # entry 0 is the stem
+    # Entry 0 is the stem.
+    entries = _count(shapes, r"encoder\.input_blocks\.([0-9]{1,4})\.0\.in_layers\.2\.weight", start=1)
     blocks = [
         (
             _shape(shapes, f"encoder.input_blocks.{index}.0.in_layers.2.weight", 4)[0],
@@ -259,7 +263,9 @@ def _shape(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
         raise ValueError(f"checkpoint must hold the tensor {name}, but it is missing")
     shape = tuple(shapes[name])
     if len(shape) != dimensions or 0 in shape:
-        raise ValueError(f"checkpoint must hold {name} with {dimensions} dimensions that are not empty, got {shape}")
+        raise ValueError(
+            f"checkpoint must hold {name} with {dimensions} dimensions that are not empty, got {shown(str(shape))}"
+        )
     return shape
 
 
@@ -274,5 +280,7 @@ def _count(shapes: Shapes, pattern: str, start: int = 0) -> int:
 
 def _multipliers(widths: list[int], base_channels: int, names: str) -> tuple[int, ...]:
     if any(width % base_channels for width in widths):
-        raise ValueError(f"checkpoint must have multiples of {base_channels} channels in {names}, got {widths}")
+        raise ValueError(
+            f"checkpoint must have multiples of {base_channels} channels in {names}, got {shown(str(widths))}"
+        )
     return tuple(width // base_channels for width in widths)

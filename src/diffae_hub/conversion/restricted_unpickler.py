@@ -14,6 +14,7 @@ import operator
 import pickletools
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,14 @@ from typing import Any
 
 import torch
 
-# Checkpoints hold their tensors beside the pickle; what is left is below one megabyte. Bounds what a hostile one costs.
-MAX_PICKLE_BYTES = 16 * 2**20
+# Checkpoints hold their tensors beside the pickle. With the optimizer's state, the largest official network takes
+# 0.4 MB and 130,000 opcodes. These bound what a hostile pickle costs: a few hundred megabytes and seconds.
+MAX_PICKLE_BYTES = 4 * 2**20
+MAX_PICKLE_ELEMENTS = 1_000_000  # opcodes, and elements of the containers that one opcode copies or hashes
+
+_SHOWN_CHARACTERS = 200
+_MAX_DIMENSIONS = 64  # of a tensor, as in torch
+_CRC_CHUNK = 2**20
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
@@ -48,7 +55,7 @@ class InertRecord:
     """What stands for an object of a class, or a function, that is not admitted. Nothing of it has run.
 
     Args:
-        name: Its name, "module.name".
+        name: Its name, "module.name", cut after 200 characters.
         arguments: What the pickle wanted it to be called with; None for a mere reference to the class or function.
         state: What the pickle wanted to set as its state.
         items: What the pickle wanted to append to it (values) or to set in it (pairs).
@@ -59,17 +66,28 @@ class InertRecord:
     state: Any = None
     items: list[Any] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.name = self.name[:_SHOWN_CHARACTERS]
+
     def __repr__(self) -> str:
         return f"InertRecord({self.name!r})"
 
 
 @dataclass(eq=False)
 class _Storage:
-    """The bytes of one storage; `position` is where they begin in the file."""
+    """The bytes of one storage.
+
+    Args:
+        dtype: Type of the elements.
+        numel: Number of elements.
+        position: Where the bytes begin in the file.
+        checksum: Their CRC-32, until they have been compared with it; None if the file has none.
+    """
 
     dtype: torch.dtype
     numel: int
     position: int | None = None
+    checksum: int | None = None
 
 
 @dataclass(eq=False)
@@ -107,7 +125,8 @@ class StoredTensor:
         """Reads the values: a new tensor on the CPU, of this shape and dtype.
 
         Raises:
-            ValueError: If the file has become shorter since it was opened.
+            ValueError: If the file has become shorter since it was opened, or the bytes of the storage do not have the
+                checksum that the file announces.
         """
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=self.dtype)
@@ -115,10 +134,26 @@ class StoredTensor:
         buffer = torch.empty(_extent(self.shape, self.stride) * size, dtype=torch.uint8)
         view = memoryview(buffer.numpy())
         with self.path.open("rb") as file:
+            self._compare_checksum(file)
             file.seek(self.storage.position + self.storage_offset * size)
             if file.readinto(view) != len(view):
                 raise ValueError(f"checkpoint must not change while it is read, but {self.path} has become shorter")
         return buffer.view(self.dtype).as_strided(self.shape, self.stride)
+
+    def _compare_checksum(self, file: io.BufferedReader) -> None:
+        """Compares the whole storage with its CRC-32, once for all of its tensors."""
+        if self.storage.checksum is None:
+            return
+        file.seek(self.storage.position)
+        checksum, left = 0, self.storage.numel * self.dtype.itemsize
+        while left > 0 and (chunk := file.read(min(left, _CRC_CHUNK))):
+            checksum, left = zlib.crc32(chunk, checksum), left - len(chunk)
+        if left == 0 and checksum != self.storage.checksum:  # what is too short is the caller's to say
+            raise ValueError(
+                f"checkpoint must be intact, but {self.path} is damaged: the values of a tensor of shape "
+                f"{shown(str(self.shape))} do not have the checksum (CRC-32) that was saved with them"
+            )
+        self.storage.checksum = None
 
 
 class _Damaged(Exception):
@@ -167,11 +202,16 @@ def _read_zip(path: Path, file: io.BufferedReader) -> Any:
     prefix = pickles[0].removesuffix("data.pkl")
 
     def read(name: str) -> bytes:
-        position, size = entries[name]
+        position, size, checksum = entries[name]
         if size > MAX_PICKLE_BYTES:
-            raise _Damaged(f"has an entry {name} of {size:,} bytes, where at most {MAX_PICKLE_BYTES:,} are allowed")
+            raise _Damaged(
+                f"has an entry {shown(name)} of {size:,} bytes, where at most {MAX_PICKLE_BYTES:,} are allowed"
+            )
         file.seek(position)
-        return file.read(size)
+        content = file.read(size)
+        if checksum is not None and zlib.crc32(content) != checksum:
+            raise _Damaged(f"is damaged: the entry {shown(name)} does not have its checksum (CRC-32)")
+        return content
 
     if f"{prefix}byteorder" in entries and read(f"{prefix}byteorder") != b"little":
         raise _Damaged("is in big-endian byte order, which is not supported")
@@ -179,39 +219,43 @@ def _read_zip(path: Path, file: io.BufferedReader) -> Any:
     def find_storage(key: str, dtype: torch.dtype, numel: int) -> _Storage:
         name = f"{prefix}data/{key}"
         if name not in entries:
-            raise _Damaged(f"lacks the entry {name}")
-        position, size = entries[name]
+            raise _Damaged(f"lacks the entry {shown(name)}")
+        position, size, checksum = entries[name]
         if size != numel * dtype.itemsize:
-            raise _Damaged(f"has {size:,} bytes in the entry {name}, where {numel * dtype.itemsize:,} are announced")
-        return _Storage(dtype, numel, position)
+            raise _Damaged(
+                f"has {size:,} bytes in the entry {shown(name)}, where {numel * dtype.itemsize:,} are announced"
+            )
+        return _Storage(dtype, numel, position, checksum)
 
     return _Interpreter(path, find_storage).run(io.BytesIO(read(pickles[0])))
 
 
-def _zip_entries(path: Path, file: io.BufferedReader) -> dict[str, tuple[int, int]]:
-    """Name -> (position of the data, size) of every entry; only such archives as torch writes."""
+def _zip_entries(path: Path, file: io.BufferedReader) -> dict[str, tuple[int, int, int | None]]:
+    """Name -> (position of the data, size, CRC-32) of every entry; only such archives as torch writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
-        raise _Damaged(f"is not an intact zip file (truncated?): {error}") from error
+        raise _Damaged(f"is not an intact zip file (truncated?): {shown(str(error))}") from error
     length = path.stat().st_size
-    entries: dict[str, tuple[int, int]] = {}
+    entries: dict[str, tuple[int, int, int | None]] = {}
     free_from = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
+        name = shown(info.filename)
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
-            raise _Damaged(f"has a compressed or encrypted entry {info.filename!r}; torch.save writes none")
+            raise _Damaged(f"has a compressed or encrypted entry '{name}'; torch.save writes none")
         if not free_from <= info.header_offset <= length - _LOCAL_HEADER.size:
-            raise _Damaged(f"has an entry {info.filename!r} that overlaps another or lies outside the file")
+            raise _Damaged(f"has an entry '{name}' that overlaps another or lies outside the file")
         file.seek(info.header_offset)
         signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
         position = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
         free_from = position + info.file_size
         if signature != _ZIP_MAGIC or free_from > length:
-            raise _Damaged(f"has a damaged entry {info.filename!r}, or one that claims more than the file holds")
+            raise _Damaged(f"has a damaged entry '{name}', or one that claims more than the file holds")
         if info.filename in entries:
-            raise _Damaged(f"has the entry {info.filename!r} twice")
-        entries[info.filename] = (position, info.file_size)
+            raise _Damaged(f"has the entry '{name}' twice")
+        # torch.save writes 0 everywhere if it is told to compute none.
+        entries[info.filename] = (position, info.file_size, info.CRC or None)
     return entries
 
 
@@ -243,20 +287,26 @@ def _read_legacy(path: Path, file: io.BufferedReader) -> Any:
         storage = storages[key]
         file.seek(position)
         if int.from_bytes(file.read(8), "little") != storage.numel:
-            raise _Damaged(f"has another number of elements in storage {key} than announced, or is truncated")
+            raise _Damaged(f"has another number of elements in storage {shown(key)} than announced, or is truncated")
         storage.position = position + 8
         position = storage.position + storage.numel * storage.dtype.itemsize
-    if position > length:
-        raise _Damaged(f"is truncated: {length:,} bytes, where its storages end at {position:,}")
+        if position > length:
+            raise _Damaged(f"is truncated: {length:,} bytes, where storage {shown(key)} ends at {position:,}")
     return content
+
+
+def shown(text: str) -> str:
+    """Text from a file as messages may show it: no control characters (terminals obey them), and not too much of it."""
+    cut = repr(text[:_SHOWN_CHARACTERS])[1:-1]
+    return cut if len(text) <= _SHOWN_CHARACTERS else f"{cut}..."
 
 
 def describe(value: object) -> str:
     """A few words about a loaded value, for error messages; never its content."""
     if isinstance(value, InertRecord):
-        return f"an object of {value.name[:100]}"
+        return f"an object of {shown(value.name[:100])}"
     if isinstance(value, StoredTensor):
-        return f"a tensor of shape {value.shape} and {value.dtype}"
+        return f"a tensor of shape {shown(str(value.shape))} and {value.dtype}"
     return f"a value of type {type(value).__name__}"
 
 
@@ -313,6 +363,7 @@ class _Interpreter:
         self._storages: dict[str, _Storage] = {}
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._elements_left = MAX_PICKLE_ELEMENTS
 
     def run(self, stream: io.BytesIO) -> Any:
         """Runs one program, up to its STOP, and returns what it leaves."""
@@ -324,11 +375,18 @@ class _Interpreter:
                     if self._stack:
                         raise _Damaged("holds a pickle that leaves more than one value")
                     return result
+                self._spend(1)
                 self._execute(opcode.name, argument)
         except (ValueError, EOFError, IndexError, OverflowError, struct.error) as error:
             # What pickletools raises on bytes that are no pickle, or only half of one.
-            raise _Damaged(f"does not hold a complete pickle: {str(error)[:200]}") from error
+            raise _Damaged(f"does not hold a complete pickle: {shown(str(error))}") from error
         raise _Damaged("holds a pickle without an end")
+
+    def _spend(self, elements: int) -> None:
+        """Counts what the program costs: an opcode may take a container that was made once as often as it likes."""
+        self._elements_left -= elements
+        if self._elements_left < 0:
+            raise _Damaged(f"holds a pickle of more than {MAX_PICKLE_ELEMENTS:,} elements")
 
     # ---- the stack
 
@@ -361,7 +419,7 @@ class _Interpreter:
         elif name in ("PROTO", "FRAME"):
             pass
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            self._memo[argument] = self._top()
+            self._memo[self._as_key(argument)] = self._top()
         elif name == "MEMOIZE":
             self._memo[len(self._memo)] = self._top()
         elif name in ("BINGET", "LONG_BINGET", "GET"):
@@ -389,7 +447,7 @@ class _Interpreter:
             push({})
             self._set_items(values)
         elif name == "FROZENSET":
-            push(frozenset(map(_as_key, self._pop_to_mark())))
+            push(frozenset(map(self._as_key, self._pop_to_mark())))
         elif name == "APPEND":
             self._append([self._pop()])
         elif name == "APPENDS":
@@ -399,7 +457,7 @@ class _Interpreter:
             container = self._top()
             if not isinstance(container, set):
                 raise _Damaged("holds a pickle that adds to something that is no set")
-            container.update(map(_as_key, values))
+            container.update(map(self._as_key, values))
         elif name == "SETITEM":
             value, key = self._pop(), self._pop()
             self._set_items([key, value])
@@ -411,6 +469,7 @@ class _Interpreter:
             attribute, module = self._pop(), self._pop()
             if not isinstance(attribute, str) or not isinstance(module, str):
                 raise _Damaged("holds a pickle that names a class by something that is no string")
+            self._spend(len(module) + len(attribute))
             push(InertRecord(f"{module}.{attribute}"))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = self._pop(), self._pop()
@@ -450,11 +509,28 @@ class _Interpreter:
         target = self._top()
         pairs = zip(values[::2], values[1::2], strict=True)
         if isinstance(target, dict):
-            target.update((_as_key(key), value) for key, value in pairs)
+            target.update((self._as_key(key), value) for key, value in pairs)
         elif isinstance(target, InertRecord):
             target.items.extend(pairs)
         else:
             raise _Damaged(f"holds a pickle that sets items of {describe(target)}")
+
+    def _as_key(self, value: Any) -> Any:
+        """`value`, if it may be a key.
+
+        Hashing a deeply nested value would exhaust the stack. Hashes of numbers are known beforehand, so that keys with
+        one and the same hash can be made of large integers and of tuples with numbers; a dict of them takes forever.
+        """
+        scalars = (str, bytes, type(None), InertRecord)
+        if isinstance(value, int) and value.bit_length() > 60:
+            raise _Damaged("holds a dict or set with an integer of more than 60 bits as a key")
+        if isinstance(value, (*scalars, int, float)):
+            return value
+        if isinstance(value, tuple):
+            self._spend(len(value))
+            if all(isinstance(item, scalars) for item in value):
+                return value
+        raise _Damaged(f"holds a dict or set with {describe(value)} as a key")
 
     def _reduce(self, function: Any, arguments: Any) -> Any:
         """What a call is replaced by: a value that is made here, or an inert record."""
@@ -471,14 +547,16 @@ class _Interpreter:
                 isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
             ):
                 raise _Damaged("holds an ordered dict that is not made of pairs")
-            return {_as_key(key): value for key, value in pairs}
+            self._spend(len(pairs))
+            return {self._as_key(key): value for key, value in pairs}
         if name == "collections.defaultdict":
             return {}
         if name in ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset"):
             values = arguments[0] if arguments else []
             if not isinstance(values, list):
                 raise _Damaged("holds a set that is not made from a list")
-            return (frozenset if name.endswith("frozenset") else set)(map(_as_key, values))
+            self._spend(len(values))
+            return (frozenset if name.endswith("frozenset") else set)(map(self._as_key, values))
         if name == "torch.Size" and arguments and isinstance(arguments[0], tuple):
             return arguments[0]
         return InertRecord(name, arguments)
@@ -491,7 +569,7 @@ class _Interpreter:
         module, _, storage_name = _name_of(kind).rpartition(".")
         if module not in ("torch", "torch.cuda") or storage_name not in _STORAGE_DTYPES:
             return InertRecord(_name_of(kind), identifier)
-        if not isinstance(key, str) or type(numel) is not int or numel < 0 or any(part is not None for part in view):
+        if not isinstance(key, str) or not _is_count(numel) or any(part is not None for part in view):
             raise _Damaged("holds a pickle that describes a storage in an unknown way")
         if self._find_storage is None:
             raise _Damaged("holds tensors where none belong")
@@ -500,7 +578,7 @@ class _Interpreter:
             self._storages[key] = self._find_storage(key, dtype, numel)
         storage = self._storages[key]
         if (storage.dtype, storage.numel) != (dtype, numel):
-            raise _Damaged(f"describes storage {key} in two ways")
+            raise _Damaged(f"describes storage {shown(key)} in two ways")
         return storage
 
     def _tensor(self, arguments: tuple) -> StoredTensor | InertRecord:
@@ -508,12 +586,12 @@ class _Interpreter:
             raise _Damaged("holds a tensor without a shape")
         storage, offset, shape, stride = arguments[:4]
         if isinstance(storage, InertRecord):  # of complex or quantized numbers, say
-            return InertRecord(f"torch.Tensor ({storage.name})", arguments)
+            return InertRecord(f"torch.Tensor ({storage.name[:100]})", arguments)
         if not isinstance(storage, _Storage):
             raise _Damaged("holds a tensor without a storage")
         if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
             raise _Damaged("holds a tensor whose shape is none")
-        if any(type(number) is not int or number < 0 for number in (offset, *shape, *stride)):
+        if len(shape) > _MAX_DIMENSIONS or not all(map(_is_count, (offset, *shape, *stride))):
             raise _Damaged("holds a tensor whose shape is none")
         # The second condition keeps a few stored numbers from being expanded to any size.
         numel = math.prod(shape)
@@ -534,15 +612,6 @@ def _name_of(function: Any) -> str:
     return f"<{describe(function)}>"
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2
-
-
-def _as_key(value: Any) -> Any:
-    """`value`, if it may be a key: hashing a deeply nested one would exhaust the stack."""
-    scalars = (str, bytes, int, float, type(None), InertRecord)
-    if isinstance(value, scalars):
-        return value
-    if isinstance(value, tuple) and all(isinstance(item, scalars) for item in value):
-        return value
-    raise _Damaged(f"holds a dict or set with {describe(value)} as a key")
+def _is_count(value: Any) -> bool:
+    """Whether `value` may be a size, a stride or an offset: an integer of 63 bits."""
+    return type(value) is int and 0 <= value < 2**63
