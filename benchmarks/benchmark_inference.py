@@ -6,20 +6,24 @@
 Each row is the median of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps_timed` of its steps
 and scaled (every step does the same work), plus what it does once; the column `timed` says over how many. `ratio` is
 the throughput over that of the plain float32, NCHW, eager implementation of benchmarks/baseline.py with the same
-weights; `difference` is the largest absolute difference of their predictions. Operations are counted as executed, by
-PyTorch's counter. Memory on the CPU is the growth of the process's resident set while
-the operation runs, on CUDA the allocator's peak.
+weights; `difference` is the largest absolute difference of their predictions. A training step (forward, backward, Adam;
+eager) is float32 or, for bfloat16, float32 weights under autocast; the plain one goes through the plain decoder and the
+encoder in float32 and NCHW. Operations are counted as executed, by PyTorch's counter. Memory on the CPU is the growth
+of the process's resident set while the operation runs, on CUDA the allocator's peak.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import math
 import platform
 import statistics
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import torch
@@ -34,6 +38,13 @@ from diffae_hub.training.presets import preset_named
 SIZES = {"small": "cifar10-32-small", "celeba64": "official-celeba64"}
 OPERATIONS = ("encode", "decode20", "decode50", "invert50", "train")
 MIB = 2**20
+
+
+class PlainAutoencoder(DiffusionAutoencoder):
+    """The training forward pass through the plain decoder."""
+
+    def forward(self, images: torch.Tensor, noisy_images: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return plain_decoder(self.decoder, noisy_images, timesteps, self.encoder(images).latent_code)
 
 
 class PeakMemory:
@@ -77,6 +88,26 @@ def median_seconds(function: Callable[[], object], device: torch.device, repetit
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
+
+
+def training_step(
+    model: DiffusionAutoencoder, images: torch.Tensor, dtype: torch.dtype, repetitions: int
+) -> tuple[float, float]:
+    """Seconds and peak memory (MiB) of a training step; a `dtype` other than float32 means autocast."""
+    device = images.device
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-4, fused=True)
+    scheduler, timesteps = VPDDIMScheduler(), torch.rand(len(images), device=device) * 1000
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = denoising_loss(model, scheduler, images, torch.randn_like(images), timesteps).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with PeakMemory(device) as memory:
+        seconds = median_seconds(step, device, repetitions)
+    return seconds, memory.mebibytes
 
 
 def machine_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
@@ -130,6 +161,18 @@ def benchmark_size(
         if operation in options.operations:
             row("plain float32", operation, batch / plain_step / steps, float("nan"), f"1 of {steps} steps")
 
+    if "train" in options.operations and not compiled:
+        plain = PlainAutoencoder(copy.deepcopy(encoder), copy.deepcopy(decoder))
+        plain_seconds, memory = training_step(plain, images, torch.float32, options.repetitions)
+        row("plain float32", "train", batch / plain_seconds, memory, "all")
+        model = DiffusionAutoencoder(copy.deepcopy(encoder), copy.deepcopy(decoder))
+        channels_last = images.contiguous(memory_format=torch.channels_last)
+        seconds, memory = training_step(
+            model.to(memory_format=torch.channels_last), channels_last, dtype, options.repetitions
+        )
+        row("diffae_hub", "train", batch / seconds, memory, "all", ratio=plain_seconds / seconds)
+        del plain, model
+
     encoder, decoder = (m.to(dtype=dtype, memory_format=torch.channels_last) for m in (encoder, decoder))
     network, embed = (torch.compile(decoder), torch.compile(encoder)) if compiled else (decoder, encoder)
     name = f"diffae_hub{' compiled' if compiled else ''}"
@@ -170,19 +213,6 @@ def benchmark_size(
             more = {"gflops": rate, "difference": difference, "ratio": plain_step * steps / seconds}
             row(name, operation, batch / seconds, memory.mebibytes, f"{timed} of {steps} steps", **more)
 
-    if "train" in options.operations and dtype == torch.float32 and not compiled:
-        model = DiffusionAutoencoder(encoder, decoder).train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-        scheduler, timesteps = VPDDIMScheduler(), torch.rand(batch, device=device) * 1000
-
-        def training_step() -> None:
-            denoising_loss(model, scheduler, typed, torch.randn_like(typed), timesteps).mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        with PeakMemory(device) as memory:
-            seconds = median_seconds(training_step, device, options.repetitions)
-        row(name, "train", batch / seconds, memory.mebibytes, "all")
     return rows
 
 
@@ -238,8 +268,14 @@ def main() -> None:
                     for compiled in {"no": (False,), "yes": (True,), "both": (False, True)}[options.compile]:
                         rows += benchmark_size(size, device, dtype, batch, compiled, options)
     if options.json:
-        with open(options.json, "w") as file:  # noqa: PTH123
-            json.dump(rows, file, indent=2)
+        finite = [
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in row.items()
+            }
+            for row in rows
+        ]
+        Path(options.json).write_text(json.dumps(finite, indent=2, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Writes model_cards/cifar10-32-small.md, its figures and its pictures from what was measured; no number is typed here.
 
-    python model_cards/build_cifar10_32_small.py --evaluation evaluation --metrics runs/X/metrics.jsonl \
-        --ablation "pooled=runs/P/metrics.jsonl" ... --hardware "one CPU core" --hours 0.7
+    python model_cards/build_cifar10_32_small.py --run runs/small --evaluation evaluation --hardware "one CPU core" \
+        --tables runs/tables
 
-`evaluation` is the folder of `diffae-hub evaluate`; its report and pictures go into model_cards/ too.
+`--run` is the folder of its `train_two_phase.py`; `--evaluation` that of `diffae-hub evaluate`, whose report and pictures
+go into model_cards/ too; `--tables` that of `examples/replicate_tables.py`, for the options beyond the paper.
 """
 
 from __future__ import annotations
@@ -21,28 +22,26 @@ import matplotlib.pyplot as plt
 import torch
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.evaluation.report import METRIC_NAMES
+from diffae_hub.evaluation.evaluate import weights_fingerprint
+from diffae_hub.evaluation.paper_tables import TABLE_4, TWO_PHASE
+from diffae_hub.evaluation.report import METRIC_NAMES, baseline_title
 from diffae_hub.hub.model_card import render_model_card
 from diffae_hub.pretrained import bundled_model_path
 from diffae_hub.training.presets import preset_named
 
 NAME = "cifar10-32-small"
 FOLDER = Path(__file__).parent
-METHODS = {
-    "stochastic": "stochastic",
-    "inversion": "inversion",
-    "mean_image": "mean image (baseline)",
-    "pca": "PCA, 512 numbers (baseline)",
-    "jpeg": "JPEG, 1,024 bytes (baseline)",
-}
+PRECISION = {"no": "float32", "bf16": "bfloat16 where autocast allows it"}
+METHODS = {"stochastic": "stochastic", "inversion": "inversion"}
 
 
 def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Every measured figure as a line of the card."""
     lines = []
+    methods = METHODS | {name: f"{baseline_title(name, report)} (baseline)" for name in report["baselines"]}
     for metric, title in METRIC_NAMES.items():
         unit = "dB" if metric == "psnr_db" else ""
-        for method, name in METHODS.items():
+        for method, name in methods.items():
             figure = report["results"].get(method, {}).get(metric)
             if figure is None or "unavailable" in figure:
                 continue
@@ -54,20 +53,37 @@ def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
             lines.append(
                 {"metric": title.replace(" (dB)", ""), "mode": name, "value": value, "unit": unit, "note": note}
             )
-    path_length = report["results"]["perceptual_path_length"]
-    lines.append(
-        {
-            "metric": "PPL ↓ (LPIPS-VGG)",
-            "mode": "interpolation",
-            "value": path_length["mean"],
-            "note": f"{path_length['count']} pairs, {report['path_length_intervals']} sub-intervals",
-        }
-    )
-    probe = report["results"]["probe"]
-    note = f"linear probe of the code, {probe['test_codes']:,} test images"
-    lines.append({"metric": "accuracy ↑", "mode": "latent code", "value": probe["accuracy"], "note": note})
-    lines.append({"metric": "AUROC ↑, macro", "mode": "latent code", "value": probe["auroc_macro"], "note": note})
+    path_length = report["results"].get("perceptual_path_length", {})
+    if "mean" in path_length:
+        note = f"{path_length['count']} pairs, {report['path_length_intervals']} sub-intervals"
+        lines.append(
+            {"metric": "PPL ↓ (LPIPS-VGG)", "mode": "interpolation", "value": path_length["mean"], "note": note}
+        )
+    if probe := report["results"].get("probe"):
+        note = f"linear probe of the code, {probe['test_codes']:,} test images"
+        lines.append({"metric": "accuracy ↑", "mode": "latent code", "value": probe["accuracy"], "note": note})
+        lines.append({"metric": "AUROC ↑, macro", "mode": "latent code", "value": probe["auroc_macro"], "note": note})
     return lines
+
+
+def options_beyond_the_paper(tables: Path) -> str:
+    """What the two options bring at equal budget, from two rows of `examples/replicate_tables.py`."""
+    rows = {
+        "pooled code, modulation only (the paper's)": "v_prediction-SC4-2phase",
+        "flattened code, spatial projection (this model's)": "v_prediction-SC4-2phase-flatten-spatial",
+    }
+    figures = {title: json.loads((tables / row / "results.json").read_text()) for title, row in rows.items()}
+    first = next(iter(figures.values()))
+    lines = []
+    for title, row in figures.items():
+        psnr, ssim = (row["results"]["stochastic"][metric]["mean"] for metric in ("psnr_db", "ssim"))
+        lines.append(f"| {title} | {psnr:.2f} dB | {ssim:.4f} |")
+    return (
+        "\n\nThe two options beyond the paper at equal budget: stochastic autoencoding after "
+        f"{first['training']['training_examples']:,} examples in two phases, same seed and channels, "
+        f"{first['num_images']:,} test images:\n\n| encoder head, decoder | PSNR | SSIM |\n|---|---|---|\n"
+        + "\n".join(lines)
+    )
 
 
 def draw_training(records: list[dict[str, Any]], path: Path) -> None:
@@ -94,42 +110,48 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--evaluation", type=Path, required=True)
-    parser.add_argument("--metrics", type=Path, required=True)
-    parser.add_argument(
-        "--ablation", nargs="*", default=[], metavar="NAME=FILE", help="metrics of runs without options"
-    )
-    parser.add_argument("--hardware", required=True)
-    parser.add_argument("--hours", type=float, required=True)
+    parser.add_argument("--tables", type=Path)
+    parser.add_argument("--hardware", required=True, help="that the training ran on")
     arguments = parser.parse_args()
 
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(NAME)
-    records = [json.loads(line) for line in arguments.metrics.read_text().splitlines()]
+    preset, paper = preset_named(NAME), preset_named("cifar10-32")
+    configuration = json.loads((arguments.run / "configuration.json").read_text())
+    if preset.with_overrides(configuration["experiment"]) != preset:
+        raise SystemExit(f"the preset {NAME} must be what {arguments.run} was trained with")
+    records = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
+    shutil.copy(arguments.run / "metrics.jsonl", FOLDER / f"{NAME}_training.jsonl")
     draw_training(records, FOLDER / "images" / f"{NAME}_training.png")
     report = json.loads((arguments.evaluation / "report.json").read_text())
+    if report["weights"] != weights_fingerprint(pipeline):
+        raise SystemExit(f"{arguments.evaluation} must be of the bundled weights")
     page = (arguments.evaluation / "report.md").read_text()
     for picture in report["pictures"]:
         shutil.copy(arguments.evaluation / picture, FOLDER / "images" / f"{NAME}_{picture}")
         page = page.replace(f"]({picture})", f"](images/{NAME}_{picture})")
     (FOLDER / f"{NAME}_evaluation.md").write_text(page)
     results = card_results(report)
-
-    def one_step_psnr(run: list[dict[str, Any]], examples: int) -> float:
-        return next(r["psnr_one_step"] for r in run if r.get("examples") == examples and "psnr_one_step" in r)
-
-    ablation = ""
-    runs = {name: [json.loads(line) for line in Path(file).read_text().splitlines()] for name, file in (a.split("=") for a in arguments.ablation)}  # fmt: skip  # noqa: E501
-    if runs:
-        examples = max(r["examples"] for r in next(iter(runs.values())))
-        rows = {name: one_step_psnr(run, examples) for name, run in runs.items()}
-        rows["flatten head and spatial projection (this model)"] = one_step_psnr(records, examples)
-        ablation = (
-            f"\n\nThe two options beyond the paper at equal budget: validation PSNR of one-step decoding after {examples:,} "
-            "examples of phase 1, same seed, same number of channels (32 test images):\n\n| encoder head, decoder | PSNR |\n|---|---|\n"
-            + "\n".join(f"| {name} | {value:.2f} dB |" for name, value in rows.items())
+    seconds = examples = 0
+    for record in records:  # a line's rate is that since the line before it
+        if "examples_per_second" in record:
+            seconds += (record["examples"] - examples) / record["examples_per_second"]
+            examples = record["examples"]
+    beyond = options_beyond_the_paper(arguments.tables) if arguments.tables else ""
+    papers = {mode: figures[0] for mode, figures in zip(METHODS, TABLE_4["CIFAR-10 32"][TWO_PHASE], strict=True)}
+    psnr = {name: figure["psnr_db"]["mean"] for name, figure in report["results"].items() if "psnr_db" in figure}
+    limitations = [
+        "The flatten head and the spatial projection fix the image size to 32x32; larger pictures go through in tiles.",
+        "Trained on CIFAR-10 only; do not expect it to serve other kinds of images well.",
+    ]
+    if psnr.get("pca", 0) > psnr["stochastic"]:
+        limitations.insert(
+            0,
+            "Far from converged: the stochastic reconstructions carry visible noise and colour errors, and PCA of the same "
+            "size has a higher PSNR.",
         )
     weights = sum(path.stat().st_size for path in bundled_model_path(NAME).rglob("*.safetensors"))
-    preset, paper = preset_named(NAME), preset_named("cifar10-32")
     with torch.device("meta"):
         paper_parameters = paper.build_encoder().num_parameters() + paper.build_decoder().num_parameters()
     own_parameters = pipeline.encoder.num_parameters() + pipeline.decoder.num_parameters()
@@ -152,8 +174,8 @@ def main() -> None:
         },
         "training": {
             "examples": max(r["examples"] for r in records),
-            "hours": arguments.hours,
-            "hardware": arguments.hardware,
+            "hours": round(seconds / 3600, 2),
+            "hardware": f"{arguments.hardware}, {PRECISION[configuration['run']['mixed_precision']]}",
             "weights as saved": f"{weights / 1e6:.1f} MB, float16",
         },
         "results": results,
@@ -161,14 +183,10 @@ def main() -> None:
         f"{report['num_inference_steps']} DDIM steps (inversion: as many of inversion and of decoding); averaged (EMA) "
         f"weights. The whole report, with the command: [{NAME}_evaluation.md]({NAME}_evaluation.md).\n\n"
         f"For comparison, the paper's CIFAR-10 model, {paper_parameters / own_parameters:.0f} times the parameters and "
-        "64M examples: 30.351 dB stochastic, 50.113 dB inversion (table 4, on the true images). JPEG does so well because "
-        "these images have been JPEG files before." + ablation,
-        "limitations": [
-            "Far from converged: the stochastic reconstructions carry visible noise and colour errors, and PCA of the same "
-            "size has a higher PSNR.",
-            "The flatten head and the spatial projection fix the image size to 32x32; larger pictures go through in tiles.",
-            "Trained on CIFAR-10 only; do not expect it to serve other kinds of images well.",
-        ],
+        f"{paper.training_examples / 1e6:.0f}M examples: {papers['stochastic']:.3f} dB stochastic, {papers['inversion']:.3f} dB "
+        "inversion (table 4, on the true images). JPEG does so well because these images have been JPEG files before."
+        + beyond,
+        "limitations": limitations,
     }
     card = render_model_card(figures)
     card = card.replace("## Networks", f"![Loss and validation PSNR](images/{NAME}_training.png)\n\n## Networks")
