@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import time
 from datetime import timedelta
@@ -33,6 +32,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -43,6 +43,7 @@ from diffae_hub.training.checkpoints import (
     checkpoint_folders,
     load_checkpoint,
     load_latest_checkpoint,
+    restore_averages,
     restore_state_layout,
     save_checkpoint,
 )
@@ -51,6 +52,7 @@ from diffae_hub.training.data import (
     ImageTensorDataset,
     ImageTransform,
     ResumableBatchSampler,
+    UnfitImage,
     load_rows,
     open_dataset,
     process_share,
@@ -69,10 +71,13 @@ from diffae_hub.training.presets import TrainingPreset
 from diffae_hub.training.run_folder import (
     CONFIGURATION,
     append_metrics,
+    check_same_data,
     check_same_experiment,
+    describe_data,
     read_metrics,
     rewind_metrics,
     write_text,
+    written_aside,
 )
 from diffae_hub.training.streaming import StreamedBatches, streaming_loader
 from diffae_hub.training.validation import picture_grid, validate
@@ -85,20 +90,25 @@ def build_loader(
     arguments: argparse.Namespace,
     preset: TrainingPreset,
     accelerator: Accelerator,
-    examples_seen: int,
-    stream_positions: list[dict[str, Any]] | None,
-) -> DataLoader:
-    """Batches of this process's shares, from `examples_seen` on."""
+    state: dict[str, Any] | None,
+) -> tuple[DataLoader, dict[str, Any]]:
+    """Batches of this process's shares, from a checkpoint's state on, and what a resumed run must find again."""
     transform = ImageTransform(
         preset.encoder["sample_size"],
-        preset.encoder.get("in_channels", 3),
+        preset.encoder["in_channels"],
         horizontal_flip=preset.horizontal_flip,
         crop=preset.crop,
         seed=arguments.seed,
     )
     process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    source = arguments.dataset, arguments.split, arguments.image_column
+    rows = open_dataset(*source, streaming=True) if arguments.streaming else load_rows(*source)
+    data = describe_data(*source, rows, arguments.shuffle_buffer if arguments.streaming else None)
+    examples_seen = state["examples_seen"] if state else 0
+    if state is not None:
+        check_same_data(state["data"], data, accelerator.print)
     if not arguments.streaming:
-        dataset = ImageTensorDataset(load_rows(arguments.dataset, arguments.split, arguments.image_column), transform)
+        dataset = ImageTensorDataset(rows, transform, arguments.skip_bad_images)
         sampler = ResumableBatchSampler(
             len(dataset),
             preset.batch_size,
@@ -107,24 +117,26 @@ def build_loader(
             seed=arguments.seed,
             **process,
         )
-        return training_loader(dataset, sampler, arguments.num_workers)
-    if stream_positions and len(stream_positions) != accelerator.num_processes:
+        return training_loader(dataset, sampler, arguments.num_workers), data
+    positions = state["stream_positions"] or [] if examples_seen else [None] * accelerator.num_processes
+    if len(positions) != accelerator.num_processes:
         raise ValueError(
-            f"a streaming run must resume with as many processes as it had, {len(stream_positions)}, "
+            f"a streaming run must resume with as many processes as it had, {len(positions)}, "
             f"got {accelerator.num_processes}"
         )
     share = process_share(preset.batch_size, **process)
     stream = StreamedBatches(
-        open_dataset(arguments.dataset, arguments.split, arguments.image_column, streaming=True),
+        rows,
         arguments.image_column,
         transform,
         batch_size=share.stop - share.start,
         buffer_size=arguments.shuffle_buffer,
         seed=arguments.seed,
-        position=stream_positions[accelerator.process_index] if stream_positions else None,
+        position=positions[accelerator.process_index],
+        skip_bad_images=arguments.skip_bad_images,
         **process,
     )
-    return streaming_loader(stream, arguments.num_workers)
+    return streaming_loader(stream, arguments.num_workers), data
 
 
 def load_validation_images(arguments: argparse.Namespace, preset: TrainingPreset) -> torch.Tensor | None:
@@ -133,7 +145,7 @@ def load_validation_images(arguments: argparse.Namespace, preset: TrainingPreset
     rows = load_rows(arguments.validation_dataset, arguments.validation_split, arguments.image_column)
     transform = ImageTransform(
         preset.encoder["sample_size"],
-        preset.encoder.get("in_channels", 3),
+        preset.encoder["in_channels"],
         crop="center" if preset.crop == "random" else preset.crop,
     )
     return torch.stack([transform(rows[index]) for index in range(min(arguments.validation_images, len(rows)))])
@@ -151,7 +163,7 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
     device, is_main = accelerator.device, accelerator.is_main_process
     check_run(arguments, preset, accelerator.num_processes, device.type)
 
-    # The resolved configuration: printed, and kept with the run.
+    # The resolved configuration: printed now, kept with the run once nothing speaks against it.
     configuration = {
         "preset": arguments.preset,
         "experiment": preset.to_dict(),
@@ -161,11 +173,8 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
     }
     accelerator.print(json.dumps(configuration, indent=2))
     hub_model_id = None
-    if is_main:
-        if arguments.push_to_hub:  # now, and not after days of training, is the time to learn that there is no token
-            hub_model_id = ensure_repository(arguments.hub_model_id or run_folder.resolve().name, arguments.hub_private)
-        run_folder.mkdir(parents=True, exist_ok=True)
-        write_text(run_folder / CONFIGURATION, json.dumps(configuration, indent=2))
+    if is_main and arguments.push_to_hub:  # not after days of training is the time to learn that there is no token
+        hub_model_id = ensure_repository(arguments.hub_model_id or run_folder.resolve().name, arguments.hub_private)
 
     # Networks, averaged weights, optimizer.
     torch.manual_seed(arguments.seed)
@@ -190,7 +199,7 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Resume.
-    examples_seen, stream_positions, state = 0, None, None
+    examples_seen, state = 0, None
     if arguments.resume_from_checkpoint == "latest":
         folder, state = load_latest_checkpoint(run_folder, accelerator.print)
         if state is None:
@@ -203,15 +212,17 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
         autoencoder.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         restore_state_layout(optimizer)
-        ema.load_state_dict(state["ema"])
-        if accelerator.scaler is not None:
+        restore_averages(ema, state["ema"])
+        if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-        examples_seen, stream_positions = state["examples_seen"], state["stream_positions"]
+        examples_seen = state["examples_seen"]
         accelerator.print(f"resumed from {folder} at {examples_seen} examples")
 
-    loader = build_loader(arguments, preset, accelerator, examples_seen, stream_positions)
+    loader, data = build_loader(arguments, preset, accelerator, state)
     validation_images = load_validation_images(arguments, preset)
     if is_main:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        write_text(run_folder / CONFIGURATION, json.dumps(configuration, indent=2))
         rewind_metrics(run_folder, examples_seen)
     if arguments.report_to != "none":
         flat = {
@@ -250,7 +261,9 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
         progress.write(f"{examples_seen} examples: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
     def checkpoint() -> None:
-        positions = gather_object([batch.position]) if batch is not None and batch.position else stream_positions
+        positions = state["stream_positions"] if state else None
+        if arguments.streaming and batch is not None:
+            positions = gather_object([batch.position])
         if not is_main:
             return
         check_finite_weights(parameters, examples_seen)
@@ -264,13 +277,14 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "stream_positions": positions,
                 "experiment": {**preset.to_dict(), "seed": arguments.seed},
+                "data": data,
             },
             arguments.keep_checkpoints,
         )
 
     # Train. Data order, noise, timesteps and dropout depend on the seed and on the examples seen, on nothing else, so
     # that a checkpoint needs no state of any random generator.
-    phase, batch, skipped = phase_at(examples_seen, preset.training_examples, preset.phase1_fraction), None, 0
+    phase, batch, skipped = phase_at(examples_seen, preset.training_examples, preset.phase1_fraction), None, set()
     monitor = LossMonitor(accelerator, stop_signal)
     share = process_share(preset.batch_size, accelerator.process_index, accelerator.num_processes)
     progress = tqdm(
@@ -280,11 +294,11 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
     interval_start, interval_examples = time.monotonic(), examples_seen
     while examples_seen < preset.training_examples and not monitor.stopping:
         batch = next(batches)
-        for line in batch.unreadable:
-            if not arguments.skip_bad_images:
-                raise TrainingError(f"unreadable image (--skip_bad_images goes on without it): {line}")
-            skipped += 1
-            print(f"skipped an unreadable image ({skipped} so far): {line}", file=sys.stderr, flush=True)
+        if isinstance(batch, Exception):
+            raise batch
+        for line in sorted(set(batch.unreadable) - skipped):
+            skipped.add(line)
+            print(f"skipped an unreadable image ({len(skipped)} so far): {line}", file=sys.stderr, flush=True)
         phase = phase_at(examples_seen, preset.training_examples, preset.phase1_fraction)
 
         # Every process draws the timesteps and the noise of the global batch and takes its share.
@@ -343,19 +357,18 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
 
     if batch is not None or not checkpoint_folders(run_folder):
         checkpoint()
-    stopped_by = stop_signal.name
-    stop_signal.restore()
+    skipped = set(gather_object(sorted(skipped)))  # by all processes, who thereby wait for the checkpoint
+    if skipped:
+        accelerator.print(f"{len(skipped)} unreadable images were skipped")
     if examples_seen < preset.training_examples:
         accelerator.print(
-            f"stopped by {stopped_by or 'a signal'} at {examples_seen} examples; "
+            f"stopped by {stop_signal.name or 'a signal'} at {examples_seen} examples; "
             "--resume_from_checkpoint latest continues"
         )
     elif is_main:
+        stop_signal.restore()
         ema.copy_to(parameters)
         autoencoder.eval()
-        finished_pipeline, partial = run_folder / "pipeline", run_folder / ".pipeline.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        pipeline().save_pretrained(partial)
         figures = figures_of_run(
             hub_model_id or run_folder.resolve().name,
             arguments.dataset,
@@ -364,13 +377,19 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
             read_metrics(run_folder),
             0 if validation_images is None else len(validation_images),
             arguments.validation_steps,
+            arguments.hub_license,
         )
-        write_model_card(partial, figures)
-        shutil.rmtree(finished_pipeline, ignore_errors=True)
-        partial.rename(finished_pipeline)
+        finished_pipeline = run_folder / "pipeline"
+        with written_aside(finished_pipeline) as partial:
+            pipeline().save_pretrained(partial)
+            write_model_card(partial, figures)
         accelerator.print(f"pipeline saved to {finished_pipeline}")
         if hub_model_id:
-            push_pipeline(finished_pipeline, hub_model_id, private=arguments.hub_private)
+            try:
+                push_pipeline(finished_pipeline, hub_model_id, private=arguments.hub_private)
+            except ValueError as error:
+                again = f"diffae-hub push {finished_pipeline} {hub_model_id}"
+                raise TrainingError(f"the pipeline was not uploaded; `{again}` does it: {error}") from error
             accelerator.print(f"pushed to {hub_model_id}")
     accelerator.end_training()
 
@@ -384,12 +403,12 @@ def main(argv: list[str] | None = None) -> int:
             train(arguments, preset, stop_signal)
         return 0
     except ValueError as error:
-        code, message = 2, str(error)
-    except (TrainingError, OSError) as error:
-        code, message = 1, str(error)
+        code, message, everywhere = 2, str(error), isinstance(error, UnfitImage)
+    except (TrainingError, OSError, SafetensorError) as error:
+        code, message, everywhere = 1, str(error), True
         checkpoints = checkpoint_folders(arguments.output_dir)
         message += f"; the last good checkpoint is {checkpoints[-1] if checkpoints else 'none'}"
-    if os.environ.get("RANK", "0") == "0" or code == 1:
+    if everywhere or os.environ.get("RANK", "0") == "0":  # all processes refuse a command line
         print(f"train_two_phase.py: {' '.join(message.split())}", file=sys.stderr)
     return code
 

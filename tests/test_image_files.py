@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffae_hub.image_files import read_image
+from diffae_hub.image_files import read_image, read_image_bytes
 
 
 def png_bytes(size: tuple[int, int] = (40, 30)) -> bytes:
@@ -38,6 +38,7 @@ def test_reads_an_intact_file(tmp_path: Path) -> None:
     path.write_bytes(png_bytes())
     expected = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     np.testing.assert_array_equal(np.asarray(read_image(path)), expected)
+    np.testing.assert_array_equal(np.asarray(read_image_bytes(png_bytes(), "row 7")), expected)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,10 @@ def test_bad_files(tmp_path: Path, content: bytes | str | None, message: str) ->
     with pytest.raises(ValueError, match=message) as caught:
         read_image(path)
     assert "picture.png" in str(caught.value)
+    if isinstance(content, bytes):
+        with pytest.raises(ValueError, match=message) as caught:
+            read_image_bytes(content, "row 7")
+        assert "row 7" in str(caught.value)
 
 
 def test_truncated_jpeg(tmp_path: Path) -> None:

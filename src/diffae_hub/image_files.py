@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -29,18 +30,38 @@ def read_image(path: str | Path) -> Image.Image:
         raise ValueError(f"image must be the path of an image file, but {path} does not exist")
     if path.is_dir():
         raise ValueError(f"image must be the path of an image file, but {path} is a folder")
+    return _decoded(path, path)
+
+
+def read_image_bytes(content: bytes, name: str) -> Image.Image:
+    """Fully decodes an image file that is in memory, under the same limit as [`read_image`].
+
+    Args:
+        content: The file's bytes.
+        name: What to call it in an error.
+
+    Returns:
+        The decoded picture, in the mode the file has.
+
+    Raises:
+        ValueError: As [`read_image`]; the message has the name.
+    """
+    return _decoded(io.BytesIO(content), name)
+
+
+def _decoded(source: Path | io.BytesIO, name: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 image.load()
                 return image.copy()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"image must have at most {MAX_PIXELS:,} pixels, but {path} has more") from error
+        raise ValueError(f"image must have at most {MAX_PIXELS:,} pixels, but {name} has more") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"image must be an image file, but the content of {path} is none that Pillow knows") from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:  # SyntaxError: Pillow's word for a broken PNG chunk
-        raise ValueError(f"image must be an intact image file, but {path} cannot be decoded: {error}") from error
+        raise ValueError(f"image must be an image file, but the content of {name} is none that Pillow knows") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
+        raise ValueError(f"image must be an intact image file, but {name} cannot be decoded: {error}") from error

@@ -35,12 +35,24 @@ def test_card_shows_the_measured_figures() -> None:
 
 
 def test_header_is_yaml() -> None:
-    document = figures() | {"tags": ['odd: "tag"', "# no comment"]}
+    document = figures() | {"license": "apache-2.0", "tags": ['odd: "tag"', "# no comment"]}
     card = render_model_card(document)
     header = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
     assert header["license"] == "apache-2.0"
     assert header["library_name"] == "diffae_hub"
     assert header["tags"][-2:] == ['odd: "tag"', "# no comment"]
+    assert "license" not in render_model_card(figures()), "none is claimed unasked"
+
+
+def test_card_of_a_model_that_decodes_in_one_step() -> None:
+    experiment = PRESETS["cifar10-32"].with_overrides({"phase1_fraction": 1}).to_dict()
+    card = render_model_card(figures_of_run("m", "d", experiment, {}, METRICS[:1], 64, 50))
+    assert "64 held-out images, one step from t = 1, averaged" in card
+    assert "num_inference_steps=1)" in card
+    assert "| phases | one; all examples with t = 1 |" in card
+    assert "50" not in card.split("## Networks")[0]
+    assert "64 held-out images, 50 DDIM steps, averaged" in render_model_card(figures())
+    assert "num_inference_steps=50)" in render_model_card(figures())
 
 
 def test_networks_in_the_card_are_the_experiment() -> None:

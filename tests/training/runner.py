@@ -11,18 +11,22 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
+from diffae_hub.training import checkpoints
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_two_phase.py"
+SECONDS = 900  # against hanging only
 
 # About 15,000 parameters: a step takes milliseconds.
 TINY_EXPERIMENT = {
@@ -94,36 +98,59 @@ def arguments(dataset: Path, output: Path, *extra: str, **experiment: object) ->
     ]
 
 
-@dataclass
-class Run:
-    """A run of the script in its own process group.
+@dataclass(frozen=True)
+class Interruption:
+    """Where a run sends a signal to its own process group: at the same place however fast or slow the machine is.
 
     Args:
-        process: Its process.
-        output: The file that receives stdout and stderr.
+        after: Examples of the record in metrics.jsonl, or of the checkpoint, from which on it happens.
+        calls: It happens at this call of a Python or C function after that record, in the midst of a step; or, if
+            `writing`, after this one of the seven operations on files before a checkpoint gets its name.
+        writing: Whether it happens inside the write of a checkpoint.
+        number: The signal.
     """
 
-    process: BaseProcess
-    output: Path
+    after: int
+    calls: int
+    writing: bool = False
+    number: int = signal.SIGKILL
 
-    def wait(self, timeout: float = 900) -> tuple[int, str]:
-        """(exit code, what it printed)."""
-        self.process.join(timeout)
-        assert self.process.exitcode is not None, f"still running after {timeout} s: {self.text()}"
-        return self.process.exitcode, self.text()
+    def arm(self, script: ModuleType) -> None:
+        """Lets the script's module count."""
+        left = self.calls
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 900) -> None:
-        """Polls as fast as it can; fails if the run ends or takes too long before the condition holds."""
-        deadline = time.monotonic() + timeout
-        while not condition():
-            assert self.process.is_alive(), f"ended before the moment came: {self.text()}"
-            assert time.monotonic() < deadline, f"waited for {timeout} s: {self.text()}"
+        def count(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                os.killpg(0, self.number)
 
-    def text(self) -> str:
-        return re.sub(r"[^\n]*\r", "", self.output.read_text())
+        def counted(function: Callable) -> Callable:
+            def call(*arguments: object) -> object:
+                result = function(*arguments)
+                count()
+                return result
+
+            return call
+
+        save, append = script.save_checkpoint, script.append_metrics
+
+        def save_checkpoint(run_folder: Path, examples_seen: int, *rest: object) -> Path:
+            if self.writing and examples_seen >= self.after and left == self.calls:
+                for name in ("save_file", "_sha256", "_flush_to_disk"):
+                    setattr(checkpoints, name, counted(getattr(checkpoints, name)))
+            return save(run_folder, examples_seen, *rest)
+
+        def append_metrics(run_folder: Path, record: dict) -> None:
+            append(run_folder, record)
+            if not self.writing and record["examples"] >= self.after and left == self.calls:
+                sys.setprofile(count)
+
+        script.save_checkpoint, script.append_metrics = save_checkpoint, append_metrics
 
 
-def _child(argv: list[str], output: str, file_size_limit: int | None) -> None:
+def _child(argv: list[str], output: str, file_size_limit: int | None, interruption: Interruption | None) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # what a script started by hand has
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -136,7 +163,10 @@ def _child(argv: list[str], output: str, file_size_limit: int | None) -> None:
     import torch
 
     torch.set_num_threads(1)
-    code = load_script().main(argv)
+    script = load_script()
+    if interruption is not None:
+        interruption.arm(script)
+    code = script.main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -161,16 +191,37 @@ _context.set_forkserver_preload(
 )
 
 
-def start(argv: list[str], file_size_limit: int | None = None) -> Run:
-    """Starts the script. `file_size_limit` makes the disk full for any file beyond that many bytes."""
+def run(
+    argv: list[str], file_size_limit: int | None = None, interruption: Interruption | None = None
+) -> tuple[int, str]:
+    """Runs the script to its end: (exit code, what it printed).
+
+    `file_size_limit` makes the disk full for any file beyond that many bytes.
+    """
     output = Path(next(a for a in argv if a.startswith("--output_dir=")).partition("=")[2])
     log = output.parent / f"{output.name}.{time.monotonic_ns()}.log"
     log.touch()
-    process = _context.Process(target=_child, args=(argv, str(log), file_size_limit))
+    process = _context.Process(target=_child, args=(argv, str(log), file_size_limit, interruption))
     process.start()
-    return Run(process, log)
+    process.join(SECONDS)
+    hangs = process.exitcode is None
+    if hangs:
+        process.kill()
+        process.join()
+    text = re.sub(r"[^\n]*\r", "", log.read_text())
+    assert not hangs, f"still running after {SECONDS} s: {text}"
+    return process.exitcode, text
 
 
-def run(argv: list[str], file_size_limit: int | None = None) -> tuple[int, str]:
-    """Runs the script to its end: (exit code, what it printed)."""
-    return start(argv, file_size_limit).wait()
+def launch(argv: list[str], script: Path = SCRIPT) -> tuple[int, str]:
+    """Runs the script in two processes on the CPU, by torchrun: (exit code, what was printed)."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launcher, str(script), *argv],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    return result.returncode, result.stdout

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 
 from diffae_hub.training.checkpoints import (
     checkpoint_folders,
     load_checkpoint,
     load_latest_checkpoint,
+    restore_averages,
     restore_state_layout,
     save_checkpoint,
 )
@@ -135,3 +137,14 @@ def test_fused_optimizer_after_loading_matches_one_that_never_stopped(tmp_path: 
     restore_state_layout(optimizer)
     steps(resumed, optimizer, range(3, 6))
     assert torch.equal(resumed, undisturbed)
+
+
+def test_averages_stay_on_their_device(tmp_path: Path) -> None:
+    """A checkpoint is read to the CPU; the weights here are on another device, the one that every machine has."""
+    saved = EMAModel([torch.nn.Parameter(torch.ones(2))])
+    saved.optimization_step = 7
+    folder = save_checkpoint(tmp_path, 1, {"ema": saved.state_dict()}, keep=1)
+    averages = EMAModel([torch.nn.Parameter(torch.ones(2, device="meta"))])
+    restore_averages(averages, load_checkpoint(folder)["ema"])
+    assert [average.device.type for average in averages.shadow_params] == ["meta"]
+    assert averages.optimization_step == 7

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import datasets
@@ -16,11 +20,13 @@ from diffae_hub.training.data import (
     ImageTensorDataset,
     ImageTransform,
     ResumableBatchSampler,
+    UnfitImage,
     load_rows,
     open_dataset,
     process_share,
     training_loader,
 )
+from diffae_hub.training.faults import TrainingError
 
 GRADIENT = np.add.outer(np.arange(8) * 16, np.arange(8) * 8).astype(np.uint8)  # 0 .. 168, row and column differ
 
@@ -99,8 +105,15 @@ def test_d2c_crop(tmp_path: Path) -> None:
         grayscale_values(ImageTransform(128, 1, crop="d2c")(row)), pixels[57:185, 25:153], atol=1e-4
     )
     other = save(tmp_path / "b.png", Image.fromarray(pixels[:-1]))
-    with pytest.raises(ValueError, match=r"b\.png: crop 'd2c' is for images of 178x218 pixels, got \(178, 217\)"):
+    with pytest.raises(UnfitImage, match=r"--crop must be 'center' or 'random' .*got 'd2c' for .*b\.png of 178x217"):
         ImageTransform(128, 1, crop="d2c")(other)
+    # Not an image to skip, nor a reason to read the whole data set.
+    for workers in (0, 1):
+        dataset = ImageTensorDataset(load_rows(str(tmp_path)), ImageTransform(8, 1, crop="d2c"), skip_bad_images=True)
+        sampler = ResumableBatchSampler(2, 2, start=0, stop=2, seed=0)
+        (error,) = training_loader(dataset, sampler, workers)
+        assert isinstance(error, UnfitImage)
+        assert "Traceback" not in str(error)
 
 
 def test_center_and_random_crop(tmp_path: Path) -> None:
@@ -140,7 +153,7 @@ def bad_folder(folder: Path) -> Path:
 
 def test_unreadable_files_are_named_and_replaced(tmp_path: Path) -> None:
     folder = bad_folder(tmp_path / "images")
-    dataset = ImageTensorDataset(load_rows(str(folder)), ImageTransform(8, 1))
+    dataset = ImageTensorDataset(load_rows(str(folder)), ImageTransform(8, 1), skip_bad_images=True)
     assert len(dataset) == 6
     for index, (shown, problems) in enumerate([(0, 0), (1, 0), (3, 1), (3, 0), (0, 2), (0, 1)]):
         image, unreadable = dataset[index]
@@ -150,10 +163,20 @@ def test_unreadable_files_are_named_and_replaced(tmp_path: Path) -> None:
     assert ["4.png" in dataset[4][1][0], "5.png" in dataset[4][1][1]] == [True, True]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_first_unreadable_file_stops(tmp_path: Path, workers: int) -> None:
+    dataset = ImageTensorDataset(load_rows(str(bad_folder(tmp_path / "images"))), ImageTransform(8, 1))
+    with pytest.raises(TrainingError, match=r"--skip_bad_images goes on without it\): .*2\.png"):
+        dataset[2]
+    batches = list(training_loader(dataset, ResumableBatchSampler(6, 6, start=0, stop=6, seed=0), workers))
+    assert [type(batch) for batch in batches] == [TrainingError]
+    assert "Traceback" not in str(batches[0])
+
+
 def test_nothing_readable(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(RuntimeError, match=r"none of the 1 images can be read; the first: .*a\.png"):
-        ImageTensorDataset(load_rows(str(tmp_path)), ImageTransform(8))[0]
+    with pytest.raises(TrainingError, match=r"none of the 1 images can be read; the first: .*a\.png"):
+        ImageTensorDataset(load_rows(str(tmp_path)), ImageTransform(8), skip_bad_images=True)[0]
 
 
 def test_folders(tmp_path: Path) -> None:
@@ -167,6 +190,29 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="dataset must hold at least one image file"):
         ImageFolder(tmp_path / "empty")
+
+
+def test_linked_and_hidden_folders(tmp_path: Path) -> None:
+    for name in ("root/cat/a.png", "root/.cache/b.png", "elsewhere/dog/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(GRADIENT).save(tmp_path / name)
+    (tmp_path / "root" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "root" / "cat" / "loop").symlink_to(tmp_path / "root")
+    assert ImageFolder(tmp_path / "root").paths == [
+        str(tmp_path / "root" / name) for name in ("cat/a.png", "dog/c.png")
+    ]
+
+
+def test_images_of_other_types_are_counted(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jfif", "c.AVIF", "d.txt"):
+        Image.fromarray(GRADIENT).save(tmp_path / name, "PNG")
+    with pytest.warns(UserWarning, match="2 files were passed over, read are .bmp"):
+        assert len(ImageFolder(tmp_path)) == 1
+    (tmp_path / "b.jfif").unlink()
+    (tmp_path / "c.AVIF").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ImageFolder(tmp_path)
 
 
 def encoded(index: int) -> dict:
@@ -205,6 +251,9 @@ def test_tables(tmp_path: Path, picture_dataset: datasets.Dataset, kind: str) ->
         )
     with pytest.raises(ValueError, match=r"image_column must be one of \['picture', 'label'\], got 'image'"):
         load_rows(str(source), "held_out", "image")
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=r"image_column must hold images, as \['picture'\] do, got 'label'"):
+            open_dataset(str(source), "held_out", "label", streaming)
     if kind in ("parquet folder", "saved with splits"):
         with pytest.raises(ValueError, match="split must .* got 'validation'"):
             load_rows(str(source), "validation", "picture")
@@ -214,7 +263,7 @@ def test_damaged_rows_are_named(tmp_path: Path, picture_dataset: datasets.Datase
     features = datasets.Features({"image": datasets.Image()})
     images = [encoded(0), {"bytes": b"damaged", "path": "inner/name.png"}, {"bytes": b"", "path": None}]
     datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(tmp_path / "a.parquet")
-    dataset = ImageTensorDataset(load_rows(str(tmp_path / "a.parquet")), ImageTransform(8, 1))
+    dataset = ImageTensorDataset(load_rows(str(tmp_path / "a.parquet")), ImageTransform(8, 1), skip_bad_images=True)
     assert "name.png" in dataset[1][1][0]
     assert "row 2" in dataset[1][1][1]
 
@@ -222,6 +271,32 @@ def test_damaged_rows_are_named(tmp_path: Path, picture_dataset: datasets.Datase
 def test_missing_source() -> None:
     with pytest.raises(ValueError, match="nowhere/at/all"):
         open_dataset("nowhere/at/all", "train", "image", streaming=False)
+
+
+UNREACHABLE = """
+import sys
+from diffae_hub.training.data import open_dataset
+try:
+    open_dataset("nope", "train", "image", streaming=sys.argv[1] == "streaming")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+@pytest.mark.parametrize("streaming", ["streaming", "random access"])
+def test_mistyped_path_where_there_is_no_hub(tmp_path: Path, offline: str, streaming: str) -> None:
+    """One line, and the Hub is asked at most once (its client would print each of its attempts)."""
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline}
+    result = subprocess.run(
+        [sys.executable, "-c", UNREACHABLE, streaming],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("dataset 'nope' is no local path and the Hub cannot be reached: ")
+    assert result.stderr == ""
 
 
 def test_every_epoch_visits_every_image_once() -> None:
@@ -262,7 +337,8 @@ def test_loader_processes_change_nothing(tmp_path: Path) -> None:
     folder = bad_folder(tmp_path / "images")
     batches = []
     for workers in (0, 2):
-        dataset = ImageTensorDataset(load_rows(str(folder)), ImageTransform(8, 1, horizontal_flip=True, crop="random"))
+        transform = ImageTransform(8, 1, horizontal_flip=True, crop="random")
+        dataset = ImageTensorDataset(load_rows(str(folder)), transform, skip_bad_images=True)
         sampler = ResumableBatchSampler(len(dataset), 4, start=0, stop=32, seed=0)
         batches.append(list(training_loader(dataset, sampler, workers)))
     for alone, parallel in zip(*batches, strict=True):

@@ -8,6 +8,8 @@ import json
 import pytest
 import torch
 
+from diffae_hub.training.configuration import parse_arguments, resolve_experiment
+from diffae_hub.training.objective import phase_at
 from diffae_hub.training.presets import PRESETS, preset_named
 
 
@@ -85,6 +87,50 @@ def test_the_experiments_of_the_paper() -> None:
         assert preset.encoder == two_phase.encoder
         assert preset.decoder == two_phase.decoder
     assert hudson.build_scheduler().config.prediction_type == "epsilon"
+
+
+# Table 1: three predictions on SC-4. Table 2: x and v, linear-beta and SC-1, 2, 4, 8. Both of 32M examples, one phase.
+# Table 3: SC-4 in one phase, t = 1 only, and two phases with SC-2, 4, 8 and 16.
+@pytest.mark.parametrize(
+    ("flags", "scheduler", "fraction"),
+    [
+        ("--prediction_type epsilon --phase1_fraction 0", ("epsilon", "shifted_cosine", 4), 0),
+        *(
+            (f"--prediction_type {kind} --scaling_factor {s} --phase1_fraction 0", (kind, "shifted_cosine", s), 0)
+            for kind in ("sample", "v_prediction")
+            for s in (1, 2, 4, 8)
+        ),
+        *(
+            (f"--prediction_type {kind} --noise_schedule linear_beta --phase1_fraction 0", (kind, "linear_beta", 4), 0)
+            for kind in ("epsilon", "sample", "v_prediction")
+        ),
+        *((f"--scaling_factor {s}", ("v_prediction", "shifted_cosine", s), 0.25) for s in (2, 4, 8, 16)),
+        ("--phase1_fraction 1", ("v_prediction", "shifted_cosine", 4), 1),
+    ],
+)
+def test_rows_of_tables_1_to_3(flags: str, scheduler: tuple[str, str, float], fraction: float) -> None:
+    argv = ["--preset=cifar10-32", "--dataset=x", "--output_dir=y", "--training_examples=32000000", *flags.split()]
+    preset = resolve_experiment(parse_arguments(argv))
+    config = preset.build_scheduler().config
+    assert (config.prediction_type, config.noise_schedule, config.scaling_factor) == scheduler
+    assert preset.training_examples == 32_000_000
+    # The phases of the first batch, of those around a quarter of the training, and of the last one.
+    phases = [
+        phase_at(seen, preset.training_examples, preset.phase1_fraction)
+        for seen in (0, 7_999_999, 8_000_000, 31_999_999)
+    ]
+    assert phases == {0: [2, 2, 2, 2], 0.25: [1, 1, 2, 2], 1: [1, 1, 1, 1]}[fraction]
+
+
+@pytest.mark.parametrize("component", ["encoder", "decoder", "scheduler"])
+def test_every_argument_is_spelled_out(component: str) -> None:
+    """What is built has the configuration that the preset says, and none beside it."""
+    for name in PRESETS:
+        preset = preset_named(name)
+        with torch.device("cpu" if component == "scheduler" else "meta"):
+            config = getattr(preset, f"build_{component}")().config
+        built = {key: value for key, value in config.items() if not key.startswith("_")}
+        assert json.loads(json.dumps(built)) == json.loads(json.dumps(getattr(preset, component)))
 
 
 @pytest.mark.parametrize(

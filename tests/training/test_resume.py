@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
+import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,10 @@ from safetensors.torch import load_file
 
 from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint
 
-from .runner import arguments, run, start
+from .runner import Interruption, arguments, run, write_images
 
 LENGTH = 768  # 48 steps; phase 1 ends after 192 examples
+CALLS_OF_TWO_STEPS = 66_000
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,13 @@ def assert_same_tensors(first: object, second: object, where: str = "state") -> 
         assert first == second, where
 
 
-def assert_same_end(folder: Path, undisturbed: Path) -> None:
+def assert_same_end(folder: Path, undisturbed: Path, same_data: bool = True) -> None:
     for component in ("encoder", "decoder"):
         name = f"pipeline/{component}/diffusion_pytorch_model.safetensors"
         assert_same_tensors(load_file(undisturbed / name), load_file(folder / name), component)
     ends = [load_checkpoint(checkpoint_folders(f)[-1]) for f in (undisturbed, folder)]
+    if not same_data:
+        del ends[0]["data"], ends[1]["data"]
     assert_same_tensors(*ends)
 
 
@@ -75,40 +77,32 @@ def being_written(folder: Path) -> bool:
 def test_killed_at_any_moment(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "run"
     argv = arguments(image_folder, folder, "--resume_from_checkpoint=latest", training_examples=LENGTH)
+    seed = random.randrange(2**32)
+    print(f"random.Random({seed})")  # shown if the test fails
+    rng = random.Random(seed)
     # Examples after which to kill, at a random moment or inside the next write of a checkpoint: before the first
     # checkpoint, in phase 1, in phase 2 with the newest checkpoint of phase 1 (written at 192), and later.
     moments = [
-        (random.randint(16, 48), "any moment"),
-        (random.randint(64, 120), "writing"),
-        (random.randint(128, 184), "any moment"),
-        (random.randint(208, 248), "any moment"),
-        (random.randint(256, 400), "writing"),
-        (random.randint(416, 560), "any moment"),
-        (random.randint(576, 620), "writing"),
+        (rng.randint(1, 16), False),
+        (rng.randint(64, 128), True),
+        (rng.randint(144, 160), False),
+        (rng.randint(193, 208), False),
+        (rng.randint(256, 400), True),
+        (rng.randint(416, 560), False),
+        (rng.randint(576, 640), True),
     ]
-    resumed, partial_seen = 0, 0
-    for after, moment in moments:
-        checkpoints = checkpoint_folders(folder)
-        expected = f"resumed from {checkpoints[-1]}" if checkpoints else "starting anew"
-        process = start(argv)
-        # A kill may have come so late that this many examples are recorded already: the run must have begun, too.
-        process.wait_for(lambda p=process, expected=expected: expected in p.text())
-        process.wait_for(lambda after=after: examples_recorded(folder) >= after)
-        if moment == "writing":
-            process.wait_for(lambda: being_written(folder))
-        else:
-            time.sleep(random.uniform(0, 0.03))
-        os.kill(process.process.pid, signal.SIGKILL)
-        code, text = process.wait()
+    resumed = 0
+    for after, writing in moments:
+        calls = rng.randint(1, 7 if writing else CALLS_OF_TWO_STEPS)
+        code, text = run(argv, interruption=Interruption(after, calls, writing))
         assert code == -signal.SIGKILL, text
         assert not (folder / "pipeline").exists()
-        partial_seen += being_written(folder)
+        assert being_written(folder) or not writing
         resumed += "resumed from" in text
     code, text = run(argv)
     assert code == 0, text
     assert "resumed from" in text
     assert resumed >= 4, "too few kills came after a checkpoint"
-    assert partial_seen >= 1, "no kill left a half-written checkpoint behind"
     assert_same_end(folder, undisturbed)
     assert losses(folder) == losses(undisturbed)
     assert not being_written(folder)
@@ -117,10 +111,8 @@ def test_killed_at_any_moment(image_folder: Path, tmp_path: Path, undisturbed: P
 def test_damaged_newest_checkpoint(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "run"
     argv = arguments(image_folder, folder, "--resume_from_checkpoint=latest", training_examples=LENGTH)
-    process = start(argv)
-    process.wait_for(lambda: examples_recorded(folder) >= 400)
-    os.kill(process.process.pid, signal.SIGKILL)
-    process.wait()
+    code, text = run(argv, interruption=Interruption(after=400, calls=1))
+    assert code == -signal.SIGKILL, text
     older, newest = checkpoint_folders(folder)[-2:]
     content = bytearray((newest / "state.safetensors").read_bytes())
     content[len(content) // 2] ^= 1  # a single bit
@@ -134,14 +126,14 @@ def test_damaged_newest_checkpoint(image_folder: Path, tmp_path: Path, undisturb
 
 
 def test_sigterm_saves_and_ends(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """Sent to the whole group, as a scheduler does, the loader's process too."""
     folder = tmp_path / "run"
     argv = arguments(
         image_folder, folder, "--resume_from_checkpoint=latest", "--num_workers=1", training_examples=LENGTH
     )
-    process = start(argv)
-    process.wait_for(lambda: examples_recorded(folder) >= 80)
-    os.killpg(process.process.pid, signal.SIGTERM)  # the whole group, as a scheduler does, the loader's process too
-    code, text = process.wait()
+    calls = random.randint(1, CALLS_OF_TWO_STEPS)
+    print(f"{calls} calls")
+    code, text = run(argv, interruption=Interruption(80, calls, number=signal.SIGTERM))
     assert code == 0, text
     assert "stopped by SIGTERM" in text
     assert "Traceback" not in text
@@ -158,10 +150,8 @@ def test_sigterm_saves_and_ends(image_folder: Path, tmp_path: Path, undisturbed:
 def test_full_disk_leaves_the_older_checkpoint(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "run"
     argv = arguments(image_folder, folder, "--resume_from_checkpoint=latest", training_examples=LENGTH)
-    process = start(argv)
-    process.wait_for(lambda: examples_recorded(folder) >= 144)
-    os.kill(process.process.pid, signal.SIGKILL)
-    process.wait()
+    code, text = run(argv, interruption=Interruption(after=144, calls=1))
+    assert code == -signal.SIGKILL, text
     good = checkpoint_folders(folder)[-1]
     before = {path.name: path.read_bytes() for path in good.iterdir()}
 
@@ -178,11 +168,56 @@ def test_full_disk_leaves_the_older_checkpoint(image_folder: Path, tmp_path: Pat
     assert_same_end(folder, undisturbed)
 
 
-def test_another_experiment_is_refused(image_folder: Path, undisturbed: Path) -> None:
-    argv = arguments(image_folder, undisturbed, "--resume_from_checkpoint=latest", training_examples=LENGTH)
-    code, text = run([*argv, "--seed=1"])
-    assert code == 2
-    assert "seed must be as in the checkpoint when resuming, 0, got 1" in text.splitlines()[-1]
-    code, text = run(argv[:-1])
-    assert code == 2
-    assert "holds checkpoints: continue with --resume_from_checkpoint latest" in text.splitlines()[-1]
+def test_full_disk_at_the_end(image_folder: Path, tmp_path: Path) -> None:
+    """The last checkpoint is written, the pipeline does not fit."""
+    folder = tmp_path / "run"
+    argv = arguments(image_folder, folder, "--resume_from_checkpoint=latest", training_examples=32)
+    code, text = run(argv)
+    assert code == 0, text
+    shutil.rmtree(folder / "pipeline")
+    code, text = run(argv, file_size_limit=10_000)
+    assert code == 1, text
+    assert "Traceback" not in text
+    assert text.splitlines()[-1].endswith(f"the last good checkpoint is {folder / 'checkpoint-32'}")
+    assert not list(folder.glob("*pipeline*")) + list(folder.glob(".pipeline*"))
+    code, text = run(argv)
+    assert code == 0, text
+    assert (folder / "pipeline" / "model_index.json").exists()
+
+
+def test_another_experiment_or_other_data_is_refused(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """And nothing of the run is touched."""
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    resume = ("--resume_from_checkpoint=latest",)
+    other_images = write_images(tmp_path / "other", count=41)
+    for dataset, flags, message in (
+        (image_folder, [*resume, "--seed=1"], "seed must be as in the checkpoint when resuming, 0, got 1"),
+        (image_folder, [*resume, "--scaling_factor=2"], "scheduler.scaling_factor must be as in the checkpoint"),
+        (
+            image_folder,
+            [*resume, "--streaming"],
+            "streaming must be as in the checkpoint when resuming, False, got True",
+        ),
+        (image_folder, [*resume, "--split=other"], "split must be as in the checkpoint when resuming, 'train'"),
+        (other_images, resume, "num_images must be as in the checkpoint when resuming, 40, got 41"),
+        (image_folder, [], "holds checkpoints: continue with --resume_from_checkpoint latest"),
+    ):
+        code, text = run(arguments(dataset, undisturbed, *flags, training_examples=LENGTH))
+        assert code == 2, text
+        assert message in text.splitlines()[-1]
+        assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def test_resumes_with_moved_data_and_spelled_out_defaults(
+    image_folder: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(image_folder, moved)
+    folder.mkdir()
+    shutil.copytree(checkpoint_folders(undisturbed)[-2], folder / checkpoint_folders(undisturbed)[-2].name)
+    defaults = ("--scaling_factor=4", "--prediction_type=v_prediction", "--set=encoder.norm_eps=1e-5")
+    flags = ("--resume_from_checkpoint=latest", *defaults)
+    code, text = run(arguments(moved, folder, *flags, training_examples=LENGTH))
+    assert code == 0, text
+    assert f"WARNING: the checkpoint was trained on {image_folder}, this run goes on with {moved}" in text
+    assert_same_end(folder, undisturbed, same_data=False)

@@ -20,8 +20,10 @@ from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint
 from diffae_hub.training.presets import preset_named
 
-from .runner import SCRIPT, TINY_EXPERIMENT, arguments, load_script, run, write_images
+from ..hub_server import _Handler, running_hub
+from .runner import SCRIPT, TINY_EXPERIMENT, arguments, launch, load_script, run, write_images
 
+CHANNELS = ("encoder.in_channels", "decoder.in_channels", "decoder.out_channels")
 WITHOUT_DROPOUT = {"decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}, "encoder": TINY_EXPERIMENT["encoder"]}
 
 
@@ -120,10 +122,18 @@ def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) 
     assert saved["experiment"]["decoder"]["dropout"] == 0.25
     assert saved["experiment"]["decoder"]["base_channels"] == 8  # the JSON file's
     assert saved["experiment"]["learning_rate"] == 0.002
-    assert saved["experiment"]["scheduler"] == {"prediction_type": "sample", "scaling_factor": 2.0}
+    assert saved["experiment"]["scheduler"] == {
+        "num_train_timesteps": 1000,
+        "noise_schedule": "shifted_cosine",
+        "scaling_factor": 2.0,
+        "prediction_type": "sample",
+        "timestep_spacing": "uniform",
+        "clip_sample": False,
+    }
+    assert saved["experiment"]["encoder"]["latent_head"] == "pool"  # the class's default
     assert saved["experiment"]["ema_decay"] == 0.9999  # the preset's
     assert json.dumps(saved, indent=2) in text
-    # The saved file is itself an override file that gives the same experiment.
+    # The saved file is itself an override file that gives the same experiment, whatever the preset.
     script = load_script()
     again = [
         "--preset=imagenet-32",
@@ -132,8 +142,7 @@ def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) 
         "--output_dir=y",
     ]
     experiment = script.resolve_experiment(script.parse_arguments(again)).to_dict()
-    for part in ("encoder", "decoder", "scheduler"):
-        assert saved["experiment"][part].items() <= json.loads(json.dumps(experiment[part])).items()
+    assert json.loads(json.dumps(experiment)) == saved["experiment"]
 
 
 def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: Path) -> None:
@@ -146,15 +155,8 @@ def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: 
     for folder, flags in ((whole, ()), (parts, ("--gradient_accumulation_steps=3",))):
         code, text = run(arguments(image_folder, folder, *flags, **common))
         assert code == 0, text
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    result = subprocess.run(
-        [*launcher, *arguments(image_folder, processes, **common)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
+    code, text = launch(arguments(image_folder, processes, **common))
+    assert code == 0, text
     assert json.loads((processes / "configuration.json").read_text())["num_processes"] == 2
 
     expected = states(whole)[-1]
@@ -219,10 +221,74 @@ def test_unreadable_image_stops_or_is_skipped(tmp_path: Path) -> None:
     assert code == 1
     assert "007.png" in text.splitlines()[-1]
     assert "--skip_bad_images" in text.splitlines()[-1]
-    code, text = run(arguments(folder, tmp_path / "skips", "--skip_bad_images", training_examples=32))
+    assert "Traceback" not in text
+    for name, streaming in (("skips", ()), ("streams", ("--streaming",))):  # 4 epochs
+        flags = ("--skip_bad_images", *streaming)
+        code, text = run(arguments(folder, tmp_path / name, *flags, training_examples=48))
+        assert code == 0, text
+        assert text.count("skipped an unreadable image (1 so far)") == 1
+        assert text.count("007.png") == 1
+        assert "\n1 unreadable images were skipped" in text
+
+
+@pytest.mark.parametrize("streaming", [(), ("--streaming",)], ids=["random access", "streaming"])
+def test_nothing_readable(tmp_path: Path, streaming: tuple[str, ...]) -> None:
+    folder = write_images(tmp_path / "images", count=3)
+    for path in folder.iterdir():
+        path.write_bytes(b"broken")
+    code, text = run(arguments(folder, tmp_path / "run", "--skip_bad_images", "--num_workers=1", *streaming))
+    assert code == 1, text
+    assert "image" in text.splitlines()[-1]
+    assert "can be read; the first: " in text.splitlines()[-1]
+    assert "Traceback" not in text
+
+
+def test_a_crop_that_is_not_for_these_images(image_folder: Path, tmp_path: Path) -> None:
+    flags = ("--crop=d2c", "--skip_bad_images", "--num_workers=1")
+    code, text = run(arguments(image_folder, tmp_path / "run", *flags))
+    assert code == 2, text
+    assert "train_two_phase.py: --crop must be 'center' or 'random'" in text.splitlines()[-1]
+    assert "Traceback" not in text
+
+
+def test_card_of_a_run(image_folder: Path, tmp_path: Path) -> None:
+    """All of it phase 1, so that the figures are those of one step."""
+    flags = ("--phase1_fraction=1", "--hub_license=cc-by-4.0", f"--validation_dataset={image_folder}")
+    code, text = run(arguments(image_folder, tmp_path / "run", *flags, training_examples=32))
     assert code == 0, text
-    assert "skipped an unreadable image (1 so far)" in text
-    assert "007.png" in text
+    card = (tmp_path / "run" / "pipeline" / "README.md").read_text()
+    assert "license: cc-by-4.0\n" in card
+    assert "40 held-out images, one step from t = 1, averaged" in card
+    assert "num_inference_steps=1)" in card
+    assert "50" not in card.replace('"', "").split("## Networks")[0]
+
+
+class RefusingHandler(_Handler):
+    """Creates repositories, but takes no commits."""
+
+    def do_POST(self) -> None:
+        if "/commit/" not in self.path:
+            return super().do_POST()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
+
+def test_failed_upload_names_the_command_that_repeats_it(image_folder: Path, tmp_path: Path) -> None:
+    argv = arguments(image_folder, tmp_path / "run", "--push_to_hub", "--hub_model_id=tiny", training_examples=16)
+    with running_hub() as hub:
+        hub.RequestHandlerClass = RefusingHandler
+        environment = {**hub.environment(str(tmp_path / "home")), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        result = subprocess.run(
+            [sys.executable, str(SCRIPT), *argv], env={**os.environ, **environment}, capture_output=True, text=True
+        )
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    pipeline = tmp_path / "run" / "pipeline"
+    assert f"`diffae-hub push {pipeline} tester/tiny` does it" in result.stderr.splitlines()[-1]
+    assert (pipeline / "model_index.json").exists()
 
 
 def test_streaming_resumes_to_the_same_weights(tmp_path: Path) -> None:
@@ -243,6 +309,61 @@ def test_streaming_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
 
 
+# Runs the script; after 48 examples each process gets SIGTERM twice, as from a scheduler and from torchrun, and once
+# more while the checkpoint is written.
+SIGNALLED = """
+import importlib.util, os, signal, sys
+specification = importlib.util.spec_from_file_location("train_two_phase", {script!r})
+script = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(script)
+rate, save = script.learning_rate_at, script.save_checkpoint
+
+def signalled_rate(examples_seen, *rest):
+    for _ in range(2 if examples_seen == 48 else 0):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return rate(examples_seen, *rest)
+
+def signalled_save(*state):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return save(*state)
+
+script.learning_rate_at, script.save_checkpoint = signalled_rate, signalled_save
+sys.exit(script.main())
+"""
+
+
+def test_two_streaming_processes_are_stopped_and_resumed(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", count=41)  # 21 and 20 of them
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = ("--streaming", "--shuffle_buffer=7", "--checkpoint_every=1000", "--resume_from_checkpoint=latest")
+    code, text = launch(arguments(folder, whole, *flags, training_examples=96))
+    assert code == 0, text
+
+    signalled = tmp_path / "signalled.py"
+    signalled.write_text(SIGNALLED.format(script=str(SCRIPT)))
+    argv = arguments(folder, broken, *flags, training_examples=96)
+    code, text = launch(argv, signalled)
+    assert code == 0, text
+    assert "stopped by SIGTERM at 48 examples" in text
+    (state,) = states(broken)
+    assert len(state["stream_positions"]) == 2
+    assert state["stream_positions"][0] != state["stream_positions"][1]
+
+    before = (broken / "configuration.json").read_bytes()
+    code, text = run(argv)
+    assert code == 2, text
+    assert "a streaming run must resume with as many processes as it had, 2, got 1" in text.splitlines()[-1]
+    assert (broken / "configuration.json").read_bytes() == before
+
+    code, text = launch(argv)
+    assert code == 0, text
+    assert "at 48 examples" in text
+    first, second = states(whole)[-1], states(broken)[-1]
+    assert first["stream_positions"] == second["stream_positions"]
+    for name, weight in first["model"].items():
+        torch.testing.assert_close(second["model"][name], weight, rtol=1e-5, atol=1e-7)
+
+
 BAD_COMMAND_LINES = [
     (["--preset=cifar"], "preset must be one of"),
     (["--batch_size=many"], "argument --batch_size: invalid int value: 'many'"),
@@ -253,14 +374,16 @@ BAD_COMMAND_LINES = [
     (["--prediction_type=noise"], "argument --prediction_type: invalid choice: 'noise'"),
     (["--scaling_factor=-1"], "scaling_factor must be a finite number above 0, got -1.0"),
     (["--set=decoder.dropout"], "--set must be KEY=VALUE, got 'decoder.dropout'"),
-    (["--set=decoder.dropout=2"], "dropout must be in [0, 1), got 2"),
+    (["--set=decoder.dropout=2"], "in [0, 1), got 2"),
     (["--set=epochs=2"], "overrides must be among"),
     (["--latent_dim=0"], "latent_dim must be an integer of at least 1, got 0"),
     (["--config=nowhere.json"], "--config must be a readable JSON file, got nowhere.json"),
     (["--seed=-1"], "--seed must be at least 0, got -1"),
-    (["--validation_steps=0"], "num_inference_steps must be between 1 and 1000, got 0"),
+    (["--validation_steps=0"], "--validation_steps must be between 1 and 1000, got 0"),
     (["--keep_checkpoints=0"], "--keep_checkpoints must be at least 1, got 0"),
     (["--mixed_precision=fp16"], "--mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'"),
+    (["--hub_license=My own"], "--hub_license must be an id like 'mit' or 'cc-by-4.0', in lower case, got 'My own'"),
+    ([f"--set={part}={4}" for part in CHANNELS], "in_channels must be 1 (grayscale) or 3 (RGB), got 4"),
     (["--unknown"], "unrecognized arguments: --unknown"),
     (["--resume_from_checkpoint=nowhere"], "checkpoint nowhere is damaged"),
     (["--dataset=nowhere"], "dataset 'nowhere' is no local path and the Hub cannot be reached"),

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffae_hub.training.data import Batch, ImageTransform, open_dataset
+from diffae_hub.training.data import Batch, ImageTransform, UnfitImage, load_rows, open_dataset
+from diffae_hub.training.faults import TrainingError
 from diffae_hub.training.streaming import StreamedBatches, streaming_loader
 
 COUNT = 23
@@ -104,15 +105,86 @@ def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:
     rows = [{"bytes": buffer.getvalue(), "path": None}] * 4 + [{"bytes": b"damaged", "path": "broken.png"}]
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "train.parquet")
-    batches = first(stream(tmp_path, batch_size=2), 4)
+    batches = first(stream(tmp_path, batch_size=2, skip_bad_images=True), 20)
     assert all(batch.images.shape == (2, 1, 4, 4) for batch in batches)
     problems = [line for batch in batches for line in batch.unreadable]
-    assert len(problems) in (1, 2)  # once per epoch of four good images
-    assert all("broken.png" in line for line in problems)
+    assert len(problems) in (9, 10)  # once per epoch of four good images
+    assert len(set(problems)) == 1, "always by one name"
+    assert "broken.png" in problems[0]
 
 
-def test_a_folder_of_images_can_be_streamed(tmp_path: Path) -> None:
+def write_rows(path: Path, images: list[dict]) -> None:
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(path)
+
+
+def test_an_image_without_a_path_has_one_name(tmp_path: Path) -> None:
+    """Its row and its shard: also in another epoch, and in a stream that was resumed in the midst of the shard."""
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), 100).save(buffer, "PNG")
+    good, bad = {"bytes": buffer.getvalue(), "path": None}, {"bytes": b"damaged", "path": None}
+    write_rows(tmp_path / "train-0.parquet", [good] * 4)
+    write_rows(tmp_path / "train-1.parquet", [good] * 5 + [bad])
+    options = {"batch_size": 1, "buffer_size": 2, "skip_bad_images": True}
+    batches = first(stream(tmp_path, **options), 18)
+    problems = [line for batch in batches for line in batch.unreadable]
+    for batch in batches:
+        resumed = first(stream(tmp_path, position=json.loads(json.dumps(batch.position)), **options), 9)
+        problems += [line for later in resumed for line in later.unreadable]
+    assert len(problems) >= 10
+    assert len(set(problems)) == 1
+    assert "row 5 of shard 1" in problems[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_stops_the_training_is_handed_over(tmp_path: Path, workers: int) -> None:
+    """And is no traceback of the loader's process."""
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), 100).save(buffer, "PNG")
+    good, bad = {"bytes": buffer.getvalue(), "path": None}, {"bytes": b"damaged", "path": "broken.png"}
+    for name, rows in (("one", [good] * 3 + [bad]), ("all", [bad] * 3), ("single", [good])):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "train.parquet", rows)
+    d2c = StreamedBatches(
+        open_dataset(str(tmp_path / "one"), "train", "image", streaming=True),
+        "image", ImageTransform(4, 1, crop="d2c"), batch_size=1, buffer_size=6, seed=0, skip_bad_images=True,
+    )  # fmt: skip
+    for batches, kind, message in (
+        (stream(tmp_path / "one"), TrainingError, "--skip_bad_images goes on without it"),
+        (stream(tmp_path / "all", skip_bad_images=True, buffer_size=4096), TrainingError, "no image of the stream"),
+        (stream(tmp_path / "single", process_index=1, num_processes=2), TrainingError, "one image per process"),
+        (d2c, UnfitImage, "--crop must be 'center' or 'random'"),
+    ):
+        *_, error = streaming_loader(batches, workers)  # the stream ends with it
+        assert type(error) is kind
+        assert message in str(error)
+        assert "Traceback" not in str(error)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_folder_of_images_can_be_streamed(tmp_path: Path, split: str) -> None:
+    """The files are those of random access: any names, the split's folder if there is one, else all of them."""
     for index in range(5):
-        Image.fromarray(np.full((4, 4), 10 * index, np.uint8)).save(tmp_path / f"{index}.png")
-    seen = [i for batch in first(stream(tmp_path, batch_size=5), 2) for i in indices(batch)]
+        name = f"{split}/{index}.png" if split == "test" else f"a [{index}]/*{index}?.png"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 4), 10 * index, np.uint8)).save(tmp_path / name)
+    if split == "test":
+        (tmp_path / "train").mkdir()
+        Image.fromarray(np.full((4, 4), 250, np.uint8)).save(tmp_path / "train" / "other.png")
+    dataset = open_dataset(str(tmp_path), split, "image", streaming=True)
+    assert {row["image"]["path"] for row in dataset} == set(load_rows(str(tmp_path), split).paths)
+    batches = StreamedBatches(dataset, "image", ImageTransform(4, 1), batch_size=5, buffer_size=6, seed=0)
+    seen = [i for batch in first(batches, 2) for i in indices(batch)]
     assert sorted(seen) == sorted([*range(5), *range(5)])
+
+
+def test_columns_of_a_folder_of_images(tmp_path: Path) -> None:
+    """From the metadata file beside the images, and from the names of their folders."""
+    for index, name in enumerate(("plain/a.png", "plain/b.png", "labelled/cat/c.png", "labelled/dog/d.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), 10 * index, np.uint8)).save(tmp_path / name)
+    (tmp_path / "plain" / "metadata.csv").write_text("file_name,age\na.png,3\nb.png,5\n")
+    plain = open_dataset(str(tmp_path / "plain"), "test", "image", False, ["age"])
+    assert {Path(row["image"]["path"]).name: row["age"] for row in plain} == {"a.png": 3, "b.png": 5}
+    labelled = open_dataset(str(tmp_path / "labelled"), "test", "image", False, ["label"])
+    assert labelled.features["label"].names == ["cat", "dog"]

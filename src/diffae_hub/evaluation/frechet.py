@@ -16,13 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..hub.reach import reach_hub
 from .weights import fetching_weights
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _OTHER_IMAGES = {".bmp", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _VGG16_MINIMUM_SIZE = 16
-_SECONDS_TO_REACH_HUB = 10
 
 
 def fid_torch_fidelity(
@@ -279,16 +279,5 @@ def _load_dinov2(model: str) -> torch.nn.Module:
         except OSError:
             if Path(model).is_dir() or constants.HF_HUB_OFFLINE:
                 raise
-            _reach_hub()
+            reach_hub()
             return load(local_files_only=False)
-
-
-def _reach_hub() -> None:
-    """Raises ConnectionError where the Hub does not answer: its client would try for half a minute."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_SECONDS_TO_REACH_HUB)
-    except Exception as error:  # requests' or httpx's, by the version of the client
-        raise ConnectionError(f"{constants.ENDPOINT} does not answer: {error}") from error

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_REQUIRED = ("model_name", "summary", "license", "dataset", "experiment", "parameters", "training", "results")
+_REQUIRED = ("model_name", "summary", "dataset", "experiment", "parameters", "training", "results")
 _PAPER = "*Revisiting Diffusion Autoencoder Training for Image Reconstruction Quality* (Khungurn et al.)"
 
 
@@ -19,13 +19,13 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
 
     Args:
         figures: JSON-like document with
-            `model_name`: its Hub id or name; `summary`: one paragraph; `license`: an SPDX id in lower case;
+            `model_name`: its Hub id or name; `summary`: one paragraph;
             `dataset`: `{"name", "note"}`; `experiment`: a `TrainingPreset.to_dict()`;
             `parameters`: number of parameters by component; `training`: figures of the training by name, for example
             `{"examples": 200000, "hours": 0.7, "hardware": "1 CPU core"}`;
             `results`: list of `{"metric", "mode", "value", "unit", "note"}`, unit and note optional;
-            and optionally `evaluation`: how the results were measured, `limitations`: list of sentences,
-            `tags`: further tags.
+            and optionally `license`: an SPDX id in lower case, `evaluation`: how the results were measured,
+            `limitations`: list of sentences, `tags`: further tags.
 
     Returns:
         Markdown with a YAML header.
@@ -41,7 +41,7 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
         _header(figures),
         f"# {name}",
         figures["summary"],
-        _usage(name),
+        _usage(name, 1 if _is_one_step(experiment) else 50),
         "## Results",
         _results_table(figures["results"]),
         *([figures["evaluation"]] if figures.get("evaluation") else []),
@@ -59,12 +59,18 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
 
 def _header(figures: Mapping[str, Any]) -> str:
     tags = ["diffusion-autoencoder", "image-reconstruction", *figures.get("tags", [])]
-    lines = ["---", f"license: {figures['license']}", "library_name: diffae_hub", "tags:"]
+    license_lines = [f"license: {figures['license']}"] if figures.get("license") else []
+    lines = ["---", *license_lines, "library_name: diffae_hub", "tags:"]
     # JSON strings are YAML strings: nothing in a name can break the header.
     return "\n".join([*lines, *(f"- {json.dumps(tag)}" for tag in tags), "---"])
 
 
-def _usage(name: str) -> str:
+def _is_one_step(experiment: Mapping[str, Any]) -> bool:
+    """Whether the whole training was phase 1: the model knows t = 1 only."""
+    return experiment["phase1_fraction"] == 1
+
+
+def _usage(name: str, num_inference_steps: int) -> str:
     return (
         "```python\n"
         "from diffae_hub import DiffusionAutoencoderPipeline\n"
@@ -72,7 +78,7 @@ def _usage(name: str) -> str:
         f"pipe = DiffusionAutoencoderPipeline.from_pretrained({json.dumps(name)})\n"
         'image = Image.open("picture.png")\n'
         "latent_code = pipe.encode(image)\n"
-        "reconstruction = pipe(image, num_inference_steps=50).images[0]\n"
+        f"reconstruction = pipe(image, num_inference_steps={num_inference_steps}).images[0]\n"
         "```"
     )
 
@@ -108,6 +114,7 @@ def _training_table(figures: Mapping[str, Any]) -> str:
     experiment, dataset = figures["experiment"], figures["dataset"]
     fraction = experiment["phase1_fraction"]
     phases = f"two; the first {_number(100 * fraction)} % of the examples with t = 1" if fraction else "one"
+    phases = "one; all examples with t = 1" if _is_one_step(experiment) else phases
     rows = [
         ["data", dataset["name"] + (f": {dataset['note']}" if dataset.get("note") else "")],
         ["phases", phases],
@@ -131,6 +138,7 @@ def figures_of_run(
     metrics: list[Mapping[str, Any]],
     validation_images: int = 0,
     num_inference_steps: int = 50,
+    license_id: str | None = None,
 ) -> dict[str, Any]:
     """The figures of a training run, for [`render_model_card`]: its length, its speed and its last validation.
 
@@ -141,8 +149,10 @@ def figures_of_run(
         parameters: Number of parameters by component.
         metrics: The records of the run's `metrics.jsonl`.
         validation_images: Held-out images of the validation.
-        num_inference_steps: Steps of the validation.
+        num_inference_steps: Steps of the validation of a model that knows all t.
+        license_id: SPDX id in lower case; None claims none.
     """
+    steps = "one step from t = 1" if _is_one_step(experiment) else f"{num_inference_steps} DDIM steps"
     validations = [record for record in metrics if any(key.startswith("psnr_") for key in record)]
     results = []
     for key, value in (validations[-1] if validations else {}).items():
@@ -158,14 +168,14 @@ def figures_of_run(
         "model_name": model_name,
         "summary": "A diffusion autoencoder: an encoder that turns an image into a latent code, and a diffusion "
         "decoder that turns the code and noise back into the image.",
-        "license": "apache-2.0",
+        **({"license": license_id} if license_id else {}),
         "dataset": {"name": dataset},
         "experiment": dict(experiment),
         "parameters": dict(parameters),
         "training": training,
         "results": results,
-        "evaluation": f"Means over {validation_images:,} held-out images, {num_inference_steps} DDIM steps, averaged "
-        "(EMA) weights, images in [0, 1]."
+        "evaluation": f"Means over {validation_images:,} held-out images, {steps}, averaged (EMA) weights, "
+        "images in [0, 1]."
         if results
         else "This run had no held-out images: nothing was measured.",
     }

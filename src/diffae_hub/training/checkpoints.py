@@ -8,11 +8,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 _PREFIX = "checkpoint-"
 _TENSORS = "state.safetensors"
@@ -170,3 +173,10 @@ def restore_state_layout(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def restore_averages(ema: EMAModel, state: dict[str, Any]) -> None:
+    """Loads averaged weights to the device they were on; `load_state_dict` alone leaves them where the state is."""
+    device = ema.shadow_params[0].device
+    ema.load_state_dict(state)
+    ema.to(device)

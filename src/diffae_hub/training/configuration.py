@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def parse_arguments(argv: list[str] | None, description: str | None = None) -> a
     output.add_argument("--push_to_hub", action="store_true")
     output.add_argument("--hub_model_id", help="default: the name of output_dir")
     output.add_argument("--hub_private", action="store_true")
+    output.add_argument("--hub_license", help="licence in the model card, e.g. cc-by-4.0; default: none is claimed")
     return parser.parse_args(argv)
 
 
@@ -134,13 +136,21 @@ def check_run(arguments: argparse.Namespace, preset: TrainingPreset, num_process
             raise ValueError(f"--{name} must be at least {minimum}, got {getattr(arguments, name)}")
     if arguments.mixed_precision == "fp16" and device_type == "cpu":
         raise ValueError("--mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'")
+    if preset.encoder["in_channels"] not in (1, 3):
+        raise ValueError(f"in_channels must be 1 (grayscale) or 3 (RGB), got {preset.encoder['in_channels']}")
+    if arguments.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", arguments.hub_license):
+        raise ValueError(
+            f"--hub_license must be an id like 'mit' or 'cc-by-4.0', in lower case, got {arguments.hub_license!r}"
+        )
     parts = num_processes * arguments.gradient_accumulation_steps
     if preset.batch_size < parts:
         raise ValueError(
             f"--batch_size must be at least the number of processes times the accumulation steps, {parts}, "
             f"got {preset.batch_size}"
         )
-    preset.build_scheduler().set_timesteps(arguments.validation_steps)
+    most = preset.scheduler["num_train_timesteps"]
+    if not 1 <= arguments.validation_steps <= most:
+        raise ValueError(f"--validation_steps must be between 1 and {most}, got {arguments.validation_steps}")
     if checkpoint_folders(arguments.output_dir) and not arguments.resume_from_checkpoint:
         raise ValueError(
             f"--output_dir {arguments.output_dir} holds checkpoints: continue with --resume_from_checkpoint latest, "

@@ -7,7 +7,9 @@ do not fit on the disk are in `streaming.py`.
 
 from __future__ import annotations
 
-import io
+import glob
+import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,14 +19,18 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Sampler
 
-from ..image_files import read_image
+from ..hub.reach import reach_hub
+from ..image_files import read_image, read_image_bytes
 from ..pipelines.image_processor import pil_to_array
+from .faults import TrainingError
 from .presets import CROPS
 
 if TYPE_CHECKING:
     import datasets
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Not read, but worth a word: whoever has such files will think that they are.
+_OTHER_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".tga")
 
 # Rows and columns that the official networks' crop of CelebA (178 x 218 pixels) keeps: left, upper, right, lower.
 _D2C_BOX = (25, 57, 153, 185)
@@ -36,7 +42,7 @@ class Batch(NamedTuple):
 
     Args:
         images: (B, C, H, W), float32, in [-1, 1].
-        unreadable: One line for each image that could not be read; the next readable one is in its place.
+        unreadable: One line for each image that was skipped; the next readable one is in its place.
         position: Where a stream stands after this batch; None for data sets with random access.
     """
 
@@ -49,20 +55,34 @@ class ImageFolder(Sequence):
     """The image files below a folder, in the order of their names, as rows `{"path": ..., "bytes": None}`.
 
     Args:
-        folder: Searched with its subfolders; hidden files are left out.
+        folder: Searched with its subfolders, also linked ones; hidden files and folders are left out. A warning gives
+            the number of images in formats that are not read.
 
     Raises:
         ValueError: If there is no image file.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.paths = sorted(
-            str(path)
-            for path in Path(folder).rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
+        self.paths, other = [], 0
+        for parent, folders, names in os.walk(folder, followlinks=True):
+            # A link to a folder that it lies in would be followed for ever.
+            place = Path(parent).resolve()
+            folders[:] = [
+                name
+                for name in folders
+                if not name.startswith(".") and not place.is_relative_to(Path(parent, name).resolve())
+            ]
+            for path in (Path(parent, name) for name in names if not name.startswith(".")):
+                if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                    self.paths.append(str(path))
+                other += path.suffix.lower() in _OTHER_IMAGE_SUFFIXES
+        self.paths.sort()
         if not self.paths:
             raise ValueError(f"dataset must hold at least one image file ({', '.join(IMAGE_SUFFIXES)}), got {folder}")
+        if other:
+            warnings.warn(
+                f"{folder}: {other} files were passed over, read are {', '.join(IMAGE_SUFFIXES)} only", stacklevel=2
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -131,8 +151,13 @@ def open_dataset(
             if streaming:
                 dataset = dataset.to_iterable_dataset()
         elif path.is_dir():
-            dataset = datasets.load_dataset("imagefolder", data_dir=source, split=split, streaming=streaming)
+            # Names are patterns there. Labels and other columns come from the folders' names and metadata files.
+            names = [*_image_folder(source, split).paths, *_metadata_files(source, split)]
+            files = {split: [glob.escape(name) for name in names]}
+            dataset = datasets.load_dataset("imagefolder", data_files=files, split=split, streaming=streaming)
         else:
+            if not datasets.config.HF_HUB_OFFLINE:
+                reach_hub()
             dataset = datasets.load_dataset(source, split=split, streaming=streaming)
     except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(
@@ -140,12 +165,39 @@ def open_dataset(
         ) from error
     except ConnectionError as error:
         raise ValueError(f"dataset {source!r} is no local path and the Hub cannot be reached: {error}") from error
+    features = dataset.features or {}
     if dataset.column_names is not None and image_column not in dataset.column_names:
         raise ValueError(f"image_column must be one of {dataset.column_names}, got {image_column!r}")
+    with_images = [name for name, feature in features.items() if _holds_images(feature)]
+    if features and image_column not in with_images:
+        raise ValueError(f"image_column must hold images, as {with_images} do, got {image_column!r}")
     missing = [name for name in columns if name not in (dataset.column_names or columns)]
     if missing:
         raise ValueError(f"columns must be among {dataset.column_names}, got {missing}")
     return dataset.select_columns([image_column, *columns]).cast_column(image_column, datasets.Image(decode=False))
+
+
+def _image_folder(source: str, split: str) -> ImageFolder:
+    return ImageFolder(_split_folder(source, split))
+
+
+def _split_folder(source: str, split: str) -> Path:
+    folder = Path(source, split)
+    return folder if folder.is_dir() else Path(source)
+
+
+def _metadata_files(source: str, split: str) -> list[str]:
+    names = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+    return [str(path) for path in sorted(_split_folder(source, split).rglob("metadata.*")) if path.name in names]
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column holds encoded images: marked as such, or as plain bytes with or without a path."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
 def load_rows(source: str, split: str = "train", image_column: str = "image") -> Sequence[Mapping[str, Any]]:
@@ -163,11 +215,15 @@ def load_rows(source: str, split: str = "train", image_column: str = "image") ->
     path = Path(source)
     saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
     if path.is_dir() and not saved and not _parquet_files(source, split):
-        return ImageFolder(path / split if (path / split).is_dir() else path)
+        return _image_folder(source, split)
     rows = _ImageColumn(open_dataset(source, split, image_column, streaming=False), image_column)
     if not len(rows):
         raise ValueError(f"dataset must hold at least one image, got none in {source!r}")
     return rows
+
+
+class UnfitImage(ValueError):
+    """An intact image that the crop is not for: the command line must change, not the image."""
 
 
 class ImageTransform:
@@ -202,10 +258,16 @@ class ImageTransform:
         """The image of a row `{"path", "bytes"}`. `position` seeds what is random; None makes nothing random.
 
         Raises:
+            UnfitImage: If the crop is not for images of this size.
             ValueError: If the image cannot be read; the message names it.
         """
-        image = self._cropped(_decode(row), row["path"], position)
-        array = pil_to_array(image, channels=self.channels, size=(self.resolution, self.resolution))
+        path, content = row["path"], row["bytes"]
+        image = read_image(path) if content is None else read_image_bytes(content, path)
+        image = self._cropped(image, path, position)
+        try:
+            array = pil_to_array(image, channels=self.channels, size=(self.resolution, self.resolution))
+        except ValueError as error:  # a mode without a known range
+            raise ValueError(f"image {path} cannot be used: {error}") from error
         if self.horizontal_flip and position is not None and self._random(0, position).random() < 0.5:
             array = array[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))) * 2.0 - 1.0
@@ -219,7 +281,10 @@ class ImageTransform:
         image = ImageOps.exif_transpose(image)
         if self.crop == "d2c":
             if image.size != _CELEBA_SIZE:
-                raise ValueError(f"{path}: crop 'd2c' is for images of 178x218 pixels, got {image.size}")
+                raise UnfitImage(
+                    "--crop must be 'center' or 'random' for images that are not of 178x218 pixels, got 'd2c' for "
+                    f"{path} of {image.width}x{image.height}"
+                )
             return image.crop(_D2C_BOX)
         side = min(image.size)
         room = [length - side for length in image.size]
@@ -229,29 +294,21 @@ class ImageTransform:
         return image.crop((left, upper, left + side, upper + side))
 
 
-def _decode(row: Mapping[str, Any]) -> Image.Image:
-    """The picture of a row; ValueError, with its name, if it cannot be read."""
-    if row["bytes"] is None:
-        return read_image(row["path"])
-    try:
-        with Image.open(io.BytesIO(row["bytes"])) as image:
-            image.load()
-            return image.copy()
-    except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
-        raise ValueError(f"image {row['path']} cannot be decoded: {error}") from error
-
-
 class ImageTensorDataset(torch.utils.data.Dataset):
     """Rows of a data set as image tensors.
 
     Args:
         rows: What [`load_rows`] returns.
         transform: Decodes a row.
+        skip_bad_images: Whether the next readable image takes the place of one that cannot be read.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], transform: ImageTransform) -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], transform: ImageTransform, skip_bad_images: bool = False
+    ) -> None:
         self.rows = rows
         self.transform = transform
+        self.skip_bad_images = skip_bad_images
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -259,8 +316,12 @@ class ImageTensorDataset(torch.utils.data.Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
         """(image, unreadable) at an index, or at (index, position in the training), which seeds what is random.
 
-        The place of an image that cannot be read is taken by the next one that can, always the same, so that the
-        training stays reproducible; `unreadable` holds one line for each that was passed over.
+        With `skip_bad_images` the place of an image that cannot be read is taken by the next one that can, always the
+        same, so that the training stays reproducible; `unreadable` holds one line for each that was passed over.
+
+        Raises:
+            TrainingError: If an image cannot be read and is not to be skipped, or none can be read.
+            UnfitImage: If the crop is not for images of this size.
         """
         index, position = key if isinstance(key, tuple) else (key, None)
         unreadable: list[str] = []
@@ -268,9 +329,25 @@ class ImageTensorDataset(torch.utils.data.Dataset):
             try:
                 row = self.rows[(index + offset) % len(self.rows)]
                 return self.transform(row, None if position is None else (position,)), unreadable
+            except UnfitImage:
+                raise
             except ValueError as error:
+                if not self.skip_bad_images:
+                    raise bad_image(error) from error
                 unreadable.append(str(error))
-        raise RuntimeError(f"none of the {len(self.rows)} images can be read; the first: {unreadable[0]}")
+        raise TrainingError(f"none of the {len(self.rows)} images can be read; the first: {unreadable[0]}")
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[tuple[torch.Tensor, list[str]]] | Exception:
+        """The items of a batch, or what stops the training: raised in a loader's process it would be a traceback."""
+        try:
+            return [self[key] for key in keys]
+        except (TrainingError, UnfitImage) as error:
+            return error
+
+
+def bad_image(error: ValueError) -> TrainingError:
+    """What stops a training that is not to skip images."""
+    return TrainingError(f"unreadable image (--skip_bad_images goes on without it): {error}")
 
 
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -331,12 +408,17 @@ def process_share(batch_size: int, process_index: int, num_processes: int) -> sl
     return slice(*bounds)
 
 
-def _collate(items: list[tuple[torch.Tensor, list[str]]]) -> Batch:
+def _collate(items: list[tuple[torch.Tensor, list[str]]] | Exception) -> Batch | Exception:
+    if isinstance(items, Exception):
+        return items
     return Batch(torch.stack([image for image, _ in items]), [line for _, lines in items for line in lines])
 
 
 def training_loader(dataset: ImageTensorDataset, sampler: ResumableBatchSampler, num_workers: int) -> DataLoader:
-    """[`Batch`]es in the sampler's order; `num_workers` processes decode images ahead."""
+    """[`Batch`]es in the sampler's order; `num_workers` processes decode images ahead.
+
+    In place of a batch comes the exception, for the trainer to raise, if an image must stop the training.
+    """
     return DataLoader(
         dataset,
         batch_sampler=sampler,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections.abc import Iterable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class TrainingError(RuntimeError):
@@ -18,7 +22,8 @@ class TrainingError(RuntimeError):
 class StopSignal:
     """Notes SIGTERM (a machine that is taken away) and Ctrl-C, so that the loop can save and end by itself.
 
-    A second signal has its ordinary effect.
+    A repeated SIGTERM changes nothing: a launcher passes on to its processes what a scheduler has sent to them already.
+    A second Ctrl-C has its ordinary effect, except under a launcher.
     """
 
     def __init__(self) -> None:
@@ -34,8 +39,9 @@ class StopSignal:
         self.restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        self.restore()
+        self.name = self.name or signal.Signals(number).name
+        if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            signal.signal(number, self._ordinary[number])
 
     def restore(self) -> None:
         """Gives the signals back their ordinary effect."""

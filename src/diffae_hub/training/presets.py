@@ -19,12 +19,19 @@ CROPS = ("center", "random", "d2c")
 _COMPONENTS = {"encoder": SemanticEncoderModel, "decoder": ConditionedUNet2DModel, "scheduler": VPDDIMScheduler}
 
 
+def _defaults(component: str) -> dict[str, Any]:
+    """Every argument of a component's class with its default."""
+    parameters = inspect.signature(_COMPONENTS[component].__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+
+
 @dataclass(frozen=True)
 class TrainingPreset:
     """Networks, noise schedule and training length of one experiment.
 
     Args:
-        encoder: Arguments of [`SemanticEncoderModel`].
+        encoder: Arguments of [`SemanticEncoderModel`]. As in the next two, defaults fill in missing arguments,
+            so that the preset holds them all.
         decoder: Arguments of [`ConditionedUNet2DModel`].
         scheduler: Arguments of [`VPDDIMScheduler`].
         batch_size: Global batch, over all processes and accumulation steps.
@@ -57,6 +64,9 @@ class TrainingPreset:
     crop: str = "center"
 
     def __post_init__(self) -> None:
+        for component in _COMPONENTS:
+            resolved = {**_defaults(component), **getattr(self, component)}
+            object.__setattr__(self, component, resolved)  # the class is frozen
         for name, minimum in (("batch_size", 1), ("training_examples", 1), ("warmup_examples", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
@@ -83,13 +93,11 @@ class TrainingPreset:
             ValueError: Names the argument. Noise prediction with a first phase is refused: at t = 1 its target is its
                 own input, so that nothing is learned.
         """
-        for component, cls in _COMPONENTS.items():
-            known = inspect.signature(cls.__init__).parameters
+        for component in _COMPONENTS:
+            known = sorted(_defaults(component))
             unknown = sorted(set(getattr(self, component)) - set(known))
             if unknown:
-                raise ValueError(
-                    f"{component} must have arguments among {sorted(set(known) - {'self'})}, got {unknown}"
-                )
+                raise ValueError(f"{component} must have arguments among {known}, got {unknown}")
         try:
             scheduler = self.build_scheduler()
             with torch.device("meta"):

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 CONFIGURATION = "configuration.json"
 METRICS = "metrics.jsonl"
@@ -15,6 +21,20 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` at the end; an error leaves nothing of it behind."""
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def append_metrics(run_folder: Path, record: dict[str, Any]) -> None:
@@ -51,10 +71,61 @@ def check_same_experiment(saved: dict[str, Any], current: dict[str, Any]) -> Non
     Raises:
         ValueError: Names what differs.
     """
-    saved, current = (json.loads(json.dumps(value)) for value in (saved, current))  # tuples become lists
+    saved, current = (_flat(json.loads(json.dumps(value))) for value in (saved, current))  # tuples become lists
     differing = [name for name in current if saved.get(name) != current[name]]
     if differing:
         name = differing[0]
         raise ValueError(
             f"{name} must be as in the checkpoint when resuming, {saved.get(name)!r}, got {current[name]!r}"
+        )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """`{"decoder": {"dropout": 0.1}}` as `{"decoder.dropout": 0.1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def describe_data(
+    dataset: str, split: str, image_column: str, rows: Sized | IterableDataset, shuffle_buffer: int | None
+) -> dict[str, Any]:
+    """What [`check_same_data`] compares.
+
+    Args:
+        dataset: Path or name.
+        split: Its split.
+        image_column: The column that holds the images.
+        rows: The opened data set.
+        shuffle_buffer: Images shuffled together when streaming; None for random access.
+    """
+    streaming = shuffle_buffer is not None
+    return {
+        "dataset": str(Path(dataset).resolve()) if Path(dataset).exists() else dataset,
+        "split": split,
+        "image_column": image_column,
+        "streaming": streaming,
+        "shuffle_buffer": shuffle_buffer,
+        "num_images": None if streaming else len(rows),
+        "num_shards": rows.num_shards if streaming else None,
+    }
+
+
+def check_same_data(saved: dict[str, Any], current: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """Refuses to resume a run on other data. The data set may have moved: another `dataset` is only warned of.
+
+    Args:
+        saved: The data stored in the checkpoint: `dataset`, and what must be equal.
+        current: The data now asked for.
+        warn: Called with one line if `dataset` differs.
+
+    Raises:
+        ValueError: Names what differs.
+    """
+    check_same_experiment(*({**data, "dataset": None} for data in (saved, current)))
+    if saved["dataset"] != current["dataset"]:
+        warn(
+            f"WARNING: the checkpoint was trained on {saved['dataset']}, this run goes on with {current['dataset']}: "
+            "both must hold the same images"
         )

@@ -16,16 +16,19 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from .data import Batch, ImageTransform, prepare_worker
+from .data import Batch, ImageTransform, UnfitImage, bad_image, prepare_worker
+from .faults import TrainingError
 
 if TYPE_CHECKING:
     import datasets
 
-_START = {"epoch": 0, "shard": 0, "shard_state": None, "row": 0, "block": 0, "offset": 0, "examples": 0}
+_START = {
+    "epoch": 0, "shard": 0, "shard_state": None, "shard_row": 0, "row": 0, "block": 0, "offset": 0, "examples": 0
+}  # fmt: skip
 
 
 class StreamedBatches(IterableDataset):
-    """An endless stream of one process's [`Batch`]es.
+    """An endless stream of one process's [`Batch`]es, or its end: the exception, for the trainer to raise.
 
     Epoch e visits the shards (files) in the permutation seeded by (seed, e). Where there are at least as many shards as
     processes, each process reads its own; otherwise each reads all and keeps every `num_processes`-th row.
@@ -40,6 +43,7 @@ class StreamedBatches(IterableDataset):
         position: Where to begin: the `position` of the last batch that was trained on; None for the beginning.
         process_index: This process.
         num_processes: Number of processes. A position holds for this number only.
+        skip_bad_images: Whether the stream goes on after an image that cannot be read.
         decoding_threads: Threads that decode the images of a batch.
     """
 
@@ -55,6 +59,7 @@ class StreamedBatches(IterableDataset):
         position: dict[str, Any] | None = None,
         process_index: int = 0,
         num_processes: int = 1,
+        skip_bad_images: bool = False,
         decoding_threads: int = 1,
     ) -> None:
         self.dataset = dataset
@@ -66,10 +71,11 @@ class StreamedBatches(IterableDataset):
         self.position = position or _START
         self.process_index = process_index
         self.num_processes = num_processes
+        self.skip_bad_images = skip_bad_images
         self.decoding_threads = decoding_threads
 
     def _epoch_rows(self, start: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """This process's rows of an epoch from `start` on, each with the place that follows it."""
+        """This process's rows `{"path", "bytes"}` of an epoch from `start` on, each with the place that follows it."""
         order = np.random.default_rng((self.seed, start["epoch"])).permutation(self.dataset.num_shards)
         own_shards = len(order) >= self.num_processes
         if own_shards:
@@ -77,12 +83,17 @@ class StreamedBatches(IterableDataset):
         row_number = start["row"]
         for shard_number in range(start["shard"], len(order)):
             shard = self.dataset.shard(num_shards=self.dataset.num_shards, index=int(order[shard_number]))
+            first_row = 0
             if shard_number == start["shard"] and start["shard_state"] is not None:
                 shard.load_state_dict(start["shard_state"])
-            for row in shard:
+                first_row = start["shard_row"]
+            for shard_row, row in enumerate(shard, first_row + 1):
                 row_number += 1
                 if own_shards or (row_number - 1) % self.num_processes == self.process_index:
-                    yield row, {"shard": shard_number, "shard_state": shard, "row": row_number}
+                    image = row[self.image_column] or {}
+                    name = image.get("path") or f"row {shard_row - 1} of shard {order[shard_number]}"
+                    place = {"shard": shard_number, "shard_state": shard, "shard_row": shard_row, "row": row_number}
+                    yield {"path": name, "bytes": image.get("bytes")}, place
 
     def _shuffled_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Rows in training order, each with the position after it."""
@@ -96,38 +107,45 @@ class StreamedBatches(IterableDataset):
                 order = np.random.default_rng((self.seed, start["epoch"], start["block"])).permutation(len(block))
                 for offset in range(start["offset"], len(block)):
                     start = {**start, "offset": offset + 1, "examples": start["examples"] + 1}
-                    yield block[order[offset]][0][self.image_column] or {}, start
+                    yield block[order[offset]][0], start
                 start = {**start, **following, "block": start["block"] + 1, "offset": 0}
             if start["row"] == 0:
-                raise RuntimeError("dataset must hold at least one image per process, got none")
+                raise TrainingError("dataset must hold at least one image per process, got none")
             start = {**_START, "epoch": start["epoch"] + 1, "examples": start["examples"]}
 
-    def _decoded(self, item: tuple[dict[str, Any], dict[str, Any]]) -> tuple[torch.Tensor | None, str, dict[str, Any]]:
+    def _decoded(self, item: tuple[dict[str, Any], dict[str, Any]]) -> tuple[torch.Tensor | str, dict[str, Any]]:
         row, position = item
-        name = row.get("path") or f"example {position['examples']} of the stream"
         try:
-            image = self.transform(
-                {"path": name, "bytes": row.get("bytes")}, (self.process_index, position["examples"])
-            )
-            return image, "", position
+            return self.transform(row, (self.process_index, position["examples"])), position
+        except UnfitImage:
+            raise
         except ValueError as error:
-            return None, str(error), position
+            if not self.skip_bad_images:
+                raise bad_image(error) from error
+            return str(error), position
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Exception]:
+        try:
+            yield from self._batches()
+        except (TrainingError, UnfitImage) as error:  # raised in a loader's process it would become a traceback
+            yield error
+
+    def _batches(self) -> Iterator[Batch]:
         rows = self._shuffled_rows()
         images: list[torch.Tensor] = []
         unreadable: list[str] = []
+        epoch = self.position["epoch"]  # of the newest readable image
         with ThreadPoolExecutor(self.decoding_threads) as pool:
             while True:
                 wanted = islice(rows, self.batch_size - len(images))
-                for image, problem, place in pool.map(self._decoded, wanted):
-                    position = place
-                    if image is None:
-                        unreadable.append(problem)
+                for image, position in pool.map(self._decoded, wanted):
+                    if isinstance(image, str):
+                        unreadable.append(image)
                     else:
                         images.append(image)
-                if len(unreadable) > self.buffer_size and not images:
-                    raise RuntimeError(f"no image of the stream can be read; the first: {unreadable[0]}")
+                        epoch = position["epoch"]
+                if not images and (position["epoch"] > epoch + 1 or len(unreadable) > self.buffer_size):
+                    raise TrainingError(f"no image of the stream can be read; the first: {unreadable[0]}")
                 if len(images) == self.batch_size:
                     yield Batch(torch.stack(images), unreadable, position)
                     images, unreadable = [], []
