@@ -50,7 +50,7 @@ def test_reads_an_intact_file(tmp_path: Path) -> None:
         (b"This is a text file, whatever its name says.", "none that Pillow knows"),
         (png_bytes()[:-700], "cannot be decoded"),
         (png_bytes()[:200] + b"\xff" * 50 + png_bytes()[250:], "cannot be decoded"),
-        (bomb_bytes(), "at most 100,000,000 pixels"),
+        (bomb_bytes(), "at most 89,000,000 pixels"),
     ],
     ids=["missing", "folder", "empty", "text", "truncated", "corrupt", "bomb"],
 )
@@ -67,6 +67,22 @@ def test_bad_files(tmp_path: Path, content: bytes | str | None, message: str) ->
         with pytest.raises(ValueError, match=message) as caught:
             read_image_bytes(content, "row 7")
         assert "row 7" in str(caught.value)
+
+
+@pytest.mark.parametrize(("height", "allowed"), [(8_900, True), (8_901, False), (9_600, False)])
+def test_the_limit_is_the_one_that_is_stated(height: int, allowed: bool) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (10_000, height)).save(buffer, "PNG")
+    if allowed:
+        assert read_image_bytes(buffer.getvalue(), "picture").size == (10_000, height)
+    else:
+        with pytest.raises(ValueError, match="picture has more"):
+            read_image_bytes(buffer.getvalue(), "picture")
+
+
+def test_a_name_that_is_too_long() -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        read_image("a" * 5000)
 
 
 def test_truncated_jpeg(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import stat
 import warnings
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-# Pillow only warns between once and twice its limit; such a picture is refused here as well.
-MAX_PIXELS = 100_000_000
+# Just below Pillow's own limit, between once and twice which it only warns: such a picture is refused here as well.
+MAX_PIXELS = 89_000_000
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -26,9 +27,11 @@ def read_image(path: str | Path) -> Image.Image:
             than `MAX_PIXELS` pixels. The message names the file.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"image must be the path of an image file, but {path} does not exist")
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:  # a name that is too long, too
+        raise ValueError(f"image must be the path of an image file, but {path} does not exist") from error
+    if stat.S_ISDIR(mode):
         raise ValueError(f"image must be the path of an image file, but {path} is a folder")
     return _decoded(path, path)
 
