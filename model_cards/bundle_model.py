@@ -1,0 +1,34 @@
+"""Puts a trained pipeline into the package, as a bundled model: float16 safetensors.
+
+    python model_cards/bundle_model.py runs/small/pipeline cifar10-32-small
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from diffae_hub import DiffusionAutoencoderPipeline
+from diffae_hub.pretrained import bundled_model_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", type=Path)
+    parser.add_argument("name")
+    arguments = parser.parse_args()
+    folder = bundled_model_path(arguments.name)
+    DiffusionAutoencoderPipeline.from_pretrained(arguments.pipeline).to(torch.float16).save_pretrained(folder)
+    for path in folder.rglob("*.json"):  # where it was trained is nobody's business
+        configuration = json.loads(path.read_text())
+        configuration.pop("_name_or_path", None)
+        path.write_text(json.dumps(configuration, indent=2) + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    print(f"{folder}: {size / 1e6:.1f} MB of weights")
+
+
+if __name__ == "__main__":
+    main()
