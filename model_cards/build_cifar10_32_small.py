@@ -4,7 +4,8 @@
         --tables runs/tables
 
 `--run` is the folder of its `train_two_phase.py`; `--evaluation` that of `diffae-hub evaluate`, whose report and pictures
-go into model_cards/ too; `--tables` that of `examples/replicate_tables.py`, for the options beyond the paper.
+go into model_cards/ too; `--tables` that of `examples/replicate_tables.py`, for the options beyond the paper. Inversion takes
+twice the time: `--inversion` names another evaluation, of fewer images, that it and the path length are taken from.
 """
 
 from __future__ import annotations
@@ -66,6 +67,19 @@ def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
     return lines
 
 
+def copy_report(folder: Path, name: str, pipeline: DiffusionAutoencoderPipeline) -> dict[str, Any]:
+    """Copies the page and the pictures of an evaluation into this folder; its figures."""
+    report = json.loads((folder / "report.json").read_text())
+    if report["weights"] != weights_fingerprint(pipeline):
+        raise SystemExit(f"{folder} must be of the bundled weights")
+    page = (folder / "report.md").read_text()
+    for picture in report["pictures"]:
+        shutil.copy(folder / picture, FOLDER / "images" / f"{name}_{picture}")
+        page = page.replace(f"]({picture})", f"](images/{name}_{picture})")
+    (FOLDER / f"{name}.md").write_text(page)
+    return report
+
+
 def options_beyond_the_paper(tables: Path) -> str:
     """What the two options bring at equal budget, from two rows of `examples/replicate_tables.py`."""
     rows = {
@@ -112,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--evaluation", type=Path, required=True)
+    parser.add_argument("--inversion", type=Path)
     parser.add_argument("--tables", type=Path)
     parser.add_argument("--hardware", required=True, help="that the training ran on")
     arguments = parser.parse_args()
@@ -119,19 +134,21 @@ def main() -> None:
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(NAME)
     preset, paper = preset_named(NAME), preset_named("cifar10-32")
     configuration = json.loads((arguments.run / "configuration.json").read_text())
-    if preset.with_overrides(configuration["experiment"]) != preset:
+    trained = preset.with_overrides(configuration["experiment"])
+    if json.dumps(trained.to_dict()) != json.dumps(preset.to_dict()):
         raise SystemExit(f"the preset {NAME} must be what {arguments.run} was trained with")
     records = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
     shutil.copy(arguments.run / "metrics.jsonl", FOLDER / f"{NAME}_training.jsonl")
     draw_training(records, FOLDER / "images" / f"{NAME}_training.png")
-    report = json.loads((arguments.evaluation / "report.json").read_text())
-    if report["weights"] != weights_fingerprint(pipeline):
-        raise SystemExit(f"{arguments.evaluation} must be of the bundled weights")
-    page = (arguments.evaluation / "report.md").read_text()
-    for picture in report["pictures"]:
-        shutil.copy(arguments.evaluation / picture, FOLDER / "images" / f"{NAME}_{picture}")
-        page = page.replace(f"]({picture})", f"](images/{NAME}_{picture})")
-    (FOLDER / f"{NAME}_evaluation.md").write_text(page)
+    report = copy_report(arguments.evaluation, f"{NAME}_evaluation", pipeline)
+    links = f"[{NAME}_evaluation.md]({NAME}_evaluation.md)"
+    pictures = report["pictures"]
+    if arguments.inversion:
+        inverted = copy_report(arguments.inversion, f"{NAME}_inversion", pipeline)
+        report["results"] = inverted["results"] | report["results"]
+        links += f" and [{NAME}_inversion.md]({NAME}_inversion.md)"
+        pictures = inverted["pictures"]
+    picture = f"images/{NAME}_{'inversion' if arguments.inversion else 'evaluation'}_reconstructions.png"
     results = card_results(report)
     seconds = examples = 0
     for record in records:  # a line's rate is that since the line before it
@@ -159,8 +176,8 @@ def main() -> None:
         "model_name": NAME,
         "summary": "A small diffusion autoencoder for 32x32 images, trained by the two-phase method (velocity prediction, "
         "SC-4) on a CPU. It ships inside diffae_hub, for trying things out and for tests; it is no benchmark of the method."
-        f"\n\n![{report['pictures']['reconstructions.png']}](images/{NAME}_reconstructions.png)"
-        f"\n\n*Test images, from the top: {report['pictures']['reconstructions.png'].lower()}; 50 steps.*",
+        f"\n\n![{pictures['reconstructions.png']}]({picture})"
+        f"\n\n*Test images, from the top: {pictures['reconstructions.png'].lower()}; {report['num_inference_steps']} steps.*",
         "license": "apache-2.0",
         "dataset": {
             "name": "CIFAR-10, 50,000 training images",
@@ -181,7 +198,7 @@ def main() -> None:
         "results": results,
         "evaluation": "Means over images of the CIFAR-10 test split (JPEG-recompressed likewise), in test order; "
         f"{report['num_inference_steps']} DDIM steps (inversion: as many of inversion and of decoding); averaged (EMA) "
-        f"weights. The whole report, with the command: [{NAME}_evaluation.md]({NAME}_evaluation.md).\n\n"
+        f"weights. The whole report, with the command: {links}.\n\n"
         f"For comparison, the paper's CIFAR-10 model, {paper_parameters / own_parameters:.0f} times the parameters and "
         f"{paper.training_examples / 1e6:.0f}M examples: {papers['stochastic']:.3f} dB stochastic, {papers['inversion']:.3f} dB "
         "inversion (table 4, on the true images). JPEG does so well because these images have been JPEG files before."

@@ -1,6 +1,6 @@
 """Puts a trained pipeline into the package, as a bundled model: float16 safetensors.
 
-    python model_cards/bundle_model.py runs/small/pipeline cifar10-32-small
+python model_cards/bundle_model.py runs/small/pipeline cifar10-32-small
 """
 
 from __future__ import annotations
