@@ -22,8 +22,9 @@ from typing import Any
 from diffusers.utils import logging
 from scipy.stats import spearmanr
 
-from diffae_hub.evaluation.evaluate import FOLDER_METRICS, IMAGE_METRICS, EvaluationOptions, evaluate
+from diffae_hub.evaluation.evaluate import evaluate
 from diffae_hub.evaluation.evaluation_folder import write_text
+from diffae_hub.evaluation.options import FOLDER_METRICS, IMAGE_METRICS, EvaluationOptions
 from diffae_hub.evaluation.paper_tables import (
     HUDSON,
     METRICS,

@@ -21,8 +21,9 @@ from skimage.metrics import peak_signal_noise_ratio
 from diffae_hub.cli import main
 from diffae_hub.conversion.official_configuration import CELEBA_ATTRIBUTES
 from diffae_hub.evaluation.baselines import jpeg_reconstruct
-from diffae_hub.evaluation.evaluate import EvaluationOptions, image_pairs
+from diffae_hub.evaluation.evaluate import image_pairs
 from diffae_hub.evaluation.evaluation_folder import EvaluationFolder
+from diffae_hub.evaluation.options import EvaluationOptions
 from diffae_hub.evaluation.paper_tables import (
     TABLE_1,
     TABLE_2,

@@ -82,8 +82,10 @@ OUTPUT/report.md, report.json and pictures are written. Given again, the command
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluates, prints and saves the report."""
-    from .evaluate import EvaluationOptions, evaluate, find_device, join_processes, load_for_evaluation
+    from .devices import find_device, join_processes, load_for_evaluation
+    from .evaluate import evaluate
     from .evaluation_folder import EvaluationFolder
+    from .options import EvaluationOptions
     from .paper_tables import TABLE_4
     from .report import save_pictures, write_report
     from .weights import WeightsUnavailable
@@ -164,7 +166,7 @@ def run_encode(arguments: argparse.Namespace) -> int:
     """Encodes a data set."""
     from ..training.data import ImageTransform
     from .codes import SUMMARY, dataset_rows, encode_dataset, finish_codes
-    from .evaluate import find_device, join_processes, load_for_evaluation, weights_fingerprint
+    from .devices import find_device, join_processes, load_for_evaluation, weights_fingerprint
     from .evaluation_folder import check_output
 
     _silence_libraries()

@@ -7,146 +7,31 @@ batch size nor on the number of processes, and a run may be continued with anoth
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..pipelines.pipeline_diffusion_autoencoder import MODES, DiffusionAutoencoderPipeline
+from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..training.data import ImageTransform, load_rows
-from ..training.presets import CROPS
 from .baselines import MeanImageBaseline, PCABaseline, jpeg_reconstruct, latent_code_bytes
 from .bootstrap import bootstrap_interval
 from .codes import class_names, dataset_rows, encode_dataset, finish_codes, load_codes, stored_codes
+from .devices import find_device, join_processes, load_for_evaluation, processor_name, weights_fingerprint
 from .evaluation_folder import ORIGINALS, EvaluationFolder, batches, check_output, write_text
+from .options import IMAGE_METRICS, PATH_LENGTH, EvaluationOptions
+from .stage_clock import StageClock
 from .weights import WeightsUnavailable
-
-IMAGE_METRICS = ("lpips_alex", "lpips_vgg")
-FOLDER_METRICS = ("fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2")
-DEFAULT_METRICS = ("lpips_alex", "fid_torch_fidelity", "fid_clean_fid")
-PROBES = ("multiclass", "multilabel", "regression")
-BASELINES = ("mean_image", "pca", "jpeg")
-PATH_LENGTH = "perceptual_path_length"
-_LARGEST_SEED = 2**32 - 1
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """What to evaluate and how.
-
-    Args:
-        model: Bundled name, pipeline folder or Hub id.
-        dataset: Folder of images, parquet, `datasets` folder or Hub data set.
-        output: The evaluation's folder.
-        split: Split of the data set.
-        image_column: Its column of images.
-        crop: How an image becomes square; see [`ImageTransform`].
-        modes: "stochastic", "inversion" or both.
-        num_inference_steps: Updates of decoding, and of inversion; the paper uses 50.
-        num_images: The first so many images; None for all.
-        metrics: Beyond PSNR and SSIM: of `IMAGE_METRICS` and `FOLDER_METRICS`.
-        require: Metrics without whose weights the evaluation fails.
-        baselines: Of `BASELINES`; "mean_image" and "pca" are fitted on the training data.
-        train_dataset: Training data, for baselines and probes.
-        train_split: Its split.
-        baseline_images: At most so many training images for the baselines.
-        compare: Another model, reconstructed and measured beside.
-        path_length_pairs: Pairs of images for the perceptual path length (LPIPS-VGG); 0 leaves it out.
-        path_length_intervals: N, its number of sub-intervals; the paper uses 100.
-        probe: "multiclass", "multilabel" or "regression"; None leaves it out.
-        label_columns: Columns of the labels; several make up a multi-label or multi-target probe.
-        dinov2_model: Hub id or folder of the network of "fd_dinov2".
-        seed: Of the noise, the pairs and the bootstrap.
-        batch_size: Images at a time.
-        device: Torch device; None takes the accelerator if there is one.
-        dtype: "float32", "bfloat16" or "float16", of the networks.
-
-    Raises:
-        ValueError: Names the option.
-    """
-
-    model: str
-    dataset: str
-    output: Path
-    split: str = "test"
-    image_column: str = "image"
-    crop: str = "center"
-    modes: tuple[str, ...] = MODES
-    num_inference_steps: int = 50
-    num_images: int | None = None
-    metrics: tuple[str, ...] = DEFAULT_METRICS
-    require: tuple[str, ...] = ()
-    baselines: tuple[str, ...] = ()
-    train_dataset: str | None = None
-    train_split: str = "train"
-    baseline_images: int = 50_000
-    compare: str | None = None
-    path_length_pairs: int = 0
-    path_length_intervals: int = 100
-    probe: str | None = None
-    label_columns: tuple[str, ...] = ()
-    dinov2_model: str = "facebook/dinov2-large"
-    seed: int = 0
-    batch_size: int = 50
-    device: str | None = None
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name, values, allowed in (
-            ("modes", self.modes, MODES),
-            ("metrics", self.metrics, IMAGE_METRICS + FOLDER_METRICS),
-            ("require", self.require, (*IMAGE_METRICS, *FOLDER_METRICS, PATH_LENGTH)),
-            ("baselines", self.baselines, BASELINES),
-            ("probe", (self.probe,), (*PROBES, None)),
-            ("crop", (self.crop,), CROPS),
-            ("dtype", (self.dtype,), ("float32", "bfloat16", "float16")),
-        ):
-            for value in values:
-                if value not in allowed:
-                    raise ValueError(f"{name} must be among {', '.join(map(str, allowed))}, got {value!r}")
-        measured = self.metrics + (PATH_LENGTH,) * bool(self.path_length_pairs)
-        for metric in self.require:
-            if metric not in measured:
-                option = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
-                raise ValueError(f"require must be among what is measured; {metric} is not: add it by {option}")
-        for name, minimum in (
-            ("num_inference_steps", 1),
-            ("path_length_pairs", 0),
-            ("path_length_intervals", 1),
-            ("baseline_images", 1),
-            ("batch_size", 1),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
-        if self.seed > _LARGEST_SEED:
-            raise ValueError(f"seed must be at most {_LARGEST_SEED}, got {self.seed}")
-        if self.num_images is not None and self.num_images < 2:
-            raise ValueError(f"num_images must be at least 2, got {self.num_images}")
-        if not self.modes:
-            raise ValueError(f"modes must hold at least one of {', '.join(MODES)}, got none")
-        fitted = [name for name in self.baselines if name != "jpeg"] + ([self.probe] if self.probe else [])
-        if fitted and self.train_dataset is None:
-            raise ValueError(f"train_dataset must be given for {', '.join(fitted)}, got none")
-        if self.probe and not self.label_columns:
-            raise ValueError("label_columns must be given for a probe, got none")
-        if self.probe == "multiclass" and len(self.label_columns) > 1:
-            raise ValueError(f"label_columns must be one column for multiclass, got {', '.join(self.label_columns)}")
 
 
 class _Images:
@@ -231,7 +116,7 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
             folder.keep_settings("compare", compared)
         if train is not None:
             folder.keep_settings("baselines", fitted)
-    clock = _Clock(options.output / "timings.json" if state.is_main_process else None)
+    clock = StageClock(options.output / "timings.json" if state.is_main_process else None)
     mine = range(count)[state.process_index :: state.num_processes]
 
     show = show_progress and state.is_main_process
@@ -312,7 +197,7 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
         "results": results,
         "timings": clock.timings,
         "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
             "threads": torch.get_num_threads(),
             "processes": state.num_processes,
             "torch": torch.__version__,
@@ -320,71 +205,6 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
         },
     }
     return _plain(figures)
-
-
-def join_processes(device: str | None) -> PartialState:
-    """The processes of `accelerate launch` or torchrun, or the only one.
-
-    Without an accelerator they share the work on the CPU, which accelerate must be told.
-    """
-    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not accelerated
-    return PartialState(cpu=on_cpu if device is None else torch_device(device).type == "cpu")
-
-
-def find_device(name: str | None, state: PartialState) -> torch.device:
-    """The device of this name, or the process's own.
-
-    Raises:
-        ValueError: If this machine has no such device.
-    """
-    device = state.device if name is None else torch_device(name)
-    if device.type == "cpu":
-        return torch.device("cpu")
-    # "cuda" with several processes is each one's own
-    return state.device if device.index is None and device.type == state.device.type else device
-
-
-def torch_device(name: str) -> torch.device:
-    """A device by its name.
-
-    Raises:
-        ValueError: If this machine has no such device.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be a device of this machine, got {name!r}") from error
-    return device
-
-
-def load_for_evaluation(model: str, device: torch.device, dtype: str) -> DiffusionAutoencoderPipeline:
-    """The pipeline on its device, in channels_last, quiet.
-
-    Raises:
-        ValueError: If it cannot be loaded.
-    """
-    try:
-        pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {model!r} cannot be loaded: {error}") from error
-    pipeline.to(device, getattr(torch, dtype))
-    for network in (pipeline.encoder, pipeline.decoder):
-        network.to(memory_format=torch.channels_last)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def weights_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
-    """A short hash of networks and scheduler: a folder must not mix reconstructions of two states of one model."""
-    scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(scheduler, sort_keys=True).encode())
-    for network in (pipeline.encoder, pipeline.decoder):
-        for name, tensor in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
@@ -443,7 +263,7 @@ def _reconstruct(
     method: str,
     mode: str,
     options: EvaluationOptions,
-    clock: _Clock,
+    clock: StageClock,
     show_progress: bool,
 ) -> None:
     """Reconstructs the images that the folder does not have."""
@@ -476,7 +296,7 @@ def _baselines(
     options: EvaluationOptions,
     latent_dim: int,
     pca_components: int,
-    clock: _Clock,
+    clock: StageClock,
     show_progress: bool,
 ) -> None:
     """Reconstructions by methods without a network, of the same latent size."""
@@ -587,7 +407,7 @@ def _measure(
     count: int,
     options: EvaluationOptions,
     device: torch.device,
-    clock: _Clock,
+    clock: StageClock,
     latent_dim: int,
     missing: dict[str, Exception],
     show_progress: bool,
@@ -724,36 +544,3 @@ def _unavailable(metric: str, error: Exception, options: EvaluationOptions) -> d
     if metric in options.require:
         raise WeightsUnavailable(f"{metric} is required, but cannot be had: {error}") from error
     return {"unavailable": " ".join(str(error).split())}
-
-
-class _Clock:
-    """Seconds and images per second of the stages, over all runs into a folder."""
-
-    class _Measured:
-        images = 0
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self.timings: dict[str, dict[str, float]] = {}
-        if path is not None and path.is_file():
-            self.timings = json.loads(path.read_text())
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[_Measured]:
-        measured, started = self._Measured(), time.monotonic()
-        yield measured
-        if not measured.images:
-            return  # everything was there already
-        before = self.timings.get(stage, {"seconds": 0.0, "images": 0})
-        seconds, images = before["seconds"] + time.monotonic() - started, before["images"] + measured.images
-        self.timings[stage] = {"seconds": seconds, "images": images, "images_per_second": images / seconds}
-        if self._path is not None:
-            write_text(self._path, json.dumps(self.timings, indent=2) + "\n")
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -14,6 +14,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .latent_statistics import LatentStatisticsMixin
 from .safetensors_only import SafetensorsOnlyMixin
 
 
@@ -28,7 +29,7 @@ class AttributeClassifierOutput(BaseOutput):
     logits: torch.Tensor
 
 
-class AttributeClassifier(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
+class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """A linear classifier of attributes on normalised latent codes.
 
     Codes are normalised with the mean and standard deviation of the training codes, which are part of its saved state.
@@ -60,16 +61,7 @@ class AttributeClassifier(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                     f"got {len(names)}, {len(set(names))} of them different"
                 )
         self.linear = nn.Linear(latent_dim, num_attributes)
-        self.register_buffer("latent_mean", torch.zeros(latent_dim))
-        self.register_buffer("latent_std", torch.ones(latent_dim))
-
-    def normalize(self, latent_code: torch.Tensor) -> torch.Tensor:
-        """Latent codes (B, latent_dim) of the encoder -> codes of mean 0 and standard deviation 1."""
-        return (latent_code - self.latent_mean) / self.latent_std
-
-    def denormalize(self, normalized_code: torch.Tensor) -> torch.Tensor:
-        """The inverse of [`~AttributeClassifier.normalize`]."""
-        return normalized_code * self.latent_std + self.latent_mean
+        self.register_latent_statistics(latent_dim)
 
     def forward(
         self, latent_code: torch.Tensor, return_dict: bool = True

@@ -11,6 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from .latent_statistics import LatentStatisticsMixin
 from .layers import TimeEmbedding, validate_integers
 from .safetensors_only import SafetensorsOnlyMixin
 
@@ -46,7 +47,7 @@ class LatentCodeLayer(nn.Module):
         return F.silu(self.norm(self.linear(hidden) * (1 + self.time_projection(activated_time))))
 
 
-class LatentCodeModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
+class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """The latent code model of a diffusion autoencoder: a noise-predicting MLP with skip connections of its input.
 
     The input is concatenated as [hidden, input] before every layer but the first; the last layer is a plain Linear. It
@@ -85,16 +86,7 @@ class LatentCodeModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             for index in range(num_layers - 1)
         )
         self.linear_out = nn.Linear(hidden_dim + latent_dim, latent_dim)
-        self.register_buffer("latent_mean", torch.zeros(latent_dim))
-        self.register_buffer("latent_std", torch.ones(latent_dim))
-
-    def normalize(self, latent_code: torch.Tensor) -> torch.Tensor:
-        """Latent codes (B, latent_dim) of the encoder -> codes of mean 0 and standard deviation 1."""
-        return (latent_code - self.latent_mean) / self.latent_std
-
-    def denormalize(self, normalized_code: torch.Tensor) -> torch.Tensor:
-        """The inverse of [`~LatentCodeModel.normalize`]."""
-        return normalized_code * self.latent_std + self.latent_mean
+        self.register_latent_statistics(latent_dim)
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
