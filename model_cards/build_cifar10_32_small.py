@@ -5,7 +5,7 @@
 
 `--run` is the folder of its `train_two_phase.py`; `--evaluation` that of `diffae-hub evaluate`, whose report and pictures
 go into model_cards/ too; `--tables` that of `examples/replicate_tables.py`, for the options beyond the paper. Inversion takes
-twice the time: `--inversion` names another evaluation, of fewer images, that it and the path length are taken from.
+twice the time: `--inversion` names another evaluation, of fewer images, for what the first does not have.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def main() -> None:
     pictures = report["pictures"]
     if arguments.inversion:
         inverted = copy_report(arguments.inversion, f"{NAME}_inversion", pipeline)
-        report["results"] = inverted["results"] | report["results"]
+        for method, measured in inverted["results"].items():
+            report["results"][method] = measured | report["results"].get(method, {})
         links += f" and [{NAME}_inversion.md]({NAME}_inversion.md)"
         pictures = inverted["pictures"]
     picture = f"images/{NAME}_{'inversion' if arguments.inversion else 'evaluation'}_reconstructions.png"
