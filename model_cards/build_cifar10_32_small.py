@@ -4,8 +4,8 @@
         --tables runs/tables
 
 `--run` is the folder of its `train_two_phase.py`; `--evaluation` that of `diffae-hub evaluate`, whose report and pictures
-go into model_cards/ too; `--tables` that of `examples/replicate_tables.py`, for the options beyond the paper. Inversion takes
-twice the time: `--inversion` names another evaluation, of fewer images, for what the first does not have.
+go into model_cards/ too; `--further` names others, of other modes or fewer images, for what the first does not have; `--tables`
+is the folder of `examples/replicate_tables.py`, for the options beyond the paper.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--evaluation", type=Path, required=True)
-    parser.add_argument("--inversion", type=Path)
+    parser.add_argument("--further", type=Path, nargs="*", default=[])
     parser.add_argument("--tables", type=Path)
     parser.add_argument("--hardware", required=True, help="that the training ran on")
     arguments = parser.parse_args()
@@ -142,14 +142,17 @@ def main() -> None:
     draw_training(records, FOLDER / "images" / f"{NAME}_training.png")
     report = copy_report(arguments.evaluation, f"{NAME}_evaluation", pipeline)
     links = f"[{NAME}_evaluation.md]({NAME}_evaluation.md)"
-    pictures = report["pictures"]
-    if arguments.inversion:
-        inverted = copy_report(arguments.inversion, f"{NAME}_inversion", pipeline)
-        for method, measured in inverted["results"].items():
+    picture = f"images/{NAME}_evaluation_reconstructions.png"
+    for folder in arguments.further:
+        further = json.loads((folder / "report.json").read_text())
+        name = f"{NAME}_{'_'.join(further['modes'])}_{further['num_images']}"
+        copy_report(folder, name, pipeline)
+        links += f", [{name}.md]({name}.md)"
+        for method, measured in further["results"].items():
             report["results"][method] = measured | report["results"].get(method, {})
-        links += f" and [{NAME}_inversion.md]({NAME}_inversion.md)"
-        pictures = inverted["pictures"]
-    picture = f"images/{NAME}_{'inversion' if arguments.inversion else 'evaluation'}_reconstructions.png"
+        if len(further["modes"]) > len(report["modes"]):
+            report |= {"modes": further["modes"], "pictures": further["pictures"]}
+            picture = f"images/{name}_reconstructions.png"
     results = card_results(report)
     seconds = examples = 0
     for record in records:  # a line's rate is that since the line before it
@@ -177,8 +180,8 @@ def main() -> None:
         "model_name": NAME,
         "summary": "A small diffusion autoencoder for 32x32 images, trained by the two-phase method (velocity prediction, "
         "SC-4) on a CPU. It ships inside diffae_hub, for trying things out and for tests; it is no benchmark of the method."
-        f"\n\n![{pictures['reconstructions.png']}]({picture})"
-        f"\n\n*Test images, from the top: {pictures['reconstructions.png'].lower()}; {report['num_inference_steps']} steps.*",
+        f"\n\n![{report['pictures']['reconstructions.png']}]({picture})"
+        f"\n\n*Test images, from the top: {report['pictures']['reconstructions.png'].lower()}; {report['num_inference_steps']} steps.*",
         "license": "apache-2.0",
         "dataset": {
             "name": "CIFAR-10, 50,000 training images",
