@@ -39,8 +39,9 @@ from diffae_hub.training.data import (
     load_rows,
     training_loader,
 )
-from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss, derived_seed, sample_timesteps
+from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss
 from diffae_hub.training.presets import TrainingPreset, preset_named
+from diffae_hub.training.trainer import TwoPhaseTrainer
 
 MIB = 2**20
 
@@ -72,35 +73,8 @@ def script_step(
     """The step of examples/train_two_phase.py."""
     AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the last variant's
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
-    autoencoder = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
-    autoencoder = autoencoder.to(device, memory_format=torch.channels_last).train()
-    parameters = list(autoencoder.parameters())
-    scheduler = preset.build_scheduler()
-    optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)
-    ema = EMAModel(parameters, decay=preset.ema_decay, update_after_step=-1, foreach=True)
-    model = torch.compile(autoencoder) if compiled else autoencoder
-    model, optimizer = accelerator.prepare(model, optimizer)
-    seen = 0
-
-    def step(images: torch.Tensor) -> None:
-        nonlocal seen
-        generator = torch.Generator().manual_seed(derived_seed(0, 2, seen))
-        timesteps = sample_timesteps(batch_size, 2, scheduler, generator, "cpu")
-        generator = torch.Generator(device).manual_seed(derived_seed(0, 1, seen))
-        noise = torch.randn(images.shape, generator=generator, device=device)
-        torch.manual_seed(derived_seed(0, 3, seen, 0))
-        images = images.to(device, non_blocking=True)
-        images, noise = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, noise))
-        with accelerator.autocast():
-            loss = denoising_loss(model, scheduler, images, noise, timesteps).sum() / batch_size
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters, preset.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(parameters)
-        seen += batch_size
-
-    return step
+    preset = preset.with_overrides({"batch_size": batch_size, "phase1_fraction": 0.0})
+    return TwoPhaseTrainer(preset, accelerator, compiled=compiled).step
 
 
 def build_step(

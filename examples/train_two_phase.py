@@ -30,21 +30,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.hub.model_card import figures_of_run, write_model_card
 from diffae_hub.hub.push import ensure_repository, push_pipeline
 from diffae_hub.training.checkpoints import (
     checkpoint_folders,
     load_checkpoint,
     load_latest_checkpoint,
-    restore_averages,
-    restore_state_layout,
     save_checkpoint,
 )
 from diffae_hub.training.configuration import check_run, parse_arguments, resolve_experiment
@@ -59,14 +55,6 @@ from diffae_hub.training.data import (
     training_loader,
 )
 from diffae_hub.training.faults import LossMonitor, StopSignal, TrainingError, check_finite_weights
-from diffae_hub.training.objective import (
-    DiffusionAutoencoder,
-    denoising_loss,
-    derived_seed,
-    learning_rate_at,
-    phase_at,
-    sample_timesteps,
-)
 from diffae_hub.training.presets import TrainingPreset
 from diffae_hub.training.run_folder import (
     CONFIGURATION,
@@ -80,10 +68,8 @@ from diffae_hub.training.run_folder import (
     written_aside,
 )
 from diffae_hub.training.streaming import StreamedBatches, streaming_loader
+from diffae_hub.training.trainer import TwoPhaseTrainer
 from diffae_hub.training.validation import picture_grid, validate
-
-# What each draw of random numbers is for: part of its seed.
-NOISE, TIMESTEPS, DROPOUT = 1, 2, 3
 
 
 def build_loader(
@@ -176,30 +162,18 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
     if is_main and arguments.push_to_hub:  # not after days of training is the time to learn that there is no token
         hub_model_id = ensure_repository(arguments.hub_model_id or run_folder.resolve().name, arguments.hub_private)
 
-    # Networks, averaged weights, optimizer.
-    torch.manual_seed(arguments.seed)
-    scheduler = preset.build_scheduler()
-    autoencoder = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder()).to(device)
-    if arguments.channels_last:
-        autoencoder = autoencoder.to(memory_format=torch.channels_last)
-    if arguments.gradient_checkpointing:
-        autoencoder.encoder.enable_gradient_checkpointing()
-        autoencoder.decoder.enable_gradient_checkpointing()
-    parameters = list(autoencoder.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=preset.learning_rate, betas=(0.9, 0.999), fused=True)
-    # With update_after_step=-1 the decay of step n = 1, 2, ... is min(decay, (1 + n) / (10 + n)), from the first on.
-    ema = EMAModel(
-        parameters,
-        decay=preset.ema_decay,
-        min_decay=0.0 if preset.ema_warmup else preset.ema_decay,
-        update_after_step=-1,
-        foreach=True,
+    trainer = TwoPhaseTrainer(
+        preset,
+        accelerator,
+        seed=arguments.seed,
+        channels_last=arguments.channels_last,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        compiled=arguments.compile,
     )
-    model = torch.compile(autoencoder) if arguments.compile else autoencoder
-    model, optimizer = accelerator.prepare(model, optimizer)
 
     # Resume.
-    examples_seen, state = 0, None
+    state = None
     if arguments.resume_from_checkpoint == "latest":
         folder, state = load_latest_checkpoint(run_folder, accelerator.print)
         if state is None:
@@ -209,72 +183,59 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
         state = load_checkpoint(folder)
     if state is not None:
         check_same_experiment(state["experiment"], {**preset.to_dict(), "seed": arguments.seed})
-        autoencoder.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        restore_state_layout(optimizer)
-        restore_averages(ema, state["ema"])
-        if accelerator.scaler is not None and state["scaler"] is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
-        examples_seen = state["examples_seen"]
-        accelerator.print(f"resumed from {folder} at {examples_seen} examples")
+        trainer.load_state_dict(state, state["examples_seen"])
+        accelerator.print(f"resumed from {folder} at {trainer.examples_seen} examples")
 
     loader, data = build_loader(arguments, preset, accelerator, state)
+    positions = state["stream_positions"] if state else None
+    del state  # as large as the networks, optimizer and averages together
     validation_images = load_validation_images(arguments, preset)
     if is_main:
         run_folder.mkdir(parents=True, exist_ok=True)
         write_text(run_folder / CONFIGURATION, json.dumps(configuration, indent=2))
-        rewind_metrics(run_folder, examples_seen)
+        rewind_metrics(run_folder, trainer.examples_seen)
     if arguments.report_to != "none":
         flat = {
             key: value if isinstance(value, (int, float)) else str(value) for key, value in preset.to_dict().items()
         }
         accelerator.init_trackers("two_phase", config=flat)
 
-    def pipeline() -> DiffusionAutoencoderPipeline:
-        return DiffusionAutoencoderPipeline(autoencoder.encoder, autoencoder.decoder, preset.build_scheduler())
-
     def log(record: dict[str, float]) -> None:
-        append_metrics(run_folder, {"examples": examples_seen, "phase": phase, **record})
-        accelerator.log(record, step=examples_seen)
+        append_metrics(run_folder, {"examples": trainer.examples_seen, "phase": phase, **record})
+        accelerator.log(record, step=trainer.examples_seen)
 
     def due(every: int) -> bool:
-        finished = examples_seen >= preset.training_examples
-        return finished or (examples_seen - preset.batch_size) // every != examples_seen // every
+        before = trainer.examples_seen - preset.batch_size
+        return trainer.finished or before // every != trainer.examples_seen // every
 
     def run_validation() -> None:
-        ema.store(parameters)
-        ema.copy_to(parameters)
-        autoencoder.eval()
-        figures, pictures = validate(
-            pipeline(), validation_images.to(device), phase, arguments.validation_steps, arguments.seed
-        )
-        ema.restore(parameters)
+        with trainer.averaged_weights():
+            figures, pictures = validate(
+                trainer.pipeline(), validation_images.to(device), phase, arguments.validation_steps, arguments.seed
+            )
         grid = picture_grid(validation_images / 2 + 0.5, pictures)
         pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         (run_folder / "validation").mkdir(exist_ok=True)
-        Image.fromarray(pixels.squeeze()).save(run_folder / "validation" / f"{examples_seen:010d}.png")
+        Image.fromarray(pixels.squeeze()).save(run_folder / "validation" / f"{trainer.examples_seen:010d}.png")
         if arguments.report_to == "tensorboard":
             accelerator.get_tracker("tensorboard").log_images(
-                {"reconstructions": pixels[None]}, step=examples_seen, dataformats="NHWC"
+                {"reconstructions": pixels[None]}, step=trainer.examples_seen, dataformats="NHWC"
             )
         log(figures)
-        progress.write(f"{examples_seen} examples: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+        progress.write(f"{trainer.examples_seen} examples: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
     def checkpoint() -> None:
-        positions = state["stream_positions"] if state else None
+        nonlocal positions
         if arguments.streaming and batch is not None:
             positions = gather_object([batch.position])
         if not is_main:
             return
-        check_finite_weights(parameters, examples_seen)
+        check_finite_weights(trainer.parameters, trainer.examples_seen)
         save_checkpoint(
             run_folder,
-            examples_seen,
+            trainer.examples_seen,
             {
-                "model": autoencoder.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "ema": ema.state_dict(),
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                **trainer.state_dict(),
                 "stream_positions": positions,
                 "experiment": {**preset.to_dict(), "seed": arguments.seed},
                 "data": data,
@@ -282,74 +243,40 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
             arguments.keep_checkpoints,
         )
 
-    # Train. Data order, noise, timesteps and dropout depend on the seed and on the examples seen, on nothing else, so
-    # that a checkpoint needs no state of any random generator.
-    phase, batch, skipped = phase_at(examples_seen, preset.training_examples, preset.phase1_fraction), None, set()
+    # Train. The order of the data, too, depends on the seed and on the examples seen, on nothing else.
+    phase, batch, skipped = trainer.phase, None, set()
     monitor = LossMonitor(accelerator, stop_signal)
-    share = process_share(preset.batch_size, accelerator.process_index, accelerator.num_processes)
     progress = tqdm(
-        total=preset.training_examples, initial=examples_seen, unit="img", mininterval=5, disable=not is_main
+        total=preset.training_examples, initial=trainer.examples_seen, unit="img", mininterval=5, disable=not is_main
     )
     batches = iter(loader)
-    interval_start, interval_examples = time.monotonic(), examples_seen
-    while examples_seen < preset.training_examples and not monitor.stopping:
+    interval_start, interval_examples = time.monotonic(), trainer.examples_seen
+    while not trainer.finished and not monitor.stopping:
         batch = next(batches)
         if isinstance(batch, Exception):
             raise batch
         for line in sorted(set(batch.unreadable) - skipped):
             skipped.add(line)
             print(f"skipped an unreadable image ({len(skipped)} so far): {line}", file=sys.stderr, flush=True)
-        phase = phase_at(examples_seen, preset.training_examples, preset.phase1_fraction)
-
-        # Every process draws the timesteps and the noise of the global batch and takes its share.
-        generator = torch.Generator().manual_seed(derived_seed(arguments.seed, TIMESTEPS, examples_seen))
-        timesteps = sample_timesteps(preset.batch_size, phase, scheduler, generator, "cpu")[share]
-        generator = torch.Generator(device).manual_seed(derived_seed(arguments.seed, NOISE, examples_seen))
-        noise = torch.randn((preset.batch_size, *batch.images.shape[1:]), generator=generator, device=device)[share]
-        torch.manual_seed(derived_seed(arguments.seed, DROPOUT, examples_seen, accelerator.process_index))
-        images = batch.images.to(device, non_blocking=True)
-        if arguments.channels_last:
-            images, noise = (t.contiguous(memory_format=torch.channels_last) for t in (images, noise))
-
-        # DDP averages over processes; each adds the sum of its losses over the global batch size.
-        model.train()
-        step_loss = torch.zeros((), device=device)
-        splits = (t.tensor_split(arguments.gradient_accumulation_steps) for t in (images, noise, timesteps))
-        parts = list(zip(*splits, strict=True))
-        for index, part in enumerate(parts):
-            with accelerator.autocast():
-                loss = denoising_loss(model, scheduler, *part).sum() / preset.batch_size
-            step_loss += loss.detach()
-            if index < len(parts) - 1:
-                with accelerator.no_sync(model):
-                    accelerator.backward(loss * accelerator.num_processes)
-            else:
-                accelerator.backward(loss * accelerator.num_processes)
-        accelerator.clip_grad_norm_(parameters, preset.max_grad_norm)
-        examples_seen += preset.batch_size
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(examples_seen, preset.learning_rate, preset.warmup_examples)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(parameters)
-
-        monitor.add(examples_seen // preset.batch_size, examples_seen, step_loss)
+        phase = trainer.phase
+        loss = trainer.step(batch.images)
+        monitor.add(trainer.examples_seen // preset.batch_size, trainer.examples_seen, loss)
         progress.update(preset.batch_size)
 
         if due(arguments.log_every):
             monitor.check()
-            rate = (examples_seen - interval_examples) / (time.monotonic() - interval_start)
+            rate = (trainer.examples_seen - interval_examples) / (time.monotonic() - interval_start)
             mean_loss = monitor.mean()
             progress.set_postfix(phase=phase, loss=f"{mean_loss:.4f}")
             if is_main:
-                log({"loss": mean_loss, "learning_rate": group["lr"], "examples_per_second": rate})
-            interval_start, interval_examples = time.monotonic(), examples_seen
+                log({"loss": mean_loss, "learning_rate": trainer.learning_rate, "examples_per_second": rate})
+            interval_start, interval_examples = time.monotonic(), trainer.examples_seen
         if validation_images is not None and due(arguments.validation_every):
             pause = time.monotonic()
             if is_main:
                 run_validation()
             interval_start += time.monotonic() - pause
-        if due(arguments.checkpoint_every) and examples_seen < preset.training_examples:
+        if due(arguments.checkpoint_every) and not trainer.finished:
             monitor.check()
             checkpoint()
     progress.close()
@@ -360,28 +287,26 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
     skipped = set(gather_object(sorted(skipped)))  # by all processes, who thereby wait for the checkpoint
     if skipped:
         accelerator.print(f"{len(skipped)} unreadable images were skipped")
-    if examples_seen < preset.training_examples:
+    if not trainer.finished:
         accelerator.print(
-            f"stopped by {stop_signal.name or 'a signal'} at {examples_seen} examples; "
+            f"stopped by {stop_signal.name or 'a signal'} at {trainer.examples_seen} examples; "
             "--resume_from_checkpoint latest continues"
         )
     elif is_main:
         stop_signal.restore()
-        ema.copy_to(parameters)
-        autoencoder.eval()
         figures = figures_of_run(
             hub_model_id or run_folder.resolve().name,
             arguments.dataset,
             preset.to_dict(),
-            {name: sum(p.numel() for p in part.parameters()) for name, part in autoencoder.named_children()},
+            {name: sum(p.numel() for p in part.parameters()) for name, part in trainer.autoencoder.named_children()},
             read_metrics(run_folder),
             0 if validation_images is None else len(validation_images),
             arguments.validation_steps,
             arguments.hub_license,
         )
         finished_pipeline = run_folder / "pipeline"
-        with written_aside(finished_pipeline) as partial:
-            pipeline().save_pretrained(partial)
+        with trainer.averaged_weights(), written_aside(finished_pipeline) as partial:
+            trainer.pipeline().save_pretrained(partial)
             write_model_card(partial, figures)
         accelerator.print(f"pipeline saved to {finished_pipeline}")
         if hub_model_id:
@@ -408,6 +333,10 @@ def main(argv: list[str] | None = None) -> int:
         code, message, everywhere = 1, str(error), True
         checkpoints = checkpoint_folders(arguments.output_dir)
         message += f"; the last good checkpoint is {checkpoints[-1] if checkpoints else 'none'}"
+    except RuntimeError as error:
+        if os.environ.get("WORLD_SIZE", "1") == "1" or "by peer" not in str(error):
+            raise
+        code, message, everywhere = 1, "another process ended, and this one with it", True
     if everywhere or os.environ.get("RANK", "0") == "0":  # all processes refuse a command line
         print(f"train_two_phase.py: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,11 @@ def check_run(arguments: argparse.Namespace, preset: TrainingPreset, num_process
             raise ValueError(f"--{name} must be at least {minimum}, got {getattr(arguments, name)}")
     if arguments.mixed_precision == "fp16" and device_type == "cpu":
         raise ValueError("--mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'")
+    compiler = os.environ.get("CXX", "g++")
+    if arguments.compile and device_type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(
+            f"--compile needs a C++ compiler on the CPU (g++, or the one that CXX names), got {compiler!r}, not found"
+        )
     if preset.encoder["in_channels"] not in (1, 3):
         raise ValueError(f"in_channels must be 1 (grayscale) or 3 (RGB), got {preset.encoder['in_channels']}")
     if arguments.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", arguments.hub_license):
