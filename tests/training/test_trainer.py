@@ -1,0 +1,124 @@
+"""TwoPhaseTrainer's steps against a plain float64 loop of the paper's formulas."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from diffae_hub.training.presets import TrainingPreset, preset_named
+from diffae_hub.training.trainer import TwoPhaseTrainer
+
+from .runner import TINY_EXPERIMENT
+
+EXAMPLES, BATCH, LEARNING_RATE, WARMUP, DECAY, NORM = 128, 16, 1e-3, 64, 0.5, 0.05
+
+
+def tiny_preset() -> TrainingPreset:
+    return preset_named("cifar10-32").with_overrides(
+        {
+            **TINY_EXPERIMENT,
+            "decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0},
+            "batch_size": BATCH,
+            "training_examples": EXAMPLES,
+            "learning_rate": LEARNING_RATE,
+            "warmup_examples": WARMUP,
+            "ema_decay": DECAY,
+            "max_grad_norm": NORM,
+        }
+    )
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)  # the precision of another test in this process
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def batches(rng: torch.Generator) -> list[torch.Tensor]:
+    return [torch.rand(BATCH, 1, 8, 8, generator=rng) * 2 - 1 for _ in range(EXAMPLES // BATCH)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tensor], channels_last: bool) -> None:
+    """Two steps at t = 1 and six of v-prediction on SC-4; clipping, Adam, warm-up and averages written out.
+
+    What the reference takes from the trainer are its initial weights and its draws of t and x_t, from which it has the
+    noise.
+    """
+    trainer = TwoPhaseTrainer(tiny_preset(), accelerator, channels_last=channels_last)
+    inputs: list[tuple[torch.Tensor, ...]] = []
+    trainer.autoencoder.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+    reference = copy.deepcopy(trainer.autoencoder).double()
+    parameters = list(reference.parameters())
+    averages = [parameter.detach().clone() for parameter in parameters]
+    first, second = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
+    for step, images in enumerate(batches, start=1):
+        assert trainer.phase == (1 if step <= 2 else 2)
+        loss = trainer.step(images)
+
+        x0, x_t, timesteps = (tensor.double() for tensor in inputs[-1])
+        torch.testing.assert_close(x0, images.double())
+        t = timesteps / 1000
+        assert bool((t == 1).all()) == (step <= 2)
+        # SC-4 (section 4.3): alpha / sigma = 4 cot(pi t / 2), alpha^2 + sigma^2 = 1.
+        angle = torch.atan2(torch.sin(math.pi * t / 2), 4 * torch.cos(math.pi * t / 2))[:, None, None, None]
+        noise = (x_t - torch.cos(angle) * x0) / torch.sin(angle)
+        velocity = torch.cos(angle) * noise - torch.sin(angle) * x0
+        expected = ((reference(x0, x_t, timesteps) - velocity) ** 2).mean()
+        assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+        gradients = torch.autograd.grad(expected, parameters)
+        norm = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))
+        assert float(norm) > NORM  # so that clipping shows
+        rate = LEARNING_RATE * min(1.0, step * BATCH / WARMUP)
+        decay = min(DECAY, (1 + step) / (10 + step))
+        assert trainer.learning_rate == pytest.approx(rate)
+        with torch.no_grad():
+            for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                gradient = gradient * min(1.0, NORM / float(norm))  # noqa: PLW2901
+                first[index] = 0.9 * first[index] + 0.1 * gradient
+                second[index] = 0.999 * second[index] + 0.001 * gradient**2
+                mean, square = first[index] / (1 - 0.9**step), second[index] / (1 - 0.999**step)
+                parameter -= rate * mean / (square.sqrt() + 1e-8)
+                averages[index] = decay * averages[index] + (1 - decay) * parameter
+    assert trainer.finished
+    for ours, expected in zip(trainer.parameters, parameters, strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=0, atol=0.02 * LEARNING_RATE)
+    with trainer.averaged_weights():
+        for ours, expected in zip(trainer.parameters, averages, strict=True):
+            torch.testing.assert_close(ours.double(), expected, rtol=0, atol=0.02 * LEARNING_RATE)
+
+
+def test_averaged_weights_are_lent(accelerator: Accelerator, batches: list[torch.Tensor]) -> None:
+    """Whatever happens meanwhile, the training goes on from the weights that it had."""
+    trainer = TwoPhaseTrainer(tiny_preset(), accelerator)
+    trainer.step(batches[0])
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    with pytest.raises(KeyError), trainer.averaged_weights():
+        assert not trainer.autoencoder.training
+        assert any(not torch.equal(ours, old) for ours, old in zip(trainer.parameters, before, strict=True))
+        raise KeyError
+    assert all(torch.equal(ours, old) for ours, old in zip(trainer.parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("layouts", [(True, False), (False, True)])
+def test_goes_on_in_another_memory_format(
+    accelerator: Accelerator, batches: list[torch.Tensor], layouts: tuple[bool, bool]
+) -> None:
+    """A state taken up again under the other memory format leads to the same weights, but for rounding."""
+    whole = TwoPhaseTrainer(tiny_preset(), accelerator, channels_last=layouts[0])
+    for images in batches[:4]:
+        whole.step(images)
+    resumed = TwoPhaseTrainer(tiny_preset(), accelerator, seed=0, channels_last=layouts[1])
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()), whole.examples_seen)
+    for images in batches[4:]:
+        whole.step(images)
+        resumed.step(images)
+    for ours, theirs in zip(resumed.parameters, whole.parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02 * LEARNING_RATE)
