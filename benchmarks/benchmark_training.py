@@ -68,13 +68,14 @@ def plain_step(preset: TrainingPreset, batch_size: int, device: torch.device) ->
 
 
 def script_step(
-    preset: TrainingPreset, batch_size: int, device: torch.device, mixed_precision: str, compiled: bool
+    preset: TrainingPreset, batch_size: int, device: torch.device, variant: str
 ) -> Callable[[torch.Tensor], None]:
-    """The step of examples/train_two_phase.py."""
+    """The step of examples/train_two_phase.py, with the options that the variant's words name."""
     AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the last variant's
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
+    accelerator = Accelerator(mixed_precision="bf16" if "bf16" in variant else "no", cpu=device.type == "cpu")
     preset = preset.with_overrides({"batch_size": batch_size, "phase1_fraction": 0.0})
-    return TwoPhaseTrainer(preset, accelerator, compiled=compiled).step
+    options = {"compiled": "compile" in variant, "gradient_checkpointing": "checkpointing" in variant}
+    return TwoPhaseTrainer(preset, accelerator, **options).step
 
 
 def build_step(
@@ -83,7 +84,7 @@ def build_step(
     torch.manual_seed(0)
     if variant == "plain loop":
         return plain_step(preset, batch_size, device)
-    return script_step(preset, batch_size, device, "bf16" if "bf16" in variant else "no", "compile" in variant)
+    return script_step(preset, batch_size, device, variant)
 
 
 def wait(device: torch.device) -> None:
