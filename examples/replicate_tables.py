@@ -23,7 +23,6 @@ from diffusers.utils import logging
 from scipy.stats import spearmanr
 
 from diffae_hub.evaluation.evaluate import evaluate
-from diffae_hub.evaluation.evaluation_folder import write_text
 from diffae_hub.evaluation.options import FOLDER_METRICS, IMAGE_METRICS, EvaluationOptions
 from diffae_hub.evaluation.paper_tables import (
     HUDSON,
@@ -40,6 +39,7 @@ from diffae_hub.evaluation.paper_tables import (
     format_papers,
 )
 from diffae_hub.evaluation.report import METRIC_NAMES, format_figure, markdown_table
+from diffae_hub.files import write_text
 from diffae_hub.training.run_folder import CONFIGURATION
 
 # The network is the paper's kind, at the size of the bundled model; the last row adds the two options beyond the paper.

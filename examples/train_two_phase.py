@@ -35,6 +35,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from diffae_hub.files import new_folder, write_text
 from diffae_hub.hub.model_card import figures_of_run, write_model_card
 from diffae_hub.hub.push import ensure_repository, push_pipeline
 from diffae_hub.training.checkpoints import (
@@ -64,8 +65,6 @@ from diffae_hub.training.run_folder import (
     describe_data,
     read_metrics,
     rewind_metrics,
-    write_text,
-    written_aside,
 )
 from diffae_hub.training.streaming import StreamedBatches, streaming_loader
 from diffae_hub.training.trainer import TwoPhaseTrainer
@@ -305,7 +304,7 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
             arguments.hub_license,
         )
         finished_pipeline = run_folder / "pipeline"
-        with trainer.averaged_weights(), written_aside(finished_pipeline) as partial:
+        with trainer.averaged_weights(), new_folder(finished_pipeline) as partial:
             trainer.pipeline().save_pretrained(partial)
             write_model_card(partial, figures)
         accelerator.print(f"pipeline saved to {finished_pipeline}")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .files import write_png
 
 # Command -> (module, prefix of its two functions, one line of help). Imported when the command is chosen, so that
 # `--help` does not wait for torch and a missing extra concerns only the command that needs it.
@@ -138,8 +139,8 @@ def run_reconstruct(arguments: argparse.Namespace) -> int:
             "psnr_db": psnr if math.isfinite(psnr) else None,  # JSON knows no infinity, the PSNR of an exact copy
             "ssim": float(structural_similarity(result[None], original[None])),
         }
-        _save_picture(to_pil(result), Path(record["reconstruction"]))
-        _save_picture(side_by_side(original, result), Path(record["side_by_side"]))
+        write_png(Path(record["reconstruction"]), to_pil(result))
+        write_png(Path(record["side_by_side"]), side_by_side(original, result))
         records.append(record)
         if not arguments.json:
             size = f"{record['width']}x{record['height']}"
@@ -174,9 +175,9 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     paths = [arguments.output / f"frame_{index:03d}.png" for index in range(len(frames))]
     for frame, path in zip(frames, paths, strict=True):
-        _save_picture(to_pil(frame), path)
+        write_png(path, to_pil(frame))
     strip = arguments.output / "strip.png"
-    _save_picture(film_strip(frames), strip)
+    write_png(strip, film_strip(frames))
     if arguments.json:
         print(
             json.dumps(
@@ -239,16 +240,6 @@ def _output_names(paths: Sequence[Path]) -> list[str]:
     if len({stem.casefold() for stem in stems}) == len(stems):
         return stems
     return [f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
-
-
-def _save_picture(picture, path: Path) -> None:
-    """Writes a PNG under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        picture.save(temporary, format="PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from diffae_hub import (
 )
 from diffae_hub.cli import main
 from diffae_hub.conversion.commands import convert_arguments, run_convert
-from diffae_hub.conversion.convert import convert_official_checkpoint, new_folder
+from diffae_hub.conversion.convert import convert_official_checkpoint
 from diffae_hub.conversion.official_configuration import (
     CELEBA_ATTRIBUTES,
     infer_autoencoder_configuration,
@@ -673,16 +673,6 @@ def test_overwriting_through_a_link_replaces_the_folder_and_keeps_the_link(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "last.ckpt", "link"]
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
     assert not (link / "old.txt").exists()
-
-
-def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old.txt").write_text("x")
-    with pytest.raises(FileNotFoundError), new_folder(out) as folder:
-        folder.rmdir()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (out / "old.txt").read_text() == "x"
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..files import new_folder
 from ..models.attribute_classifier import AttributeClassifier
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.latent_code_model import LatentCodeModel
@@ -560,35 +559,6 @@ def check_output_folder(output: Path, overwrite: bool, marker: str, inputs: Mapp
     for argument, path in inputs.items():
         if path.resolve().is_relative_to(output.resolve()):
             raise ValueError(f"{argument} must not lie in the folder that is written, {output}, but {path} does")
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output`, which takes its place if the body ends without an exception.
-
-    If `output` is a link to a folder, the folder is replaced and the link stays.
-    """
-    output = output.resolve()
-    temporary = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed while it wrote
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if output.exists():
-            doomed = output.with_name(f".{output.name}.deleted")
-            shutil.rmtree(doomed, ignore_errors=True)
-            output.rename(doomed)
-            try:
-                temporary.rename(output)
-            except BaseException:
-                doomed.rename(output)
-                raise
-            shutil.rmtree(doomed, ignore_errors=True)
-        else:
-            temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _write_pipeline(folder: Path, components: Mapping[str, _Component]) -> None:

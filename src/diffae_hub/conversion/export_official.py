@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..files import new_folder
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from .convert import check_output_folder, new_folder
+from .convert import check_output_folder
 from .official_configuration import NORM_EPS, NORM_NUM_GROUPS, OFFICIAL_LATENT_SCHEDULER, OFFICIAL_SCHEDULER
 from .official_names import (
     OfficialTensor,

@@ -22,9 +22,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from ..files import new_file, write_text
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..training.data import ImageTransform
-from .evaluation_folder import keep_settings, write_text
+from .evaluation_folder import SETTINGS, keep_settings
 
 FORMATS = ("parquet", "safetensors")
 SUMMARY = "codes.json"
@@ -74,11 +75,8 @@ def encode_dataset(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     settings = {**settings, "columns": list(columns), "shard_size": shard_size}
-    path = folder / "settings.json"
-    if path.is_file():
-        keep_settings(path, settings, "codes")
-    elif folder.is_dir() and any(folder.iterdir()) and process_index == 0:
-        raise ValueError(f"output must be a new or empty folder, or codes to continue, got {folder}")
+    path = folder / SETTINGS
+    keep_settings(path, settings, "codes", write=False)
     other = next((shard for shard in _shards(folder) if shard.suffix != f".{file_format}"), None)
     if other is not None:
         raise ValueError(f"format must be that of the codes in {folder}, {other.suffix[1:]}, got {file_format!r}")
@@ -155,7 +153,12 @@ class _Shard:
             return
         codes = torch.cat(self._codes)
         index = torch.tensor(self._index)
-        temporary = self.path.with_name(f".{self.path.name}.partial")
+        with new_file(self.path) as temporary:
+            self._write(codes, index, temporary)
+        self.stored += len(index)
+        self._codes = []
+
+    def _write(self, codes: torch.Tensor, index: torch.Tensor, temporary: Path) -> None:
         if self.path.suffix == ".parquet":
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -175,9 +178,6 @@ class _Shard:
                 before = load_file(self.path)
                 tensors = {name: torch.cat([before[name], tensor]) for name, tensor in tensors.items()}
             save_file(tensors, temporary)
-        temporary.replace(self.path)
-        self.stored += len(index)
-        self._codes = []
 
 
 def stored_codes(folder: Path) -> int:
@@ -197,7 +197,7 @@ def finish_codes(folder: Path, count: int) -> dict[str, Any]:
     Raises:
         ValueError: If codes are missing.
     """
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / SETTINGS).read_text())
     seen, total, squares = 0, 0.0, 0.0
     for part in _read_codes(folder, ["latent_code"], count):
         codes = part["latent_code"].astype(np.float64)

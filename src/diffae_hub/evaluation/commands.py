@@ -167,11 +167,14 @@ def run_encode(arguments: argparse.Namespace) -> int:
     from ..training.data import ImageTransform
     from .codes import SUMMARY, dataset_rows, encode_dataset, finish_codes
     from .devices import find_device, join_processes, load_for_evaluation, weights_fingerprint
-    from .evaluation_folder import check_output
+    from .evaluation_folder import check_new_or_continued, check_output
 
     _silence_libraries()
     check_output(arguments.output, arguments.dataset)
     state = join_processes(arguments.device)
+    with state.main_process_first():
+        if state.is_main_process:
+            check_new_or_continued(arguments.output, "codes")
     pipeline = load_for_evaluation(arguments.model, find_device(arguments.device, state), "float32")
     config = pipeline.encoder.config
     quiet = arguments.json or not sys.stderr.isatty() or not state.is_main_process

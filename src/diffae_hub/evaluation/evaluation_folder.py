@@ -19,20 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..files import write_png, write_text
 from .psnr import peak_signal_to_noise_ratio
 from .ssim import structural_similarity
 
 ORIGINALS = "originals"
 # What an image that equals its original counts with: an infinite figure has no mean, and JSON no number for it.
 PSNR_LIMIT_DB = 100.0
-_SETTINGS = "settings.json"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+SETTINGS = "settings.json"
 
 
 def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool = True) -> None:
@@ -79,6 +73,20 @@ def check_output(output: Path, *sources: str | None) -> None:
             raise ValueError(f"output must lie outside the folder of the data, {source}, got {output}")
 
 
+def check_new_or_continued(folder: Path, what: str) -> None:
+    """Refuses a folder of other files. For the first of several processes, while the others wait.
+
+    Args:
+        folder: The output.
+        what: What it may hold already, for the message.
+
+    Raises:
+        ValueError: If the folder has files but no settings.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file():
+        raise ValueError(f"output must be a new or empty folder, or {what} to continue, got {folder}")
+
+
 def batches(indices: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
     """The indices in slices of at most `batch_size`."""
     for first in range(0, len(indices), batch_size):
@@ -100,10 +108,9 @@ class EvaluationFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any], process_index: int = 0) -> None:
         self.folder = folder
         self.process_index = process_index
-        path = folder / _SETTINGS
-        if process_index == 0 and not path.is_file() and folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"output must be a new or empty folder, or an evaluation to continue, got {folder}")
-        keep_settings(path, settings, "an evaluation", write=process_index == 0)
+        if process_index == 0:
+            check_new_or_continued(folder, "an evaluation")
+        keep_settings(folder / SETTINGS, settings, "an evaluation", write=process_index == 0)
 
     def keep_settings(self, name: str, settings: Mapping[str, Any]) -> None:
         """Checks, or keeps, what a part of the evaluation depends on that not every evaluation has.
@@ -196,9 +203,7 @@ def _last_byte(path: Path) -> bytes:
 
 def _save_png(image: torch.Tensor, path: Path) -> None:
     pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    temporary = path.with_name(f".{path.name}.partial")
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary, "PNG", compress_level=1)
-    temporary.replace(path)
+    write_png(path, Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), compress_level=1)
 
 
 def _read_png(path: Path) -> torch.Tensor:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..files import write_png, write_text
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..tiles import film_strip
 from .evaluate import image_pairs
-from .evaluation_folder import ORIGINALS, EvaluationFolder, write_text
+from .evaluation_folder import ORIGINALS, EvaluationFolder
 from .paper_tables import (
     HUDSON,
     METRIC_TITLES,
@@ -133,9 +134,7 @@ def _save_rows(rows: Sequence[torch.Tensor], path: Path) -> None:
     picture = Image.new(strips[0].mode, (strips[0].width, sum(strip.height + gap for strip in strips) - gap), "white")
     for row, strip in enumerate(strips):
         picture.paste(strip, (0, row * (strip.height + gap)))
-    temporary = path.with_name(f".{path.name}.partial")
-    picture.save(temporary, "PNG")
-    temporary.replace(path)
+    write_png(path, picture)
 
 
 # ---- sections --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .evaluation_folder import write_text
+from ..files import write_text
 
 
 class StageClock:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
+
 _REQUIRED = ("model_name", "summary", "dataset", "experiment", "parameters", "training", "results")
 _PAPER = "*Revisiting Diffusion Autoencoder Training for Image Reconstruction Quality* (Khungurn et al.)"
 
@@ -185,6 +187,4 @@ def write_model_card(folder: str | Path, figures: Mapping[str, Any]) -> None:
     """Writes README.md and the `figures.json` it was rendered from into a pipeline folder."""
     folder = Path(folder)
     for name, text in (("README.md", render_model_card(figures)), ("figures.json", json.dumps(figures, indent=2))):
-        temporary = folder / f".{name}.partial"
-        temporary.write_text(text)
-        temporary.replace(folder / name)
+        write_text(folder / name, text)

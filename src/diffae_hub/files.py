@@ -1,0 +1,67 @@
+"""Files and folders that appear whole or not at all: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, under which the body writes a file; it replaces `path` at the end.
+
+    If the body ends with an exception, nothing of it is left, and what `path` held before stays.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file; see [`new_file`]."""
+    with new_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_png(path: Path, picture: Image.Image, compress_level: int = 6) -> None:
+    """Writes a PNG file; see [`new_file`]."""
+    with new_file(path) as temporary:
+        picture.save(temporary, "PNG", compress_level=compress_level)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which takes its place at the end; an exception leaves `path` as it was.
+
+    If `path` is a link to a folder, the folder is replaced and the link stays.
+    """
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed while it wrote
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            doomed = path.with_name(f".{path.name}.deleted")
+            shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(doomed)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                doomed.rename(path)
+                raise
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
