@@ -60,6 +60,8 @@ def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
         lines.append(
             {"metric": "PPL ↓ (LPIPS-VGG)", "mode": "interpolation", "value": path_length["mean"], "note": note}
         )
+        fade = path_length["cross_fade"]["mean"]
+        lines.append({"metric": "PPL ↓ (LPIPS-VGG)", "mode": "cross-fade (baseline)", "value": fade, "note": note})
     if probe := report["results"].get("probe"):
         note = f"linear probe of the code, {probe['test_codes']:,} test images"
         lines.append({"metric": "accuracy ↑", "mode": "latent code", "value": probe["accuracy"], "note": note})

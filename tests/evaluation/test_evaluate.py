@@ -224,8 +224,10 @@ def test_path_length_is_measured_and_continued(
         return [[json.loads(line)["pair"] for line in file.read_text().splitlines()] for file in files]
 
     first = measure("2", *out)
-    assert first["count"] == 2
+    assert first["count"] == first["cross_fade"]["count"] == 2
     assert first["mean"] > 0
+    assert first["cross_fade"]["mean"] > 0
+    assert "one image fading into the other" in (tmp_path / "out" / "report.md").read_text()
     second = measure("3", *out)
     assert second["count"] == 3
     assert recorded() == [[0, 1], [2]], "only the new pair was measured"

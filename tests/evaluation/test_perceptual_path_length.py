@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffae_hub.evaluation.perceptual_path_length import perceptual_path_length
+from diffae_hub.evaluation.perceptual_path_length import cross_fade_length, perceptual_path_length
 
 
 def squared_distance(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
@@ -126,6 +126,17 @@ def test_with_a_pipeline(tiny_pipeline) -> None:
     )
     expected = 2 * (squared_distance(ends[0], middle) + squared_distance(middle, ends[1]))
     torch.testing.assert_close(length, expected.double(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_cross_fade(batch_size: int) -> None:
+    """N equal steps of 1/N of the way: by squared distance the length is that of the ends, whatever N is."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(3, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    lengths = cross_fade_length(squared_distance, first, second, num_intervals=7, batch_size=batch_size)
+    torch.testing.assert_close(lengths, squared_distance(first, second))
+    with pytest.raises(ValueError, match="images_a and images_b must have one shape"):
+        cross_fade_length(squared_distance, first, second[:2])
 
 
 def test_bad_input() -> None:

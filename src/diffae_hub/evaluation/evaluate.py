@@ -127,7 +127,7 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
         for mode in options.modes:
             _reconstruct(other, images, mine, folder, f"compare_{mode}", mode, options, clock, show)
         del other
-    path_lengths: dict[int, float] | WeightsUnavailable | None = None
+    path_lengths: list[dict[str, Any]] | WeightsUnavailable | None = None
     if options.path_length_pairs:
         with clock.measure(PATH_LENGTH) as measured:
             path_lengths, measured.images = _path_lengths(pipeline, images, count, folder, options, state, show)
@@ -178,7 +178,8 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False) -> dict[st
     if isinstance(path_lengths, WeightsUnavailable):
         results[PATH_LENGTH] = _unavailable(PATH_LENGTH, path_lengths, options)
     elif path_lengths is not None:
-        results[PATH_LENGTH] = _summary(list(path_lengths.values()), options.seed)
+        lengths, cross_fades = ([record[name] for record in path_lengths] for name in ("path_length", "cross_fade"))
+        results[PATH_LENGTH] = {**_summary(lengths, options.seed), "cross_fade": _summary(cross_fades, options.seed)}
     if probe is not None:
         results["probe"] = probe
     figures = {
@@ -337,20 +338,24 @@ def _path_lengths(
     options: EvaluationOptions,
     state: PartialState,
     show_progress: bool,
-) -> tuple[dict[int, float] | WeightsUnavailable, int]:
-    """Perceptual path length per pair of images (section 10), and how many pairs were measured now."""
+) -> tuple[list[dict[str, Any]] | WeightsUnavailable, int]:
+    """Perceptual path length per pair of images (section 10), and how many pairs were measured now.
+
+    A pair's record holds `path_length`, the model's, and `cross_fade`, that of fading one image into the other.
+    """
     from .lpips import PerceptualDistance
-    from .perceptual_path_length import perceptual_path_length
+    from .perceptual_path_length import cross_fade_length, perceptual_path_length
 
     pairs = image_pairs(count, options.path_length_pairs, options.seed)
     name = f"path_lengths_{options.path_length_intervals}"
 
-    def measured() -> dict[int, float]:
+    def measured() -> dict[int, dict[str, Any]]:
         found = {}  # by images: which ones a pair has depends on the number of images
         for path in folder.folder.glob(f"{name}_*.jsonl"):
             for line in path.read_text().splitlines():
                 record = json.loads(line)
-                found[tuple(record["images"])] = float(record["path_length"])
+                if "cross_fade" in record:
+                    found[tuple(record["images"])] = record
         return {pair: found[ends] for pair, ends in enumerate(pairs) if ends in found}
 
     done = measured()
@@ -382,11 +387,16 @@ def _path_lengths(
                 num_intervals=options.path_length_intervals,
                 batch_size=options.batch_size,
             )
-            lines.append(json.dumps({"pair": pair, "images": list(pairs[pair]), "path_length": float(length[0])}))
+            pictures = ends.float() / 2 + 0.5
+            fade = cross_fade_length(
+                distance, pictures[:1], pictures[1:], options.path_length_intervals, options.batch_size
+            )
+            record = {"images": list(pairs[pair]), "path_length": float(length[0]), "cross_fade": float(fade[0])}
+            lines.append(json.dumps({"pair": pair, **record}))
             path = folder.folder / f"{name}_{state.process_index}_{waiting[0]}_of_{count}.jsonl"
             write_text(path, "\n".join(lines) + "\n")
     state.wait_for_everyone()
-    return measured(), len(waiting)
+    return list(measured().values()), len(waiting)
 
 
 def image_pairs(count: int, num_pairs: int, seed: int) -> list[tuple[int, int]]:

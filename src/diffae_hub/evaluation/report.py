@@ -251,6 +251,10 @@ def _path_length_table(figures: Mapping[str, Any], paper_dataset: str) -> str:
             f"**{figures['model']}**, {figure['count']} pairs, {figures['path_length_intervals']} sub-intervals",
             format_figure("perceptual_path_length", figure),
         ],
+        [
+            "one image fading into the other, the same pairs",
+            format_figure("perceptual_path_length", figure["cross_fade"]),
+        ],
         *([f"paper: {method.title}, 200 pairs", f"{value:g}"] for method, value in TABLE_5[paper_dataset].items()),
     ]
     return markdown_table(["", "PPL ↓ (LPIPS-VGG)"], rows)
