@@ -9,7 +9,8 @@ timesteps and noise, loss, gradients, clipping, Adam, averaged weights, on the s
 turns, `--rounds` times, so that a machine that slows down slows down all of them; the best round counts. Memory on the
 CPU is the peak of the resident set of a process of its own, above what it had before the networks; on CUDA the
 allocator's peak. `MFU` is the step's floating-point operations (counted by PyTorch) over the matmul rate measured on
-the same machine in the same dtype. The last table times the loader alone on image files of the preset's size.
+the same machine in the same dtype. The last table times the loader alone on images of the preset's size: files with
+random access, a parquet file as a stream, where `--num_workers` are threads of one process.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -37,10 +39,12 @@ from diffae_hub.training.data import (
     ImageTransform,
     ResumableBatchSampler,
     load_rows,
+    open_dataset,
     training_loader,
 )
 from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss
 from diffae_hub.training.presets import TrainingPreset, preset_named
+from diffae_hub.training.streaming import StreamedBatches, streaming_loader
 from diffae_hub.training.trainer import TwoPhaseTrainer
 
 MIB = 2**20
@@ -193,26 +197,47 @@ def benchmark_steps(name: str, arguments: argparse.Namespace, device: torch.devi
 def benchmark_loader(name: str, arguments: argparse.Namespace) -> list[dict]:
     preset = preset_named(name)
     size = preset.encoder["sample_size"]
+    transform = ImageTransform(size, horizontal_flip=preset.horizontal_flip)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
+        images = Path(folder) / "images"
+        images.mkdir()
         for index in range(512):
             pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(Path(folder) / f"{index:04d}.png")
+            Image.fromarray(pixels).save(images / f"{index:04d}.png")
+        # Each eight times: that makes one block of the script's default size, whose end is the slow place of a stream.
+        encoded = [{"bytes": file.read_bytes(), "path": file.name} for file in sorted(images.iterdir())] * 8
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_dict({"image": encoded}, features=features).to_parquet(Path(folder) / "train.parquet")
         for workers in arguments.num_workers:
-            dataset = ImageTensorDataset(
-                load_rows(folder), ImageTransform(size, horizontal_flip=preset.horizontal_flip)
-            )
-            sampler = ResumableBatchSampler(len(dataset), 64, start=0, stop=64 * 200, seed=0)
-            batches = iter(training_loader(dataset, sampler, workers))
-            next(batches)
-            start, count = time.perf_counter(), 0
-            while time.perf_counter() - start < 5 and count < 190:
+            dataset = ImageTensorDataset(load_rows(images), transform)
+            sampler = ResumableBatchSampler(len(dataset), 64, start=0, stop=64 * 500, seed=0)
+            rows_in_order = open_dataset(str(Path(folder) / "train.parquet"), "train", "image", streaming=True)
+            stream = StreamedBatches(rows_in_order, "image", transform, batch_size=64, buffer_size=4096, seed=0)
+            loaders = {
+                "random access": training_loader(dataset, sampler, workers),
+                "streaming": streaming_loader(stream, workers),
+            }
+            for reading, loader in loaders.items():
+                batches = iter(loader)
                 next(batches)
-                count += 1
-            rate = 64 * count / (time.perf_counter() - start)
-            rows.append({"preset": name, "loader processes": workers, "examples/s": rate})
-            del batches
+                start = now = time.perf_counter()
+                seconds: list[float] = []  # that each batch was waited for
+                while now - start < 10 and len(seconds) < 400:
+                    next(batches)
+                    seconds.append(time.perf_counter() - now)
+                    now += seconds[-1]
+                rows.append(
+                    {
+                        "preset": name,
+                        "reading": reading,
+                        "num_workers": workers,
+                        "examples/s": 64 * len(seconds) / (now - start),
+                        "slowest batch, ms": 1000 * max(seconds),
+                    }
+                )
+                del batches
     return rows
 
 

@@ -24,6 +24,8 @@ import os
 import sys
 import time
 from datetime import timedelta
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from diffae_hub import __version__
 from diffae_hub.files import new_folder, write_text
 from diffae_hub.hub.model_card import figures_of_run, write_model_card
 from diffae_hub.hub.push import ensure_repository, push_pipeline
@@ -54,6 +57,7 @@ from diffae_hub.training.data import (
     open_dataset,
     process_share,
     training_loader,
+    where_from,
 )
 from diffae_hub.training.faults import LossMonitor, StopSignal, TrainingError, check_finite_weights
 from diffae_hub.training.presets import TrainingPreset
@@ -63,9 +67,11 @@ from diffae_hub.training.run_folder import (
     check_same_data,
     check_same_experiment,
     describe_data,
+    is_validated,
     read_metrics,
     rewind_metrics,
 )
+from diffae_hub.training.sources import local_path
 from diffae_hub.training.streaming import StreamedBatches, streaming_loader
 from diffae_hub.training.trainer import TwoPhaseTrainer
 from diffae_hub.training.validation import picture_grid, validate
@@ -93,6 +99,7 @@ def build_loader(
     if state is not None:
         check_same_data(state["data"], data, accelerator.print)
     if not arguments.streaming:
+        accelerator.print(f"training on {where_from(rows, *source[:2])}")
         dataset = ImageTensorDataset(rows, transform, arguments.skip_bad_images)
         sampler = ResumableBatchSampler(
             len(dataset),
@@ -124,16 +131,27 @@ def build_loader(
     return streaming_loader(stream, arguments.num_workers), data
 
 
-def load_validation_images(arguments: argparse.Namespace, preset: TrainingPreset) -> torch.Tensor | None:
-    if not arguments.validation_dataset:
-        return None
-    rows = load_rows(arguments.validation_dataset, arguments.validation_split, arguments.image_column)
+def load_validation_images(arguments: argparse.Namespace, preset: TrainingPreset) -> torch.Tensor:
+    """The first images of the validation data, (B, C, H, W), in [-1, 1]."""
+    source = arguments.validation_dataset, arguments.validation_split, arguments.image_column
+    if local_path(source[0]).exists():
+        rows = load_rows(*source)
+    else:  # of a Hub data set no more than is used
+        stream = islice(open_dataset(*source, streaming=True), arguments.validation_images)
+        rows = [{"path": f"row {index}", **row[arguments.image_column]} for index, row in enumerate(stream)]
     transform = ImageTransform(
         preset.encoder["sample_size"],
         preset.encoder["in_channels"],
         crop="center" if preset.crop == "random" else preset.crop,
     )
-    return torch.stack([transform(rows[index]) for index in range(min(arguments.validation_images, len(rows)))])
+    try:
+        images = [transform(rows[index]) for index in range(min(arguments.validation_images, len(rows)))]
+    except UnfitImage:
+        raise
+    except ValueError as error:
+        raise ValueError(f"validation_dataset must hold readable images: {error}") from error
+    print(f"validation on the first {len(images):,} of {where_from(rows, *source[:2])}", flush=True)
+    return torch.stack(images)
 
 
 def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: StopSignal) -> None:
@@ -154,13 +172,10 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
         "experiment": preset.to_dict(),
         "run": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if v is not None},
         "num_processes": accelerator.num_processes,
-        "torch": torch.__version__,
+        "diffae_hub": __version__,
+        **{name: version(name) for name in ("torch", "diffusers", "accelerate", "datasets")},
     }
     accelerator.print(json.dumps(configuration, indent=2))
-    hub_model_id = None
-    if is_main and arguments.push_to_hub:  # not after days of training is the time to learn that there is no token
-        hub_model_id = ensure_repository(arguments.hub_model_id or run_folder.resolve().name, arguments.hub_private)
-
     trainer = TwoPhaseTrainer(
         preset,
         accelerator,
@@ -188,8 +203,12 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
     loader, data = build_loader(arguments, preset, accelerator, state)
     positions = state["stream_positions"] if state else None
     del state  # as large as the networks, optimizer and averages together
-    validation_images = load_validation_images(arguments, preset)
+    validation_images = load_validation_images(arguments, preset) if is_main and arguments.validation_dataset else None
+    hub_model_id = None
+    if is_main and arguments.push_to_hub:  # not after days of training is the time to learn that there is no token
+        hub_model_id = ensure_repository(arguments.hub_model_id or run_folder.resolve().name, arguments.hub_private)
     if is_main:
+        configuration["data"] = data
         run_folder.mkdir(parents=True, exist_ok=True)
         write_text(run_folder / CONFIGURATION, json.dumps(configuration, indent=2))
         rewind_metrics(run_folder, trainer.examples_seen)
@@ -200,7 +219,7 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
         accelerator.init_trackers("two_phase", config=flat)
 
     def log(record: dict[str, float]) -> None:
-        append_metrics(run_folder, {"examples": trainer.examples_seen, "phase": phase, **record})
+        append_metrics(run_folder, {"examples": trainer.examples_seen, "phase": trainer.phase, **record})
         accelerator.log(record, step=trainer.examples_seen)
 
     def due(every: int) -> bool:
@@ -209,17 +228,16 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
 
     def run_validation() -> None:
         with trainer.averaged_weights():
-            figures, pictures = validate(
-                trainer.pipeline(), validation_images.to(device), phase, arguments.validation_steps, arguments.seed
-            )
+            images, steps = validation_images.to(device), arguments.validation_steps
+            figures, pictures = validate(trainer.pipeline(), images, trainer.phase, steps, arguments.seed)
         grid = picture_grid(validation_images / 2 + 0.5, pictures)
         pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         (run_folder / "validation").mkdir(exist_ok=True)
         Image.fromarray(pixels.squeeze()).save(run_folder / "validation" / f"{trainer.examples_seen:010d}.png")
-        if arguments.report_to == "tensorboard":
-            accelerator.get_tracker("tensorboard").log_images(
-                {"reconstructions": pixels[None]}, step=trainer.examples_seen, dataformats="NHWC"
-            )
+        if arguments.report_to != "none":
+            layout = {"dataformats": "NHWC"} if arguments.report_to == "tensorboard" else {}
+            tracker = accelerator.get_tracker(arguments.report_to)
+            tracker.log_images({"reconstructions": pixels[None]}, step=trainer.examples_seen, **layout)
         log(figures)
         progress.write(f"{trainer.examples_seen} examples: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
@@ -243,13 +261,17 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
         )
 
     # Train. The order of the data, too, depends on the seed and on the examples seen, on nothing else.
-    phase, batch, skipped = trainer.phase, None, set()
+    batch, skipped = None, set()
     monitor = LossMonitor(accelerator, stop_signal)
     progress = tqdm(
         total=preset.training_examples, initial=trainer.examples_seen, unit="img", mininterval=5, disable=not is_main
     )
-    batches = iter(loader)
+    missed = trainer.examples_seen > 0 and not is_validated(run_folder, trainer.examples_seen)  # killed in between
+    if missed and validation_images is not None and due(arguments.validation_every):
+        run_validation()
     interval_start, interval_examples = time.monotonic(), trainer.examples_seen
+    saved_at = trainer.examples_seen if checkpoint_folders(run_folder) else None
+    batches = iter(loader)
     while not trainer.finished and not monitor.stopping:
         batch = next(batches)
         if isinstance(batch, Exception):
@@ -257,7 +279,6 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
         for line in sorted(set(batch.unreadable) - skipped):
             skipped.add(line)
             print(f"skipped an unreadable image ({len(skipped)} so far): {line}", file=sys.stderr, flush=True)
-        phase = trainer.phase
         loss = trainer.step(batch.images)
         monitor.add(trainer.examples_seen // preset.batch_size, trainer.examples_seen, loss)
         progress.update(preset.batch_size)
@@ -266,22 +287,23 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
             monitor.check()
             rate = (trainer.examples_seen - interval_examples) / (time.monotonic() - interval_start)
             mean_loss = monitor.mean()
-            progress.set_postfix(phase=phase, loss=f"{mean_loss:.4f}")
+            progress.set_postfix(phase=trainer.phase, loss=f"{mean_loss:.4f}")
             if is_main:
                 log({"loss": mean_loss, "learning_rate": trainer.learning_rate, "examples_per_second": rate})
             interval_start, interval_examples = time.monotonic(), trainer.examples_seen
-        if validation_images is not None and due(arguments.validation_every):
-            pause = time.monotonic()
-            if is_main:
-                run_validation()
-            interval_start += time.monotonic() - pause
-        if due(arguments.checkpoint_every) and not trainer.finished:
+        pause = time.monotonic()
+        if due(arguments.checkpoint_every):
             monitor.check()
             checkpoint()
+            saved_at = trainer.examples_seen
+        # After the checkpoint: what goes wrong here, or a machine that is taken away meanwhile, costs no training.
+        if validation_images is not None and due(arguments.validation_every):
+            run_validation()
+        interval_start += time.monotonic() - pause
     progress.close()
     monitor.check()
 
-    if batch is not None or not checkpoint_folders(run_folder):
+    if saved_at != trainer.examples_seen:
         checkpoint()
     skipped = set(gather_object(sorted(skipped)))  # by all processes, who thereby wait for the checkpoint
     if skipped:

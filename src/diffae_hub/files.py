@@ -65,3 +65,21 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_output(output: Path, *sources: str | None, argument: str = "output") -> None:
+    """Refuses an output that is a file or lies inside a folder of data, whose images its own would join.
+
+    Args:
+        output: The folder to write.
+        sources: Data sets: folders, or names that are none.
+        argument: What the user calls the output.
+
+    Raises:
+        ValueError: Names the argument.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{argument} must be a folder, got the file {output}")
+    for folder in (Path(source).expanduser() for source in sources if source is not None):
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{argument} must lie outside the folder of the data, {folder}, got {output}")

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .pipelines.image_processor import pil_to_array
+from .pipelines.image_processor import exif_orientation, pil_to_array
 
 # Pictures are shown at least this large, each pixel as a square: a 32x32 thumbnail is otherwise a dot on a screen.
 _SHOWN_SIZE = 256
 _GAP = 8
-_EXIF_ORIENTATION = 0x0112
 
 
 def tile_grid(picture: Image.Image, tiles_along_shorter_side: int) -> tuple[int, int]:
@@ -24,7 +23,7 @@ def tile_grid(picture: Image.Image, tiles_along_shorter_side: int) -> tuple[int,
         tiles_along_shorter_side: Tiles along the shorter side; along the longer as many as fit. 1 gives a single tile.
     """
     width, height = picture.size
-    if picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # turned by 90 degrees
+    if exif_orientation(picture) >= 5:  # turned by 90 degrees
         width, height = height, width
     count, shorter = tiles_along_shorter_side, min(width, height)
     rows, columns = (max(1, count * side // shorter) if count > 1 else 1 for side in (height, width))

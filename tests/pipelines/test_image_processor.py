@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from diffae_hub.pipelines.image_processor import DiffusionAutoencoderImageProcessor, pil_to_array
+from diffae_hub.pipelines.image_processor import (
+    DiffusionAutoencoderImageProcessor,
+    exif_orientation,
+    pil_to_array,
+    upright,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
@@ -87,6 +93,53 @@ def test_exif_orientation_is_applied() -> None:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", exif=exif)
     np.testing.assert_array_equal((pil_to_array(Image.open(buffer)) * 255).round(), np.rot90(PIXELS, k=-1))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_exif_orientation_is_pillows(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, format="PNG", exif=exif)
+    picture = Image.open(buffer)
+    turned = upright(picture)
+    np.testing.assert_array_equal(turned, ImageOps.exif_transpose(picture))
+    np.testing.assert_array_equal(upright(turned), turned)  # once only
+
+
+def exif_block(*entries: bytes) -> bytes:
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(entries)) + b"".join(entries) + b"\0\0\0\0"
+
+
+def test_broken_exif_blocks() -> None:
+    """No reason to refuse a picture, nor, if the orientation is there, not to turn it."""
+    rotated = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    width_is_text = struct.pack(">HHI4s", 0x0100, 2, 2, b"a")  # Pillow reads it, and fails to write it
+    for block, orientation in (
+        (b"Exif\0\0garbagegarbage", 1),
+        (b"Exif\0\0MM\0*", 1),
+        (exif_block(struct.pack(">HHI4s", 0x0112, 2, 2, b"6")), 1),
+        (exif_block(width_is_text, rotated), 6),
+    ):
+        buffer = io.BytesIO()
+        Image.fromarray(PIXELS).save(buffer, format="PNG", exif=block)
+        assert exif_orientation(Image.open(buffer)) == orientation
+        expected = np.rot90(PIXELS, k=-1) if orientation == 6 else PIXELS
+        np.testing.assert_array_equal((pil_to_array(Image.open(buffer)) * 255).round(), expected)
+
+
+def test_pictures_of_32_bit_integers() -> None:
+    """Are 16-bit ones if they can be: some versions of Pillow read those so."""
+    values = np.add.outer(np.arange(16) * 4000, np.arange(16) * 300).astype(np.int32)  # 0 .. 64,500
+    same = pil_to_array(Image.fromarray(values.astype(np.uint16)), channels=1)
+    np.testing.assert_array_equal(pil_to_array(Image.fromarray(values), channels=1), same)
+    np.testing.assert_allclose(same[..., 0], values / 65535, atol=0.51 / 255)
+    for odd in (65536, 2**31 - 1, -1):
+        values[3, 5] = odd
+        with pytest.raises(ValueError, match=rf"must be in 0 .. 65535 as PIL images of mode 'I'.* got .*{odd}"):
+            pil_to_array(Image.fromarray(values))
+    values[3, 5] = 65535
+    assert pil_to_array(Image.fromarray(values))[3, 5, 0] == 1.0
 
 
 def test_crop_takes_the_centre_and_stretch_takes_all(processor) -> None:

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from diffae_hub.training.data import (
-    ImageFolder,
     ImageTensorDataset,
     ImageTransform,
     ResumableBatchSampler,
@@ -27,6 +26,7 @@ from diffae_hub.training.data import (
     training_loader,
 )
 from diffae_hub.training.faults import TrainingError
+from diffae_hub.training.sources import ImageFolder
 
 GRADIENT = np.add.outer(np.arange(8) * 16, np.arange(8) * 8).astype(np.uint8)  # 0 .. 168, row and column differ
 
@@ -95,6 +95,29 @@ def test_exif_rotation(tmp_path: Path, orientation: int, upright, crop: str) -> 
     exif[274] = orientation
     row = save(tmp_path / "a.png", Image.fromarray(GRADIENT), exif=exif)
     np.testing.assert_allclose(grayscale_values(ImageTransform(8, 1, crop=crop)(row)), upright(GRADIENT), atol=1e-4)
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("block", [b"garbagegarbage", b"MM\0*", b""])
+def test_a_broken_exif_block_turns_nothing(tmp_path: Path, block: bytes, crop: str) -> None:
+    plain = save(tmp_path / "plain.jpg", Image.fromarray(GRADIENT))
+    broken = save(tmp_path / "broken.jpg", Image.fromarray(GRADIENT), exif=b"Exif\0\0" + block)
+    transform = ImageTransform(8, 1, crop=crop)
+    assert torch.equal(transform(broken), transform(plain))
+
+
+def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    save(tmp_path / "deep.tiff", Image.fromarray(np.full((8, 8), 2**31 - 1, np.int32)))
+    save(tmp_path / "good.png", Image.fromarray(GRADIENT))
+    message = r"deep\.tiff cannot be used: images must be in 0 .. 65535 .* got values in 2147483647 .. 2147483647"
+    for crop in ("center", "random"):
+        with pytest.raises(ValueError, match=message):
+            ImageTransform(8, crop=crop)({"path": str(tmp_path / "deep.tiff"), "bytes": None})
+    dataset = ImageTensorDataset(load_rows(str(tmp_path)), ImageTransform(8), skip_bad_images=True)
+    assert "deep.tiff" in dataset[0][1][0]
+    # What Pillow raises is often no ValueError: an OverflowError here, as no picture is that large.
+    with pytest.raises(ValueError, match=r"good\.png cannot be used"):
+        ImageTransform(2**40)({"path": str(tmp_path / "good.png"), "bytes": None})
 
 
 def test_d2c_crop(tmp_path: Path) -> None:
@@ -179,17 +202,121 @@ def test_nothing_readable(tmp_path: Path) -> None:
         ImageTensorDataset(load_rows(str(tmp_path)), ImageTransform(8), skip_bad_images=True)[0]
 
 
+def write_images(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(GRADIENT).save(folder / name)
+    return str(folder)
+
+
+def names_of(source: str, split: str) -> list[str]:
+    """The images of a folder's split, which are the same in every way of opening it."""
+    paths = load_rows(source, split).paths
+    if "[" not in split:
+        streamed = open_dataset(source, split, "image", streaming=True)
+        assert sorted(row["image"]["path"] for row in streamed) == sorted(paths)
+    opened = open_dataset(source, split, "image", streaming=False)
+    assert [row["image"]["path"] for row in opened] == paths
+    return [Path(path).name for path in paths]
+
+
 def test_folders(tmp_path: Path) -> None:
-    for name in ("train/cat/b.png", "train/dog/a.JPG", "test/c.webp", "train/cat/.hidden.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(GRADIENT).save(tmp_path / name)
-    names = [Path(path).name for path in load_rows(str(tmp_path), "train").paths]
-    assert names == ["b.png", "a.JPG"]
-    assert [Path(path).name for path in load_rows(str(tmp_path), "test").paths] == ["c.webp"]
-    assert len(load_rows(str(tmp_path), "validation")) == 3  # no such subfolder: the whole folder
+    names = ("train/cat/b.png", "train/dog/a.JPG", "Val/d.png", "test/c.webp", "train/cat/.hidden.png", ".cache/e.png")
+    source = write_images(tmp_path / "divided", *names)
+    (tmp_path / "divided" / "annotations").mkdir()  # holds no images: still divided
+    (tmp_path / "divided" / "annotations" / "boxes.json").write_text("{}")
+    assert names_of(source, "train") == names_of(source, "training") == ["b.png", "a.JPG"]
+    assert names_of(source, "validation") == names_of(source, "dev") == names_of(source, "Val") == ["d.png"]
+    assert names_of(source, "test") == ["c.webp"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="dataset must hold at least one image file"):
         ImageFolder(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("split", ["test", "train[:1]+test", "held_out", "cat", ""])
+def test_splits_that_a_divided_folder_lacks(tmp_path: Path, split: str) -> None:
+    source = write_images(tmp_path, "train/cat/a.png", "val/b.png")
+    with pytest.raises(ValueError, match=r"split must be .* got "):
+        load_rows(source, split)
+    if "[" not in split:
+        with pytest.raises(ValueError, match=r"one of \['train', 'val'\], got "):
+            open_dataset(source, split, "image", streaming=True)
+
+
+def test_a_class_named_like_a_split(tmp_path: Path) -> None:
+    source = write_images(tmp_path, "train/a.png", "car/b.png", "bus/c.png")
+    for split in ("train", "test", "validation"):
+        with pytest.warns(UserWarning, match="all images are taken, those below train for no splits, .* below bus"):
+            assert names_of(source, split) == ["c.png", "b.png", "a.png"]
+    for split in ("car", "held_out"):
+        with pytest.raises(ValueError, match=rf"split must be one of train, .* got '{split}'"):
+            load_rows(source, split)
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("test[:2]", [0, 1]), ("test[-1:]", [9]), ("test[:30%]", [0, 1, 2]), ("test[a:b]", None), ("test[", None)],
+)
+@pytest.mark.parametrize("kind", ["flat", "divided", "parquet", "saved", "saved with splits"])
+def test_slices(tmp_path: Path, picture_dataset: datasets.Dataset, kind: str, split: str, expected) -> None:
+    picture_dataset = picture_dataset.rename_column("picture", "image")
+    if kind in ("flat", "divided"):
+        folder = tmp_path / "test" if kind == "divided" else tmp_path
+        folder.mkdir(exist_ok=True)
+        for index in range(10):
+            Image.fromarray((GRADIENT // 2 + index).astype(np.uint8)).save(folder / f"{index}.png")
+    elif kind == "parquet":
+        picture_dataset.to_parquet(tmp_path / "test.parquet")
+    elif kind == "saved":
+        picture_dataset.save_to_disk(tmp_path)
+    else:
+        datasets.DatasetDict({"test": picture_dataset}).save_to_disk(tmp_path)
+    if expected is None:
+        with pytest.raises(ValueError, match=r"split must be a name, with or without a slice .* got 'test\["):
+            load_rows(str(tmp_path), split)
+        return
+    rows = load_rows(str(tmp_path), split)
+    shown = [round(float(grayscale_values(ImageTransform(8, 1)(row))[0, 0])) for row in rows]
+    assert shown == expected
+    if kind in ("flat", "divided"):
+        assert names_of(str(tmp_path), split) == [f"{index}.png" for index in expected]
+    with pytest.raises(ValueError, match="split must be a name without a slice when streaming"):
+        open_dataset(str(tmp_path), split, "image", streaming=True)
+    with pytest.raises(ValueError, match=r"at least one image, got none in split 'test\[:0\]'"):
+        load_rows(str(tmp_path), "test[:0]")
+
+
+def test_links_to_nothing_are_unreadable_images(tmp_path: Path) -> None:
+    source = write_images(tmp_path, "b.png")
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "gone.txt")
+    os.mkfifo(tmp_path / "d.png")
+    rows = load_rows(source)
+    assert [Path(path).name for path in rows.paths] == ["a.png", "b.png"]
+    with pytest.raises(TrainingError, match=r"a\.png does not exist"):
+        ImageTensorDataset(rows, ImageTransform(8))[0]
+    assert "a.png" in ImageTensorDataset(rows, ImageTransform(8), skip_bad_images=True)[0][1][0]
+    with pytest.raises(ValueError, match=r"a\.png"):
+        open_dataset(source, "train", "image", streaming=True)
+
+
+def test_subfolders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "images", "cat/a.png", "dog/b.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images" / "dog").chmod(0)
+    tmp_path.chmod(0o755)
+    superuser = os.geteuid() == 0  # who may read everything
+    try:
+        if superuser:
+            os.seteuid(65534)
+        with pytest.raises(ValueError, match=r"can be read with its subfolders, got images/dog: Permission denied"):
+            load_rows("images")
+        with pytest.raises(ValueError, match=r"got images/dog: Permission denied"):
+            load_rows("images/dog")
+    finally:
+        if superuser:
+            os.seteuid(0)
+        (tmp_path / "images" / "dog").chmod(0o755)
 
 
 def test_linked_and_hidden_folders(tmp_path: Path) -> None:
@@ -259,6 +386,43 @@ def test_tables(tmp_path: Path, picture_dataset: datasets.Dataset, kind: str) ->
             load_rows(str(source), "validation", "picture")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["test.parquet", "test-00000-of-00001.parquet", "test_0.parquet", "test.part.parquet", "test/any.parquet"],
+)
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_parquet_files_of_a_split(tmp_path: Path, picture_dataset: datasets.Dataset, name: str, folder: str) -> None:
+    """Not those of splits whose names begin alike. A copy of a Hub dataset has them in `data`, beside README.md."""
+    (tmp_path / "README.md").write_text("A data set.")
+    others = ("test_hard.parquet", "test2.parquet", "testing/b.parquet", "train-0.parquet", "test/.hidden.parquet")
+    for file in (name, *others):
+        (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
+        picture_dataset.select(range(3 if file == name else 5)).to_parquet(tmp_path / folder / file)
+    for streaming in (False, True):
+        assert len(list(open_dataset(str(tmp_path), "test", "picture", streaming))) == 3
+    assert len(load_rows(str(tmp_path), "test_hard", "picture")) == 5
+    with pytest.raises(ValueError, match=r"split must name parquet files in .*'train-0\.parquet'\], got 'tes'"):
+        load_rows(str(tmp_path), "tes", "picture")
+
+
+def test_parquet_files_above_data_come_first(tmp_path: Path, picture_dataset: datasets.Dataset) -> None:
+    (tmp_path / "data").mkdir()
+    picture_dataset.to_parquet(tmp_path / "data" / "test.parquet")
+    picture_dataset.select([0]).to_parquet(tmp_path / "test[1].parquet")  # no pattern
+    with pytest.raises(ValueError, match="split must name parquet files"):
+        load_rows(str(tmp_path), "test", "picture")
+    assert len(load_rows(str(tmp_path / "test[1].parquet"), "any", "picture")) == 1
+
+
+def test_metadata_is_no_data(tmp_path: Path) -> None:
+    source = write_images(tmp_path, "a.png", "b.png")
+    columns = datasets.Dataset.from_dict({"file_name": ["a.png", "b.png"], "age": [3, 5]})
+    columns.to_parquet(tmp_path / "metadata.parquet")
+    assert [Path(path).name for path in load_rows(source, "train").paths] == ["a.png", "b.png"]
+    opened = open_dataset(source, "train", "image", False, ["age"])
+    assert {Path(row["image"]["path"]).name: row["age"] for row in opened} == {"a.png": 3, "b.png": 5}
+
+
 def test_damaged_rows_are_named(tmp_path: Path, picture_dataset: datasets.Dataset) -> None:
     features = datasets.Features({"image": datasets.Image()})
     images = [encoded(0), {"bytes": b"damaged", "path": "inner/name.png"}, {"bytes": b"", "path": None}]
@@ -268,7 +432,25 @@ def test_damaged_rows_are_named(tmp_path: Path, picture_dataset: datasets.Datase
     assert "row 2" in dataset[1][1][1]
 
 
+@pytest.mark.parametrize("name", ["photo.png", "photos.tar"])
+def test_a_file_of_another_kind(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"content")
+    for open_it in (load_rows, lambda source: open_dataset(source, "train", "image", streaming=True)):
+        with pytest.raises(ValueError, match=rf"dataset must be a folder .* a \.parquet file.* got the file .*{name}"):
+            open_it(str(tmp_path / name))
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture_dataset: datasets.Dataset) -> None:
+    write_images(tmp_path / "photos", "a.png")
+    picture_dataset.to_parquet(tmp_path / "a.PARQUET")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert names_of("~/photos", "train") == ["a.png"]
+    assert len(load_rows("~/a.PARQUET", "train", "picture")) == 10
+
+
 def test_missing_source() -> None:
+    with pytest.raises(ValueError, match="File name too long"):
+        load_rows("a" * 5000)
     with pytest.raises(ValueError, match="nowhere/at/all"):
         open_dataset("nowhere/at/all", "train", "image", streaming=False)
 

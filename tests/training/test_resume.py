@@ -198,7 +198,7 @@ def test_another_experiment_or_other_data_is_refused(image_folder: Path, tmp_pat
             [*resume, "--streaming"],
             "streaming must be as in the checkpoint when resuming, False, got True",
         ),
-        (image_folder, [*resume, "--split=other"], "split must be as in the checkpoint when resuming, 'train'"),
+        (image_folder, [*resume, "--split=test"], "split must be as in the checkpoint when resuming, 'train'"),
         (other_images, resume, "num_images must be as in the checkpoint when resuming, 40, got 41"),
         (image_folder, [], "holds checkpoints: continue with --resume_from_checkpoint latest"),
     ):

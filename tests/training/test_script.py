@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint
 from diffae_hub.training.presets import preset_named
 
 from ..hub_server import _Handler, running_hub
-from .runner import SCRIPT, TINY_EXPERIMENT, arguments, launch, load_script, run, write_images
+from .runner import SCRIPT, SECONDS, TINY_EXPERIMENT, arguments, launch, load_script, run, write_images
 
 CHANNELS = ("encoder.in_channels", "decoder.in_channels", "decoder.out_channels")
 WITHOUT_DROPOUT = {"decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}, "encoder": TINY_EXPERIMENT["encoder"]}
@@ -134,6 +136,9 @@ def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) 
     }
     assert saved["experiment"]["encoder"]["latent_head"] == "pool"  # the class's default
     assert saved["experiment"]["ema_decay"] == 0.9999  # the preset's
+    data = saved.pop("data")
+    assert data["num_images"] == 40
+    assert f"training on 40 images in {image_folder}\n" in text
     assert json.dumps(saved, indent=2) in text
     # The saved file is itself an override file that gives the same experiment, whatever the preset.
     script = load_script()
@@ -413,6 +418,67 @@ def test_two_streaming_processes_are_stopped_and_resumed(tmp_path: Path) -> None
         torch.testing.assert_close(second["model"][name], weight, rtol=1e-5, atol=1e-7)
 
 
+# Runs the script; what a line of ours does in the third step.
+DISTURBED = """
+import importlib.util, os, signal, sys
+specification = importlib.util.spec_from_file_location("train_two_phase", {script!r})
+script = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(script)
+from diffae_hub.training import trainer
+loss, steps = trainer.denoising_loss, []
+
+def disturbed(*inputs):
+    steps.append(None)
+    if len(steps) == 3:
+        {what}
+    return loss(*inputs)
+
+trainer.denoising_loss = disturbed
+sys.exit(script.main())
+"""
+DISTURBANCES = {
+    "an error that nobody foresaw": ("raise RuntimeError('out of memory')", "RuntimeError: out of memory", 1),
+    "Ctrl-C twice": ("[os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]", "KeyboardInterrupt", -signal.SIGINT),
+}
+
+
+@pytest.mark.parametrize("disturbance", DISTURBANCES)
+def test_the_loaders_processes_end_with_the_run(image_folder: Path, tmp_path: Path, disturbance: str) -> None:
+    """They ignore SIGTERM, the signal by which Python's exit would end them before it waits for them."""
+    what, message, code = DISTURBANCES[disturbance]
+    driver = tmp_path / "driver.py"
+    driver.write_text(DISTURBED.format(script=str(SCRIPT), what=what))
+    argv = [*arguments(image_folder, tmp_path / "run"), "--num_workers=1"]
+    process = subprocess.run(
+        [sys.executable, str(driver), *argv],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert message in process.stderr
+    assert process.returncode == code
+
+
+def test_a_validation_that_was_missed_is_made_up_for(image_folder: Path, tmp_path: Path) -> None:
+    """Killed after the last checkpoint, before the validation: the resumed run has the figures all the same."""
+    flags = (f"--validation_dataset={image_folder}", "--validation_steps=2", "--resume_from_checkpoint=latest")
+    argv = arguments(image_folder, tmp_path / "run", *flags, training_examples=64)
+    code, text = run(argv)
+    assert code == 0, text
+    assert f"validation on the first 40 of 40 images in {image_folder}" in text
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_text().splitlines()
+    assert "psnr_inversion" in whole[-1]
+    metrics.write_text("\n".join(whole[:-1]) + "\n")
+    code, text = run(argv)
+    assert code == 0, text
+    assert json.loads(metrics.read_text().splitlines()[-1]) == pytest.approx(json.loads(whole[-1]), rel=1e-6)
+    code, text = run(argv)
+    assert code == 0, text
+    assert len(metrics.read_text().splitlines()) == len(whole), "only once"
+
+
 BAD_COMMAND_LINES = [
     (["--preset=cifar"], "preset must be one of"),
     (["--batch_size=many"], "argument --batch_size: invalid int value: 'many'"),
@@ -429,12 +495,13 @@ BAD_COMMAND_LINES = [
     (["--config=nowhere.json"], "--config must be a readable JSON file, got nowhere.json"),
     (["--seed=-1"], "--seed must be at least 0, got -1"),
     (["--validation_steps=0"], "--validation_steps must be between 1 and 1000, got 0"),
+    (["--training_examples=1.5"], "argument --training_examples: invalid int value: '1.5'"),
     (["--keep_checkpoints=0"], "--keep_checkpoints must be at least 1, got 0"),
     (["--mixed_precision=fp16"], "--mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'"),
     (["--hub_license=My own"], "--hub_license must be an id like 'mit' or 'cc-by-4.0', in lower case, got 'My own'"),
     ([f"--set={part}={4}" for part in CHANNELS], "in_channels must be 1 (grayscale) or 3 (RGB), got 4"),
     (["--unknown"], "unrecognized arguments: --unknown"),
-    (["--resume_from_checkpoint=nowhere"], "checkpoint nowhere is damaged"),
+    (["--resume_from_checkpoint=nowhere"], "must be 'latest' or a checkpoint's folder, got nowhere"),
     (["--dataset=nowhere"], "dataset 'nowhere' is no local path and the Hub cannot be reached"),
 ]
 
@@ -459,6 +526,40 @@ def test_a_bad_experiment_is_refused_before_data_is_read(tmp_path: Path, capsys)
     assert load_script().main(argv) == 2
     assert "phase1_fraction must be 0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_defaults_that_depend_on_the_experiment(tmp_path: Path) -> None:
+    script = load_script()
+    for flags, every in ((["--training_examples=64e6"], 640_000), (["--training_examples=560_000"], 100_000)):
+        parsed = script.parse_arguments(["--preset=cifar10-32", "--dataset=x", f"--output_dir={tmp_path}", *flags])
+        script.resolve_experiment(parsed)
+        assert parsed.checkpoint_every == parsed.validation_every == every
+
+
+def test_an_output_among_the_data_is_refused(image_folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    argv = [a for a in arguments(image_folder, image_folder.parent / "run") if not a.startswith("--output_dir")]
+    assert load_script().main([*argv, f"--output_dir={image_folder / 'run'}"]) == 2
+    assert f"--output_dir must lie outside the folder of the data, {image_folder}" in capsys.readouterr().err
+    assert not (image_folder / "run").exists()
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_tracker_that_is_not_installed(image_folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert load_script().main(arguments(image_folder, tmp_path / "run", "--report_to=wandb")) == 2
+    assert "--report_to wandb needs the package: pip install wandb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"experiment": 3}', "[]"])
+def test_a_config_of_another_shape(tmp_path: Path, capsys, content: str) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(content)
+    argv = ["--preset=cifar10-32", f"--config={config}", "--dataset=x", f"--output_dir={tmp_path / 'run'}"]
+    assert load_script().main(argv) == 2
+    assert "--config must hold a JSON object" in capsys.readouterr().err
 
 
 def test_help(capsys) -> None:

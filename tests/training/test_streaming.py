@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -97,6 +102,108 @@ def test_loader_process_changes_nothing(parquet_folder: Path) -> None:
     for a, b in zip(alone, parallel, strict=True):
         assert torch.equal(a.images, b.images)
         assert a.position == b.position
+
+
+def from_generator(rows: Callable[[], Iterator[bytes]], **options: object) -> StreamedBatches:
+    """A stream of the encoded images that a call of `rows` gives, anew for each epoch."""
+
+    def generate() -> Iterator[dict]:
+        for content in rows():
+            yield {"image": {"bytes": content, "path": None}}
+
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    dataset = datasets.IterableDataset.from_generator(generate, features=features)
+    return StreamedBatches(dataset, "image", ImageTransform(4, 1), seed=0, **options)
+
+
+def encoded_image() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), 100).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_next_block_is_read_while_the_present_one_is_used() -> None:
+    """And no further one."""
+    read, second_block = [], threading.Event()
+
+    def rows() -> Iterator[bytes]:
+        for number in range(100):
+            read.append(number)
+            if number == 11:
+                second_block.set()
+            yield encoded_image()
+
+    batches = iter(from_generator(rows, batch_size=2, buffer_size=6))
+    next(batches)
+    assert second_block.wait(timeout=60)
+    next(batches)
+    next(batches)  # the last of the first block
+    batches.close()  # waits for the thread
+    assert read == list(range(12))
+
+
+def test_error_of_the_reading_thread() -> None:
+    """Comes in its place, as it is."""
+
+    def rows() -> Iterator[bytes]:
+        for _ in range(8):
+            yield encoded_image()
+        raise ConnectionResetError("the storage is gone")
+
+    batches = iter(from_generator(rows, batch_size=2, buffer_size=6))
+    assert [len(next(batches).images) for _ in range(3)] == [2, 2, 2]
+    with pytest.raises(ConnectionResetError, match="the storage is gone"):
+        next(batches)
+
+
+def test_closing_does_not_wait_for_a_block() -> None:
+    """Here the second epoch's: it is longer than anybody would wait for."""
+    read = []
+
+    def rows() -> Iterator[bytes]:
+        for number in range(6 if not read else 10**5):
+            read.append(number)
+            yield encoded_image()
+
+    before = threading.active_count()
+    batches = iter(from_generator(rows, batch_size=2, buffer_size=10**6))
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+    assert len(read) < 100
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_that_is_dropped_leaves_nothing_behind(parquet_folder: Path, workers: int) -> None:
+    threads = threading.active_count()
+    batches = iter(streaming_loader(stream(parquet_folder), workers))
+    next(batches)
+    assert len(multiprocessing.active_children()) == workers
+    del batches
+    assert not multiprocessing.active_children()
+    assert threading.active_count() == threads
+
+
+def test_program_that_breaks_in_midstream_ends(parquet_folder: Path) -> None:
+    """Although its traceback keeps the stream, with its threads, from being closed."""
+    program = """
+import sys
+from diffae_hub.training.data import ImageTransform, open_dataset
+from diffae_hub.training.streaming import StreamedBatches
+
+def train():
+    dataset = open_dataset(sys.argv[1], "train", "image", streaming=True)
+    batches = iter(StreamedBatches(dataset, "image", ImageTransform(4, 1), batch_size=4, buffer_size=6, seed=0))
+    next(batches)
+    raise RuntimeError("as out of memory")
+
+train()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(parquet_folder)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "RuntimeError: as out of memory"
 
 
 def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:

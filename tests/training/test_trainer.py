@@ -59,8 +59,8 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
     averages = [parameter.detach().clone() for parameter in parameters]
     first, second = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
     for step, images in enumerate(batches, start=1):
-        assert trainer.phase == (1 if step <= 2 else 2)
         loss = trainer.step(images)
+        assert trainer.phase == (1 if step <= 2 else 2)
 
         x0, x_t, timesteps = (tensor.double() for tensor in inputs[-1])
         torch.testing.assert_close(x0, images.double())

@@ -164,10 +164,11 @@ Given again, the command continues where it stopped. `accelerate launch -m diffa
 
 def run_encode(arguments: argparse.Namespace) -> int:
     """Encodes a data set."""
+    from ..files import check_output
     from ..training.data import ImageTransform
     from .codes import SUMMARY, dataset_rows, encode_dataset, finish_codes
     from .devices import find_device, join_processes, load_for_evaluation, weights_fingerprint
-    from .evaluation_folder import check_new_or_continued, check_output
+    from .evaluation_folder import check_new_or_continued
 
     _silence_libraries()
     check_output(arguments.output, arguments.dataset)

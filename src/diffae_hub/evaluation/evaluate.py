@@ -22,14 +22,14 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import write_text
+from ..files import check_output, write_text
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..training.data import ImageTransform, load_rows
 from .baselines import MeanImageBaseline, PCABaseline, jpeg_reconstruct, latent_code_bytes
 from .bootstrap import bootstrap_interval
 from .codes import class_names, dataset_rows, encode_dataset, finish_codes, load_codes, stored_codes
 from .devices import find_device, join_processes, load_for_evaluation, processor_name, weights_fingerprint
-from .evaluation_folder import ORIGINALS, EvaluationFolder, batches, check_output
+from .evaluation_folder import ORIGINALS, EvaluationFolder, batches
 from .options import IMAGE_METRICS, PATH_LENGTH, EvaluationOptions
 from .stage_clock import StageClock
 from .weights import WeightsUnavailable

@@ -60,19 +60,6 @@ def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool 
         )
 
 
-def check_output(output: Path, *sources: str | None) -> None:
-    """Refuses an output that is a file or lies inside a folder of data, whose images its own would join.
-
-    Raises:
-        ValueError: Names the argument.
-    """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output must be a folder, got the file {output}")
-    for source in sources:
-        if source is not None and Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
-            raise ValueError(f"output must lie outside the folder of the data, {source}, got {output}")
-
-
 def check_new_or_continued(folder: Path, what: str) -> None:
     """Refuses a folder of other files. For the first of several processes, while the others wait.
 

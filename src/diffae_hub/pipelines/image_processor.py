@@ -14,7 +14,41 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Rounding in half precision may leave the range by this much; more is a mistake of the caller.
 _RANGE_TOLERANCE = 0.01
 
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 ImageInput = Image.Image | np.ndarray | torch.Tensor | list[Any] | tuple[Any, ...]
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """How a picture is to be turned, 1 (not at all) to 8; 1 also where the EXIF block is broken."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # SyntaxError, struct.error and others; the pixels are intact
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF block says, without that block, or unchanged.
+
+    Unlike `ImageOps.exif_transpose`, it needs nothing of the block but the orientation to be intact.
+    """
+    orientation = exif_orientation(image)
+    if orientation == 1:
+        return image
+    image = image.transpose(_UPRIGHT[orientation])
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):  # would turn it again
+        image.info.pop(key, None)
+    return image
 
 
 def _convert_mode(image: Image.Image, channels: int) -> Image.Image:
@@ -23,9 +57,16 @@ def _convert_mode(image: Image.Image, channels: int) -> Image.Image:
         raise ValueError(f"images must have at least one pixel, got a PIL image of size {image.size}")
     try:
         image.load()  # a file is decoded only now
-    except (OSError, SyntaxError, EOFError) as error:  # SyntaxError: Pillow's word for a broken PNG chunk
+    except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
         raise ValueError(f"images must be intact, got a PIL image that cannot be decoded: {error}") from error
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
+    if image.mode == "I":  # 32-bit integers, as which some versions of Pillow read 16-bit files
+        lowest, highest = image.getextrema()
+        if lowest < 0 or highest > 65535:
+            raise ValueError(
+                "images must be in 0 .. 65535 as PIL images of mode 'I', whose range is unknown otherwise, got values "
+                f"in {lowest} .. {highest}; pass a numpy array in [0, 1]"
+            )
     if image.mode.startswith("I;16") or image.mode == "I":
         array = np.asarray(image, dtype=np.float64)  # 16-bit grayscale; Pillow would clip it at 255
         image = Image.fromarray((array / 257.0).round().clip(0, 255).astype(np.uint8))

@@ -124,8 +124,11 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Reads a checkpoint back.
 
     Raises:
-        ValueError: If it is damaged: a file is missing, truncated, or does not match its checksum.
+        ValueError: If there is no such folder, or it is damaged: a file is missing, truncated, or does not match its
+            checksum.
     """
+    if not folder.is_dir():
+        raise ValueError(f"resume_from_checkpoint must be 'latest' or a checkpoint's folder, got {folder}")
     try:
         sums = dict(reversed(line.split(maxsplit=1)) for line in (folder / _CHECKSUMS).read_text().splitlines())
         for name in (_TENSORS, _STRUCTURE):

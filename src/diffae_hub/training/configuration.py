@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..files import check_output
 from .checkpoints import checkpoint_folders
 from .presets import CROPS, PRESETS, TrainingPreset, preset_named
 
@@ -17,6 +19,21 @@ from .presets import CROPS, PRESETS, TrainingPreset, preset_named
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         raise ValueError(message)
+
+
+# A checkpoint of 2 GB every few seconds, or a validation, would take a good part of a fast GPU's time.
+_EVERY = "default: a hundredth of the training, but at least 100000"
+
+
+def _whole_number(text: str) -> int:
+    """An integer that may be written as 64e6 or 64_000_000."""
+    number = float(text)
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+_whole_number.__name__ = "int"  # what argparse calls it in its message
 
 
 def parse_arguments(argv: list[str] | None, description: str | None = None) -> argparse.Namespace:
@@ -34,10 +51,10 @@ def parse_arguments(argv: list[str] | None, description: str | None = None) -> a
     experiment.add_argument("--phase1_fraction", type=float, help="share of the examples with t = 1; 0 is one-phase")
     experiment.add_argument("--resolution", type=int, help="height and width of the images")
     experiment.add_argument("--latent_dim", type=int, help="width of the latent code")
-    experiment.add_argument("--training_examples", type=int)
+    experiment.add_argument("--training_examples", type=_whole_number, help="e.g. 64000000 or 64e6")
     experiment.add_argument("--batch_size", type=int, help="global: over all processes and accumulation steps")
     experiment.add_argument("--learning_rate", type=float)
-    experiment.add_argument("--warmup_examples", type=int)
+    experiment.add_argument("--warmup_examples", type=_whole_number)
     experiment.add_argument("--max_grad_norm", type=float)
     experiment.add_argument("--ema_decay", type=float)
     experiment.add_argument("--ema_warmup", action=argparse.BooleanOptionalAction)
@@ -56,7 +73,7 @@ def parse_arguments(argv: list[str] | None, description: str | None = None) -> a
     data.add_argument("--validation_dataset", help="as --dataset; its first images are reconstructed")
     data.add_argument("--validation_split", default="test")
     data.add_argument("--validation_images", type=int, default=64)
-    data.add_argument("--validation_every", type=int, default=100_000, help="examples between validations")
+    data.add_argument("--validation_every", type=_whole_number, help=f"examples between validations; {_EVERY}")
     data.add_argument("--validation_steps", type=int, default=50, help="DDIM steps")
 
     machine = parser.add_argument_group("machine")
@@ -68,7 +85,7 @@ def parse_arguments(argv: list[str] | None, description: str | None = None) -> a
 
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", required=True, type=Path)
-    output.add_argument("--checkpoint_every", type=int, default=100_000, help="examples between checkpoints")
+    output.add_argument("--checkpoint_every", type=_whole_number, help=f"examples between checkpoints; {_EVERY}")
     output.add_argument("--keep_checkpoints", type=int, default=2)
     output.add_argument(
         "--resume_from_checkpoint", help="'latest' (starts anew if there is none) or a checkpoint folder"
@@ -85,6 +102,8 @@ def parse_arguments(argv: list[str] | None, description: str | None = None) -> a
 def resolve_experiment(arguments: argparse.Namespace) -> TrainingPreset:
     """The preset, overridden by the JSON file, then by the named flags, then by --set.
 
+    Fills in those defaults among the arguments that depend on it.
+
     Raises:
         ValueError: If a name or a value is not allowed. No data is read and no weights are allocated.
     """
@@ -96,7 +115,10 @@ def resolve_experiment(arguments: argparse.Namespace) -> TrainingPreset:
             raise ValueError(f"--config must be a readable JSON file, got {arguments.config}: {error}") from error
         if not isinstance(overrides, dict):
             raise ValueError(f"--config must hold a JSON object, got {overrides!r}")
-        preset = preset.with_overrides(overrides.get("experiment", overrides))
+        overrides = overrides.get("experiment", overrides)
+        if not isinstance(overrides, dict):
+            raise ValueError(f"--config must hold a JSON object as its experiment, got {overrides!r}")
+        preset = preset.with_overrides(overrides)
 
     given: dict[str, Any] = {"encoder": {}, "decoder": {}, "scheduler": {}}
     for name in ("prediction_type", "noise_schedule", "scaling_factor"):
@@ -121,6 +143,9 @@ def resolve_experiment(arguments: argparse.Namespace) -> TrainingPreset:
         component, dot, name = path.partition(".")
         preset = preset.with_overrides({component: {name: value} if dot else value})
     preset.validate()
+    for name in ("validation_every", "checkpoint_every"):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, max(100_000, preset.training_examples // 100))
     return preset
 
 
@@ -134,7 +159,7 @@ def check_run(arguments: argparse.Namespace, preset: TrainingPreset, num_process
         ("gradient_accumulation_steps", 1), ("keep_checkpoints", 1), ("checkpoint_every", 1), ("validation_every", 1),
         ("validation_images", 1), ("log_every", 1), ("shuffle_buffer", 1), ("num_workers", 0), ("seed", 0),
     ):  # fmt: skip
-        if getattr(arguments, name) < minimum:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < minimum:
             raise ValueError(f"--{name} must be at least {minimum}, got {getattr(arguments, name)}")
     if arguments.mixed_precision == "fp16" and device_type == "cpu":
         raise ValueError("--mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'")
@@ -158,6 +183,10 @@ def check_run(arguments: argparse.Namespace, preset: TrainingPreset, num_process
     most = preset.scheduler["num_train_timesteps"]
     if not 1 <= arguments.validation_steps <= most:
         raise ValueError(f"--validation_steps must be between 1 and {most}, got {arguments.validation_steps}")
+    package = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(arguments.report_to)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ValueError(f"--report_to {package} needs the package: pip install {package}")
+    check_output(arguments.output_dir, arguments.dataset, arguments.validation_dataset, argument="--output_dir")
     if checkpoint_folders(arguments.output_dir) and not arguments.resume_from_checkpoint:
         raise ValueError(
             f"--output_dir {arguments.output_dir} holds checkpoints: continue with --resume_from_checkpoint latest, "

@@ -2,35 +2,33 @@
 
 The order of the examples is a pure function of the seed and the number of examples seen, so that a resumed run
 continues with exactly the batches an uninterrupted one would have had, whatever the number of processes. Data sets that
-do not fit on the disk are in `streaming.py`.
+do not fit on the disk are in `streaming.py`, the rules by which files are found in `sources.py`.
 """
 
 from __future__ import annotations
 
+import atexit
 import glob
 import os
-import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, Sampler
 
 from ..hub.reach import reach_hub
 from ..image_files import read_image, read_image_bytes
-from ..pipelines.image_processor import pil_to_array
+from ..pipelines.image_processor import pil_to_array, upright
 from .faults import TrainingError
 from .presets import CROPS
+from .sources import ImageFolder, image_folder, local_path, metadata_files, parquet_files, rows_of_slice, split_name
 
 if TYPE_CHECKING:
     import datasets
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Not read, but worth a word: whoever has such files will think that they are.
-_OTHER_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".tga")
 
 # Rows and columns that the official networks' crop of CelebA (178 x 218 pixels) keeps: left, upper, right, lower.
 _D2C_BOX = (25, 57, 153, 185)
@@ -51,46 +49,6 @@ class Batch(NamedTuple):
     position: dict[str, Any] | None = None
 
 
-class ImageFolder(Sequence):
-    """The image files below a folder, in the order of their names, as rows `{"path": ..., "bytes": None}`.
-
-    Args:
-        folder: Searched with its subfolders, also linked ones; hidden files and folders are left out. A warning gives
-            the number of images in formats that are not read.
-
-    Raises:
-        ValueError: If there is no image file.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.paths, other = [], 0
-        for parent, folders, names in os.walk(folder, followlinks=True):
-            # A link to a folder that it lies in would be followed for ever.
-            place = Path(parent).resolve()
-            folders[:] = [
-                name
-                for name in folders
-                if not name.startswith(".") and not place.is_relative_to(Path(parent, name).resolve())
-            ]
-            for path in (Path(parent, name) for name in names if not name.startswith(".")):
-                if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                    self.paths.append(str(path))
-                other += path.suffix.lower() in _OTHER_IMAGE_SUFFIXES
-        self.paths.sort()
-        if not self.paths:
-            raise ValueError(f"dataset must hold at least one image file ({', '.join(IMAGE_SUFFIXES)}), got {folder}")
-        if other:
-            warnings.warn(
-                f"{folder}: {other} files were passed over, read are {', '.join(IMAGE_SUFFIXES)} only", stacklevel=2
-            )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"path": self.paths[index], "bytes": None}
-
-
 class _ImageColumn(Sequence):
     """The undecoded rows `{"path": ..., "bytes": ...}` of a dataset's image column."""
 
@@ -106,20 +64,6 @@ class _ImageColumn(Sequence):
         return {"path": row.get("path") or f"row {index}", "bytes": row.get("bytes")}
 
 
-def _parquet_files(source: str, split: str) -> list[str]:
-    """The parquet files that `source` names: itself, or those of the split in a folder; empty if it names none."""
-    path = Path(source)
-    if path.is_file() and path.suffix == ".parquet":
-        return [str(path)]
-    if path.is_dir() and next(path.glob("*.parquet"), None):
-        files = sorted(str(file) for file in path.glob(f"{split}*.parquet"))
-        if not files:
-            names = sorted(file.name for file in path.glob("*.parquet"))
-            raise ValueError(f"split must begin the name of a parquet file in {source}, one of {names}, got {split!r}")
-        return files
-    return []
-
-
 def open_dataset(
     source: str, split: str, image_column: str, streaming: bool, columns: Sequence[str] = ()
 ) -> datasets.Dataset | datasets.IterableDataset:
@@ -127,8 +71,12 @@ def open_dataset(
 
     Args:
         source: A parquet file, a folder of parquet files, a folder of `Dataset.save_to_disk`, a folder of images (for
-            streaming) or the name of a Hub dataset.
-        split: Its split.
+            streaming) or the name of a Hub dataset. `~` is the home folder.
+        split: Its split, with a slice (`"train[:90%]"`) unless streaming. Among parquet files those named
+            `<split>.parquet`, `<split>-*.parquet`, `<split>_<digits>*.parquet` or `<split>.*.parquet`, or in a folder
+            `<split>`; `source` or its folder `data` holds them. Of a folder of images the subfolder with the name (or
+            one that means the same, as "val" and "validation") if all subfolders with images are named like splits,
+            else all images. A single parquet file, and a dataset saved without splits, is any split.
         image_column: The column that holds the images.
         streaming: Whether to read it while training, without a copy on the disk.
         columns: Columns to keep beside the images.
@@ -138,23 +86,14 @@ def open_dataset(
     """
     import datasets
 
-    path = Path(source)
+    path, name = local_path(source), split_name(split)
+    if streaming and split != name:
+        raise ValueError(f"split must be a name without a slice when streaming, got {split!r}")
     try:
-        if files := _parquet_files(source, split):
-            dataset = datasets.load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming)
-        elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            dataset = datasets.load_from_disk(source)
-            if isinstance(dataset, datasets.DatasetDict):
-                if split not in dataset:
-                    raise ValueError(f"split must be one of {sorted(dataset)}, got {split!r}")
-                dataset = dataset[split]
-            if streaming:
-                dataset = dataset.to_iterable_dataset()
-        elif path.is_dir():
-            # Names are patterns there. Labels and other columns come from the folders' names and metadata files.
-            names = [*_image_folder(source, split).paths, *_metadata_files(source, split)]
-            files = {split: [glob.escape(name) for name in names]}
-            dataset = datasets.load_dataset("imagefolder", data_files=files, split=split, streaming=streaming)
+        if path.exists():
+            dataset = _open_local(path, name, streaming)
+            if split != name:
+                dataset = dataset.select(rows_of_slice(split, len(dataset)))
         else:
             if not datasets.config.HF_HUB_OFFLINE:
                 reach_hub()
@@ -177,18 +116,33 @@ def open_dataset(
     return dataset.select_columns([image_column, *columns]).cast_column(image_column, datasets.Image(decode=False))
 
 
-def _image_folder(source: str, split: str) -> ImageFolder:
-    return ImageFolder(_split_folder(source, split))
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
-def _split_folder(source: str, split: str) -> Path:
-    folder = Path(source, split)
-    return folder if folder.is_dir() else Path(source)
+def _open_local(path: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    import datasets
 
-
-def _metadata_files(source: str, split: str) -> list[str]:
-    names = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-    return [str(path) for path in sorted(_split_folder(source, split).rglob("metadata.*")) if path.name in names]
+    if files := parquet_files(path, split):
+        kind = "parquet"
+    elif _is_saved(path):
+        dataset = datasets.load_from_disk(str(path))
+        if isinstance(dataset, datasets.DatasetDict):
+            if split not in dataset:
+                raise ValueError(f"split must be one of {sorted(dataset)}, got {split!r}")
+            dataset = dataset[split]
+        return dataset.to_iterable_dataset() if streaming else dataset
+    elif path.is_dir():
+        # Labels and other columns come from the folders' names and metadata files.
+        folder = image_folder(path, split)
+        kind, files = "imagefolder", [*ImageFolder(folder).paths, *metadata_files(folder)]
+    else:
+        raise ValueError(
+            "dataset must be a folder of images or of parquet files, a .parquet file, a folder saved by `datasets` or "
+            f"the name of a Hub dataset, got the file {path}"
+        )
+    names = {split: [glob.escape(name) for name in files]}  # names are patterns there
+    return datasets.load_dataset(kind, data_files=names, split=split, streaming=streaming)
 
 
 def _holds_images(feature: Any) -> bool:
@@ -204,21 +158,22 @@ def load_rows(source: str, split: str = "train", image_column: str = "image") ->
     """The rows of a data set with random access, each `{"path": ..., "bytes": ...}`, still encoded.
 
     Args:
-        source: A folder of images (with subfolders; a subfolder named like the split is preferred), or what
-            [`open_dataset`] opens.
-        split: Its split.
+        source: A folder of images (with subfolders), or what [`open_dataset`] opens.
+        split: Its split, by the rules of [`open_dataset`].
         image_column: The column that holds the images; a folder of images has none.
 
     Raises:
         ValueError: If the source, the split or the column does not exist, or there is no image.
     """
-    path = Path(source)
-    saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-    if path.is_dir() and not saved and not _parquet_files(source, split):
-        return _image_folder(source, split)
-    rows = _ImageColumn(open_dataset(source, split, image_column, streaming=False), image_column)
+    path, name = local_path(source), split_name(split)
+    if path.is_dir() and not _is_saved(path) and not parquet_files(path, name):
+        rows = ImageFolder(image_folder(path, name))
+        if split != name:
+            rows.paths = [rows.paths[index] for index in rows_of_slice(split, len(rows))]
+    else:
+        rows = _ImageColumn(open_dataset(source, split, image_column, streaming=False), image_column)
     if not len(rows):
-        raise ValueError(f"dataset must hold at least one image, got none in {source!r}")
+        raise ValueError(f"dataset must hold at least one image, got none in split {split!r} of {source!r}")
     return rows
 
 
@@ -263,10 +218,12 @@ class ImageTransform:
         """
         path, content = row["path"], row["bytes"]
         image = read_image(path) if content is None else read_image_bytes(content, path)
-        image = self._cropped(image, path, position)
         try:
+            image = self._cropped(image, path, position)
             array = pil_to_array(image, channels=self.channels, size=(self.resolution, self.resolution))
-        except ValueError as error:  # a mode without a known range
+        except UnfitImage:
+            raise
+        except Exception as error:  # a mode without a known range, or what Pillow raises on files that are odd
             raise ValueError(f"image {path} cannot be used: {error}") from error
         if self.horizontal_flip and position is not None and self._random(0, position).random() < 0.5:
             array = array[:, ::-1]
@@ -278,7 +235,7 @@ class ImageTransform:
     def _cropped(self, image: Image.Image, path: str, position: tuple[int, ...] | None) -> Image.Image:
         if self.crop == "center":
             return image  # `pil_to_array` does it
-        image = ImageOps.exif_transpose(image)
+        image = upright(image)
         if self.crop == "d2c":
             if image.size != _CELEBA_SIZE:
                 raise UnfitImage(
@@ -414,26 +371,62 @@ def _collate(items: list[tuple[torch.Tensor, list[str]]] | Exception) -> Batch |
     return Batch(torch.stack([image for image, _ in items]), [line for _, lines in items for line in lines])
 
 
+class TrainingDataLoader(DataLoader):
+    """A loader whose processes outlive SIGTERM and Ctrl-C, which go to the whole group, and end with the program.
+
+    Left to multiprocessing they would keep a program that breaks off, or ends in the midst of the data, for ever: it
+    sends SIGTERM, which they ignore, and waits.
+    """
+
+    _running: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, worker_init_fn=prepare_worker, **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        if self.num_workers:
+            self._running.add(batches)
+        return batches
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Ends the processes of all loaders."""
+        for batches in list(cls._running):
+            batches._shutdown_workers()
+            for worker in batches._workers:
+                worker.kill()  # one that hangs in reading
+
+
+atexit.register(TrainingDataLoader.end_all)  # after, and therefore run before, multiprocessing's own
+
+
 def training_loader(dataset: ImageTensorDataset, sampler: ResumableBatchSampler, num_workers: int) -> DataLoader:
     """[`Batch`]es in the sampler's order; `num_workers` processes decode images ahead.
 
     In place of a batch comes the exception, for the trainer to raise, if an image must stop the training.
     """
-    return DataLoader(
+    return TrainingDataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=prepare_worker,
         prefetch_factor=4 if num_workers else None,
     )
 
 
 def prepare_worker(worker_index: int) -> None:
-    """Lets a loader's process outlive SIGTERM and Ctrl-C, which go to the whole group: the trainer ends it."""
+    """Lets a loader's process outlive SIGTERM and Ctrl-C: the trainer needs it until its next checkpoint."""
     import signal
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def where_from(rows: Sequence[Mapping[str, Any]], source: str, split: str) -> str:
+    """How many images there are and where, in words: `1,234 images in pictures/train`."""
+    paths = getattr(rows, "paths", None)
+    place = f"in {Path(os.path.commonpath(paths))}" if paths else f"of {source}, split {split}"
+    return f"{len(rows):,} images {place}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_text
+from .sources import local_path
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -32,6 +33,14 @@ def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def is_validated(run_folder: Path, examples_seen: int) -> bool:
+    """Whether the run has figures of a validation after that many examples."""
+    return any(
+        record["examples"] == examples_seen and any(name.startswith("psnr_") for name in record)
+        for record in read_metrics(run_folder)
+    )
 
 
 def rewind_metrics(run_folder: Path, examples_seen: int) -> None:
@@ -79,9 +88,9 @@ def describe_data(
         rows: The opened data set.
         shuffle_buffer: Images shuffled together when streaming; None for random access.
     """
-    streaming = shuffle_buffer is not None
+    streaming, path = shuffle_buffer is not None, local_path(dataset)
     return {
-        "dataset": str(Path(dataset).resolve()) if Path(dataset).exists() else dataset,
+        "dataset": str(path.resolve()) if path.exists() else dataset,
         "split": split,
         "image_column": image_column,
         "streaming": streaming,

@@ -2,13 +2,15 @@
 
 A shuffle buffer that refills itself cannot be resumed exactly without saving its content. Here the stream is cut into
 blocks of `buffer_size` consecutive rows, and each block is put in an order that the seed, the epoch and the block's
-number decide: a position in the stream is a few numbers, and reading one block again restores it.
+number decide: a position in the stream is a few numbers, and reading one block again restores it. A thread reads the
+next block while the present one is decoded, so that the training does not wait for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from .data import Batch, ImageTransform, UnfitImage, bad_image, prepare_worker
+from .data import Batch, ImageTransform, TrainingDataLoader, UnfitImage, bad_image
 from .faults import TrainingError
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 _START = {
     "epoch": 0, "shard": 0, "shard_state": None, "shard_row": 0, "row": 0, "block": 0, "offset": 0, "examples": 0
 }  # fmt: skip
+
+# The reading thread goes on by so many batches' rows for every batch that is decoded. All at once the rows of a block
+# would take the interpreter from the decoding threads, and a batch would be as late as if there were no thread.
+_BATCHES_READ_AHEAD = 4
 
 
 class StreamedBatches(IterableDataset):
@@ -38,7 +44,7 @@ class StreamedBatches(IterableDataset):
         image_column: Its column of undecoded images.
         transform: Decodes a row.
         batch_size: Images per batch, for this process.
-        buffer_size: Rows per block.
+        buffer_size: Rows per block. Memory holds two blocks of encoded images: the present one and the next.
         seed: Seed of the order.
         position: Where to begin: the `position` of the last batch that was trained on; None for the beginning.
         process_index: This process.
@@ -95,23 +101,49 @@ class StreamedBatches(IterableDataset):
                     place = {"shard": shard_number, "shard_state": shard, "shard_row": shard_row, "row": row_number}
                     yield {"path": name, "bytes": image.get("bytes")}, place
 
-    def _shuffled_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Rows in training order, each with the position after it."""
+    def _blocks(self) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]] | None]:
+        """The stream's blocks of rows in the order of reading, each with the position to begin at: before its first
+        row, or in its midst where the stream is resumed there. After every few rows comes None, and the caller chooses
+        when to read on.
+        """
         start = dict(self.position)
         while True:
             rows = self._epoch_rows(start)
-            while block := list(islice(rows, self.buffer_size)):
-                place = block[-1][1]
+            while True:
+                block: list[dict[str, Any]] = []
+                step = _BATCHES_READ_AHEAD * self.batch_size
+                while more := list(islice(rows, min(step, self.buffer_size - len(block)))):
+                    block += [row for row, _ in more]
+                    place = more[-1][1]
+                    yield None
+                if not block:
+                    break
                 # The state is taken here, once per block, where the generator stands right after the block's last row.
                 following = {**place, "shard_state": place["shard_state"].state_dict()}
-                order = np.random.default_rng((self.seed, start["epoch"], start["block"])).permutation(len(block))
-                for offset in range(start["offset"], len(block)):
-                    start = {**start, "offset": offset + 1, "examples": start["examples"] + 1}
-                    yield block[order[offset]][0], start
-                start = {**start, **following, "block": start["block"] + 1, "offset": 0}
+                yield block, start
+                examples = start["examples"] + len(block) - start["offset"]
+                start = {**start, **following, "block": start["block"] + 1, "offset": 0, "examples": examples}
             if start["row"] == 0:
                 raise TrainingError("dataset must hold at least one image per process, got none")
             start = {**_START, "epoch": start["epoch"] + 1, "examples": start["examples"]}
+
+    def _shuffled_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Rows in training order, each with the position after it."""
+        # Only the thread touches the blocks' generator. Who closes this one waits for the few rows being read.
+        with closing(self._blocks()) as blocks, ThreadPoolExecutor(1, "block-reader") as reader:
+            ahead = reader.submit(next, blocks)
+            while True:
+                while not (block := ahead.result()):
+                    ahead = reader.submit(next, blocks)
+                ahead = reader.submit(next, blocks)
+                rows, position = block
+                order = np.random.default_rng((self.seed, position["epoch"], position["block"])).permutation(len(rows))
+                for offset in range(position["offset"], len(rows)):
+                    position = {**position, "offset": offset + 1, "examples": position["examples"] + 1}
+                    yield rows[order[offset]], position
+                    # A whole block, or an error, is kept until this block is used up.
+                    if ahead.done() and not ahead.exception() and not ahead.result():
+                        ahead = reader.submit(next, blocks)
 
     def _decoded(self, item: tuple[dict[str, Any], dict[str, Any]]) -> tuple[torch.Tensor | str, dict[str, Any]]:
         row, position = item
@@ -131,11 +163,10 @@ class StreamedBatches(IterableDataset):
             yield error
 
     def _batches(self) -> Iterator[Batch]:
-        rows = self._shuffled_rows()
         images: list[torch.Tensor] = []
         unreadable: list[str] = []
         epoch = self.position["epoch"]  # of the newest readable image
-        with ThreadPoolExecutor(self.decoding_threads) as pool:
+        with closing(self._shuffled_rows()) as rows, ThreadPoolExecutor(self.decoding_threads) as pool:
             while True:
                 wanted = islice(rows, self.batch_size - len(images))
                 for image, position in pool.map(self._decoded, wanted):
@@ -156,14 +187,16 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def streaming_loader(stream: StreamedBatches, num_workers: int) -> DataLoader:
-    """The stream's batches, read and decoded ahead by one process with `num_workers` decoding threads."""
+    """The stream's batches, decoded ahead by one process with `num_workers` threads, beside the thread that reads.
+
+    Without workers the process of the training decodes; the next block is read ahead all the same.
+    """
     stream.decoding_threads = max(1, num_workers)
-    return DataLoader(
+    return TrainingDataLoader(
         stream,
         batch_size=None,
         num_workers=min(1, num_workers),
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=prepare_worker,
         prefetch_factor=4 if num_workers else None,
     )

@@ -91,8 +91,11 @@ class TwoPhaseTrainer:
 
     @property
     def phase(self) -> int:
-        """The phase, 1 or 2, of the next step."""
-        return phase_at(self.examples_seen, self.preset.training_examples, self.preset.phase1_fraction)
+        """The phase, 1 or 2, of the last step; before the first one, of the first."""
+        return self._phase_after(max(self.examples_seen - self.preset.batch_size, 0))
+
+    def _phase_after(self, examples_seen: int) -> int:
+        return phase_at(examples_seen, self.preset.training_examples, self.preset.phase1_fraction)
 
     @property
     def learning_rate(self) -> float:
@@ -113,7 +116,8 @@ class TwoPhaseTrainer:
         # Every process draws the timesteps and the noise of the global batch and takes its share.
         share = process_share(preset.batch_size, accelerator.process_index, accelerator.num_processes)
         generator = torch.Generator().manual_seed(derived_seed(self.seed, TIMESTEPS, self.examples_seen))
-        timesteps = sample_timesteps(preset.batch_size, self.phase, self.scheduler, generator, "cpu")[share]
+        phase = self._phase_after(self.examples_seen)
+        timesteps = sample_timesteps(preset.batch_size, phase, self.scheduler, generator, "cpu")[share]
         generator = torch.Generator(device).manual_seed(derived_seed(self.seed, NOISE, self.examples_seen))
         noise = torch.randn((preset.batch_size, *images.shape[1:]), generator=generator, device=device)[share]
         torch.manual_seed(derived_seed(self.seed, DROPOUT, self.examples_seen, accelerator.process_index))
