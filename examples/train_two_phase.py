@@ -138,7 +138,8 @@ def load_validation_images(arguments: argparse.Namespace, preset: TrainingPreset
         rows = load_rows(*source)
     else:  # of a Hub data set no more than is used
         stream = islice(open_dataset(*source, streaming=True), arguments.validation_images)
-        rows = [{"path": f"row {index}", **row[arguments.image_column]} for index, row in enumerate(stream)]
+        images = [row[arguments.image_column] or {} for row in stream]
+        rows = [{"path": f"row {index}", "bytes": image.get("bytes")} for index, image in enumerate(images)]
     transform = ImageTransform(
         preset.encoder["sample_size"],
         preset.encoder["in_channels"],

@@ -418,8 +418,10 @@ def training_loader(dataset: ImageTensorDataset, sampler: ResumableBatchSampler,
 
 def prepare_worker(worker_index: int) -> None:
     """Lets a loader's process outlive SIGTERM and Ctrl-C: the trainer needs it until its next checkpoint."""
+    import gc
     import signal
 
+    gc.freeze()  # a collection of what the process was born with would copy the pages it shares with the trainer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
