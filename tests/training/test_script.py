@@ -202,6 +202,8 @@ def test_compiled_run(image_folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     AcceleratorState._reset_state(reset_partial_state=True)
+    torch.compiler.reset()  # of other tests in this process
+    counters.clear()
     networks = {  # as small as can be: each kernel goes through the C++ compiler
         part: {**TINY_EXPERIMENT[part], "channel_multipliers": [1], "dropout": 0.0} for part in ("encoder", "decoder")
     }
