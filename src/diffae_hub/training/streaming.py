@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,16 +145,21 @@ class StreamedBatches(IterableDataset):
                     if ahead.done() and not ahead.exception() and not ahead.result():
                         ahead = reader.submit(next, blocks)
 
-    def _decoded(self, item: tuple[dict[str, Any], dict[str, Any]]) -> tuple[torch.Tensor | str, dict[str, Any]]:
-        row, position = item
-        try:
-            return self.transform(row, (self.process_index, position["examples"])), position
-        except UnfitImage:
-            raise
-        except ValueError as error:
-            if not self.skip_bad_images:
-                raise bad_image(error) from error
-            return str(error), position
+    def _decoded(
+        self, items: list[tuple[dict[str, Any], dict[str, Any]]]
+    ) -> list[tuple[torch.Tensor | str, dict[str, Any]]]:
+        """The image, or why there is none, of each row, with the row's position."""
+        decoded: list[tuple[torch.Tensor | str, dict[str, Any]]] = []
+        for row, position in items:
+            try:
+                decoded.append((self.transform(row, (self.process_index, position["examples"])), position))
+            except UnfitImage:
+                raise
+            except ValueError as error:
+                if not self.skip_bad_images:
+                    raise bad_image(error) from error
+                decoded.append((str(error), position))
+        return decoded
 
     def __iter__(self) -> Iterator[Batch | Exception]:
         try:
@@ -168,8 +173,12 @@ class StreamedBatches(IterableDataset):
         epoch = self.position["epoch"]  # of the newest readable image
         with closing(self._shuffled_rows()) as rows, ThreadPoolExecutor(self.decoding_threads) as pool:
             while True:
-                wanted = islice(rows, self.batch_size - len(images))
-                for image, position in pool.map(self._decoded, wanted):
+                wanted = list(islice(rows, self.batch_size - len(images)))
+                # One share per thread, and no thread for one: handing over single small images costs more than they do.
+                length = -(-len(wanted) // self.decoding_threads)
+                shares = [wanted[first : first + length] for first in range(0, len(wanted), length)]
+                decode = map if self.decoding_threads == 1 else pool.map
+                for image, position in chain.from_iterable(decode(self._decoded, shares)):
                     if isinstance(image, str):
                         unreadable.append(image)
                     else:
