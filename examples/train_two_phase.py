@@ -23,6 +23,7 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from importlib.metadata import version
 from itertools import islice
@@ -68,6 +69,7 @@ from diffae_hub.training.run_folder import (
     check_same_experiment,
     describe_data,
     is_validated,
+    own_run_folder,
     read_metrics,
     rewind_metrics,
 )
@@ -155,17 +157,11 @@ def load_validation_images(arguments: argparse.Namespace, preset: TrainingPreset
     return torch.stack(images)
 
 
-def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: StopSignal) -> None:
+def train(
+    arguments: argparse.Namespace, preset: TrainingPreset, accelerator: Accelerator, stop_signal: StopSignal
+) -> None:
     run_folder: Path = arguments.output_dir
-    accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision,
-        # The other processes wait while the first one validates.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-        log_with=None if arguments.report_to == "none" else arguments.report_to,
-        project_dir=run_folder / "logs",
-    )
     device, is_main = accelerator.device, accelerator.is_main_process
-    check_run(arguments, preset, accelerator.num_processes, device.type)
 
     # The resolved configuration: printed now, kept with the run once nothing speaks against it.
     configuration = {
@@ -210,14 +206,15 @@ def train(arguments: argparse.Namespace, preset: TrainingPreset, stop_signal: St
         hub_model_id = ensure_repository(arguments.hub_model_id or run_folder.resolve().name, arguments.hub_private)
     if is_main:
         configuration["data"] = data
-        run_folder.mkdir(parents=True, exist_ok=True)
         write_text(run_folder / CONFIGURATION, json.dumps(configuration, indent=2))
         rewind_metrics(run_folder, trainer.examples_seen)
     if arguments.report_to != "none":
         flat = {
             key: value if isinstance(value, (int, float)) else str(value) for key, value in preset.to_dict().items()
         }
-        accelerator.init_trackers("two_phase", config=flat)
+        # TensorBoard leaves out what was recorded after the checkpoint, which is recorded again.
+        after = {"tensorboard": {"purge_step": trainer.examples_seen + 1}} if trainer.examples_seen else {}
+        accelerator.init_trackers("two_phase", config=flat, init_kwargs=after)
 
     def log(record: dict[str, float]) -> None:
         append_metrics(run_folder, {"examples": trainer.examples_seen, "phase": trainer.phase, **record})
@@ -347,7 +344,16 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse_arguments(argv, __doc__)
         preset = resolve_experiment(arguments)
         with StopSignal() as stop_signal:
-            train(arguments, preset, stop_signal)
+            accelerator = Accelerator(
+                mixed_precision=arguments.mixed_precision,
+                # The other processes wait while the first one validates.
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+                log_with=None if arguments.report_to == "none" else arguments.report_to,
+                project_dir=arguments.output_dir / "logs",
+            )
+            check_run(arguments, preset, accelerator.num_processes, accelerator.device.type)
+            with own_run_folder(arguments.output_dir) if accelerator.is_main_process else nullcontext():
+                train(arguments, preset, accelerator, stop_signal)
         return 0
     except ValueError as error:
         code, message, everywhere = 2, str(error), isinstance(error, UnfitImage)

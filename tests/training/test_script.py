@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch._dynamo.utils import counters
 
 from diffae_hub import DiffusionAutoencoderPipeline
+from diffae_hub.training import run_folder
 from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint
 from diffae_hub.training.presets import preset_named
 
@@ -116,6 +117,42 @@ def test_records_and_tracker(every_step: Path) -> None:
     assert {event.step: pytest.approx(event.value, rel=1e-6) for event in events.Scalars("loss")} == losses
     assert [event.step for event in events.Scalars("psnr_stochastic")] == [64, 96, 128]
     assert [event.step for event in events.Images("reconstructions")] == [32, 64, 96, 128]
+
+
+def test_tracker_of_a_resumed_run(image_folder: Path, tmp_path: Path) -> None:
+    """Records after the checkpoint that the run goes on from are made again, and TensorBoard shows them once."""
+    flags = ("--report_to=tensorboard", "--keep_checkpoints=9")
+    argv = arguments(image_folder, tmp_path / "run", *flags, training_examples=160)
+    code, text = run(argv)
+    assert code == 0, text
+    first, *later = checkpoint_folders(tmp_path / "run")
+    assert len(later) == 2
+    for folder in later:
+        shutil.rmtree(folder)
+    code, text = run([*argv, "--resume_from_checkpoint=latest"])
+    assert code == 0, text
+    assert f"resumed from {first} at 64 examples" in text
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "two_phase"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(16, 161, 16))
+
+
+def test_a_folder_in_use(image_folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """The second run waits, then refuses, and leaves the folder to the first."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.1)
+    argv = arguments(image_folder, tmp_path / "run", training_examples=16)
+    with run_folder.own_run_folder(tmp_path / "run"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert load_script().main(argv) == 2
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert errors == [
+            f"train_two_phase.py: output_dir must not be another run's that goes on, got {tmp_path / 'run'}"
+        ]
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert not (tmp_path / "run").exists()
+    code, text = run(argv)
+    assert code == 0, text
 
 
 def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
-"""The plain files of a run's folder: the configuration and the record of figures."""
+"""A run's folder: whose it is, and its plain files, the configuration and the record of figures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from ..files import write_text
 from .sources import local_path
@@ -15,6 +18,31 @@ if TYPE_CHECKING:
 
 CONFIGURATION = "configuration.json"
 METRICS = "metrics.jsonl"
+_LOCK = ".lock"
+# For a run that was told to end and saves, or the loader's processes of one that was killed, which have its lock, too.
+_LOCK_SECONDS = 30.0
+
+
+@contextmanager
+def own_run_folder(run_folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it until this one ends, however it ends.
+
+    Waits for a run that is about to end. A folder that the body leaves empty is removed.
+
+    Raises:
+        ValueError: If another run goes on there.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_folder / _LOCK, timeout=_LOCK_SECONDS):
+            try:
+                yield
+            finally:
+                if [path.name for path in run_folder.iterdir()] == [_LOCK]:
+                    (run_folder / _LOCK).unlink()
+                    run_folder.rmdir()
+    except Timeout as error:
+        raise ValueError(f"output_dir must not be another run's that goes on, got {run_folder}") from error
 
 
 def append_metrics(run_folder: Path, record: dict[str, Any]) -> None:
