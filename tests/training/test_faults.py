@@ -12,6 +12,7 @@ import pytest
 PROGRAM = """
 import os, signal, sys
 from diffae_hub.training.faults import StopSignal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a shell runs the tests in the background
 with StopSignal() as stop:
     for name in sys.argv[1].split(","):
         os.kill(os.getpid(), signal.Signals[name])

@@ -473,6 +473,7 @@ def disturbed(*inputs):
     return loss(*inputs)
 
 trainer.denoising_loss = disturbed
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a shell runs the tests in the background
 sys.exit(script.main())
 """
 DISTURBANCES = {
