@@ -47,6 +47,7 @@ from diffae_hub.training.checkpoints import (
     load_checkpoint,
     load_latest_checkpoint,
     save_checkpoint,
+    set_aside_newer,
 )
 from diffae_hub.training.configuration import check_run, parse_arguments, resolve_experiment
 from diffae_hub.training.data import (
@@ -73,7 +74,7 @@ from diffae_hub.training.run_folder import (
     read_metrics,
     rewind_metrics,
 )
-from diffae_hub.training.sources import local_path
+from diffae_hub.training.sources import local_path, split_name
 from diffae_hub.training.streaming import StreamedBatches, streaming_loader
 from diffae_hub.training.trainer import TwoPhaseTrainer
 from diffae_hub.training.validation import picture_grid, validate
@@ -112,6 +113,7 @@ def build_loader(
             **process,
         )
         return training_loader(dataset, sampler, arguments.num_workers), data
+    accelerator.print(f"training on a stream from {source[0]}, split {source[1]}: {rows.num_shards} files or shards")
     positions = state["stream_positions"] or [] if examples_seen else [None] * accelerator.num_processes
     if len(positions) != accelerator.num_processes:
         raise ValueError(
@@ -136,9 +138,9 @@ def build_loader(
 def load_validation_images(arguments: argparse.Namespace, preset: TrainingPreset) -> torch.Tensor:
     """The first images of the validation data, (B, C, H, W), in [-1, 1]."""
     source = arguments.validation_dataset, arguments.validation_split, arguments.image_column
-    if local_path(source[0]).exists():
+    if local_path(source[0]).exists() or source[1] != split_name(source[1]):
         rows = load_rows(*source)
-    else:  # of a Hub data set no more than is used
+    else:  # of a Hub data set's split no more than is used
         stream = islice(open_dataset(*source, streaming=True), arguments.validation_images)
         images = [row[arguments.image_column] or {} for row in stream]
         rows = [{"path": f"row {index}", "bytes": image.get("bytes")} for index, image in enumerate(images)]
@@ -162,6 +164,12 @@ def train(
 ) -> None:
     run_folder: Path = arguments.output_dir
     device, is_main = accelerator.device, accelerator.is_main_process
+    accelerator.wait_for_everyone()  # until the folder is this run's
+    if checkpoint_folders(run_folder) and not arguments.resume_from_checkpoint:
+        raise ValueError(
+            f"--output_dir {run_folder} holds checkpoints: continue with --resume_from_checkpoint latest, "
+            "or name another folder"
+        )
 
     # The resolved configuration: printed now, kept with the run once nothing speaks against it.
     configuration = {
@@ -207,13 +215,15 @@ def train(
     if is_main:
         configuration["data"] = data
         write_text(run_folder / CONFIGURATION, json.dumps(configuration, indent=2))
+        for folder in set_aside_newer(run_folder, trainer.examples_seen):
+            print(f"a checkpoint beyond {trainer.examples_seen} examples is set aside: {folder}", flush=True)
         rewind_metrics(run_folder, trainer.examples_seen)
     if arguments.report_to != "none":
         flat = {
             key: value if isinstance(value, (int, float)) else str(value) for key, value in preset.to_dict().items()
         }
         # TensorBoard leaves out what was recorded after the checkpoint, which is recorded again.
-        after = {"tensorboard": {"purge_step": trainer.examples_seen + 1}} if trainer.examples_seen else {}
+        after = {"tensorboard": {"purge_step": trainer.examples_seen + 1}}
         accelerator.init_trackers("two_phase", config=flat, init_kwargs=after)
 
     def log(record: dict[str, float]) -> None:
@@ -264,41 +274,43 @@ def train(
     progress = tqdm(
         total=preset.training_examples, initial=trainer.examples_seen, unit="img", mininterval=5, disable=not is_main
     )
-    missed = trainer.examples_seen > 0 and not is_validated(run_folder, trainer.examples_seen)  # killed in between
-    if missed and validation_images is not None and due(arguments.validation_every):
-        run_validation()
-    interval_start, interval_examples = time.monotonic(), trainer.examples_seen
-    saved_at = trainer.examples_seen if checkpoint_folders(run_folder) else None
-    batches = iter(loader)
-    while not trainer.finished and not monitor.stopping:
-        batch = next(batches)
-        if isinstance(batch, Exception):
-            raise batch
-        for line in sorted(set(batch.unreadable) - skipped):
-            skipped.add(line)
-            print(f"skipped an unreadable image ({len(skipped)} so far): {line}", file=sys.stderr, flush=True)
-        loss = trainer.step(batch.images)
-        monitor.add(trainer.examples_seen // preset.batch_size, trainer.examples_seen, loss)
-        progress.update(preset.batch_size)
-
-        if due(arguments.log_every):
-            monitor.check()
-            rate = (trainer.examples_seen - interval_examples) / (time.monotonic() - interval_start)
-            mean_loss = monitor.mean()
-            progress.set_postfix(phase=trainer.phase, loss=f"{mean_loss:.4f}")
-            if is_main:
-                log({"loss": mean_loss, "learning_rate": trainer.learning_rate, "examples_per_second": rate})
-            interval_start, interval_examples = time.monotonic(), trainer.examples_seen
-        pause = time.monotonic()
-        if due(arguments.checkpoint_every):
-            monitor.check()
-            checkpoint()
-            saved_at = trainer.examples_seen
-        # After the checkpoint: what goes wrong here, or a machine that is taken away meanwhile, costs no training.
-        if validation_images is not None and due(arguments.validation_every):
+    try:
+        missed = trainer.examples_seen > 0 and not is_validated(run_folder, trainer.examples_seen)  # killed in between
+        if missed and validation_images is not None and due(arguments.validation_every):
             run_validation()
-        interval_start += time.monotonic() - pause
-    progress.close()
+        interval_start, interval_examples = time.monotonic(), trainer.examples_seen
+        saved_at = trainer.examples_seen if checkpoint_folders(run_folder) else None
+        batches = iter(loader)
+        while not trainer.finished and not monitor.stopping:
+            batch = next(batches)
+            if isinstance(batch, Exception):
+                raise batch
+            for line in sorted(set(batch.unreadable) - skipped):
+                skipped.add(line)
+                print(f"skipped an unreadable image ({len(skipped)} so far): {line}", file=sys.stderr, flush=True)
+            loss = trainer.step(batch.images)
+            monitor.add(trainer.examples_seen // preset.batch_size, trainer.examples_seen, loss)
+            progress.update(preset.batch_size)
+
+            if due(arguments.log_every):
+                monitor.check()
+                rate = (trainer.examples_seen - interval_examples) / (time.monotonic() - interval_start)
+                mean_loss = monitor.mean()
+                progress.set_postfix(phase=trainer.phase, loss=f"{mean_loss:.4f}")
+                if is_main:
+                    log({"loss": mean_loss, "learning_rate": trainer.learning_rate, "examples_per_second": rate})
+                interval_start, interval_examples = time.monotonic(), trainer.examples_seen
+            pause = time.monotonic()
+            if due(arguments.checkpoint_every):
+                monitor.check()
+                checkpoint()
+                saved_at = trainer.examples_seen
+            # After the checkpoint: what goes wrong here, or a machine that is taken away meanwhile, costs no training.
+            if validation_images is not None and due(arguments.validation_every):
+                run_validation()
+            interval_start += time.monotonic() - pause
+    finally:
+        progress.close()  # so that what is printed next has a line of its own
     monitor.check()
 
     if saved_at != trainer.examples_seen:
@@ -365,7 +377,8 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("WORLD_SIZE", "1") == "1" or "by peer" not in str(error):
             raise
         code, message, everywhere = 1, "another process ended, and this one with it", True
-    if everywhere or os.environ.get("RANK", "0") == "0":  # all processes refuse a command line
+    # All processes refuse a command line; each machine has its own data.
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"train_two_phase.py: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from diffae_hub.training.checkpoints import (
     restore_averages,
     restore_state_layout,
     save_checkpoint,
+    set_aside_newer,
 )
 
 STATE = {
@@ -61,6 +63,24 @@ def test_going_back_does_not_delete_the_good_ones(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 160, STATE, keep=1)
     assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["checkpoint-160", "checkpoint-192"]
     assert load_latest_checkpoint(tmp_path, lambda line: None)[0].name == "checkpoint-160"
+
+
+def test_a_future_that_is_given_up(tmp_path: Path) -> None:
+    for seen in (64, 128, 192):
+        save_checkpoint(tmp_path, seen, {"tries": 1}, keep=3)
+    for tries in (2, 3):
+        assert set_aside_newer(tmp_path, 128) == [tmp_path / "abandoned-checkpoint-192"]
+        assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["checkpoint-64", "checkpoint-128"]
+        kept = load_checkpoint(tmp_path / "abandoned-checkpoint-192")
+        assert kept == {"examples_seen": 192, "tries": tries - 1}
+        save_checkpoint(tmp_path, 192, {"tries": tries}, keep=3)
+    assert set_aside_newer(tmp_path, 192) == []
+
+
+def test_a_run_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, 64, STATE, keep=1)
+    with pytest.raises(ValueError, match=f"a checkpoint's folder, such as {re.escape(str(folder))}, got"):
+        load_checkpoint(tmp_path)
 
 
 def damage_bit(path: Path) -> None:

@@ -419,8 +419,19 @@ def test_metadata_is_no_data(tmp_path: Path) -> None:
     columns = datasets.Dataset.from_dict({"file_name": ["a.png", "b.png"], "age": [3, 5]})
     columns.to_parquet(tmp_path / "metadata.parquet")
     assert [Path(path).name for path in load_rows(source, "train").paths] == ["a.png", "b.png"]
+    write_images(tmp_path, "c.png")  # it has no age
+    for streaming in (False, True):
+        opened = open_dataset(source, "train", "image", streaming)
+        assert sorted(Path(row["image"]["path"]).name for row in opened) == ["a.png", "b.png", "c.png"]
     opened = open_dataset(source, "train", "image", False, ["age"])
     assert {Path(row["image"]["path"]).name: row["age"] for row in opened} == {"a.png": 3, "b.png": 5}
+
+
+def test_a_file_that_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing else PAR1")
+    with pytest.raises(ValueError, match=r"dataset must hold files that can be read, got .*: \w+") as caught:
+        load_rows(str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_damaged_rows_are_named(tmp_path: Path, picture_dataset: datasets.Dataset) -> None:

@@ -8,6 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from accelerate import Accelerator
+
+from diffae_hub.training.faults import LossMonitor, StopSignal, TrainingError
 
 PROGRAM = """
 import os, signal, sys
@@ -41,3 +45,20 @@ def test_repeated_signals(signals: str, world_size: str, output: str, code: int)
     )
     assert result.stdout.strip() == output, result.stderr
     assert result.returncode == code
+
+
+def test_losses_that_are_looked_at_together() -> None:
+    """As on an accelerator: the step is named all the same, the mean is over the steps since it was asked for."""
+    with StopSignal() as stop:
+        monitor = LossMonitor(Accelerator(cpu=True), stop, check_every=3)
+        for step, loss in enumerate((1.0, 2.0, 6.0, 10.0), start=1):
+            monitor.add(step, 16 * step, torch.tensor(loss))
+        assert monitor.mean() == 3.0  # the fourth is not looked at yet
+        monitor.check()
+        assert monitor.mean() == 10.0
+        monitor.add(5, 80, torch.tensor(float("nan")))
+        os.kill(os.getpid(), signal.SIGTERM)
+        monitor.add(6, 96, torch.tensor(1.0))
+        assert monitor.stopping, "one process need not wait for the others"
+        with pytest.raises(TrainingError, match=r"the loss was nan at step 5 \(80 examples\)"):
+            monitor.add(7, 112, torch.tensor(1.0))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +31,7 @@ from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint
 from diffae_hub.training.presets import preset_named
 
 from ..hub_server import _Handler, running_hub
-from .runner import SCRIPT, SECONDS, TINY_EXPERIMENT, arguments, launch, load_script, run, write_images
+from .runner import SCRIPT, SECONDS, TINY_EXPERIMENT, Interruption, arguments, launch, load_script, run, write_images
 
 CHANNELS = ("encoder.in_channels", "decoder.in_channels", "decoder.out_channels")
 WITHOUT_DROPOUT = {"decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}, "encoder": TINY_EXPERIMENT["encoder"]}
@@ -34,6 +39,12 @@ WITHOUT_DROPOUT = {"decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}, "e
 
 def states(folder: Path) -> list[dict]:
     return [load_checkpoint(checkpoint) for checkpoint in checkpoint_folders(folder)]
+
+
+def assert_same_positions(first: dict, second: dict) -> None:
+    """But for the state of a shard, which is `datasets`' own and may describe one place in two ways."""
+    for ours, theirs in zip(first["stream_positions"], second["stream_positions"], strict=True):
+        assert {**ours, "shard_state": None} == {**theirs, "shard_state": None}
 
 
 @pytest.fixture(scope="module")
@@ -119,22 +130,34 @@ def test_records_and_tracker(every_step: Path) -> None:
     assert [event.step for event in events.Images("reconstructions")] == [32, 64, 96, 128]
 
 
-def test_tracker_of_a_resumed_run(image_folder: Path, tmp_path: Path) -> None:
-    """Records after the checkpoint that the run goes on from are made again, and TensorBoard shows them once."""
-    flags = ("--report_to=tensorboard", "--keep_checkpoints=9")
-    argv = arguments(image_folder, tmp_path / "run", *flags, training_examples=160)
+def test_going_back_to_an_older_checkpoint(image_folder: Path, tmp_path: Path) -> None:
+    """What was recorded beyond it is recorded anew, in TensorBoard too, and `latest` is not the abandoned future's."""
+    folder = tmp_path / "run"
+    flags = ("--report_to=tensorboard", "--keep_checkpoints=9", "--resume_from_checkpoint=latest")
+    argv = arguments(image_folder, folder, *flags, training_examples=160)
+    code, text = run(argv, interruption=Interruption(after=32, calls=1))  # before the first checkpoint
+    assert code == -signal.SIGKILL, text
     code, text = run(argv)
     assert code == 0, text
-    first, *later = checkpoint_folders(tmp_path / "run")
-    assert len(later) == 2
-    for folder in later:
-        shutil.rmtree(folder)
-    code, text = run([*argv, "--resume_from_checkpoint=latest"])
+    first, second, third = checkpoint_folders(folder)
+    code, text = run(
+        [*argv, f"--resume_from_checkpoint={first}"], interruption=Interruption(96, 1, number=signal.SIGTERM)
+    )
     assert code == 0, text
     assert f"resumed from {first} at 64 examples" in text
-    events = EventAccumulator(str(tmp_path / "run" / "logs" / "two_phase"), size_guidance={"scalars": 0})
+    assert f"set aside: {folder / 'abandoned-checkpoint-160'}" in text
+    assert not second.exists()
+    assert not third.exists()
+    stopped = checkpoint_folders(folder)[-1]
+    code, text = run(argv)
+    assert code == 0, text
+    assert f"resumed from {stopped} at" in text
+    assert [int(path.name.removeprefix("checkpoint-")) for path in checkpoint_folders(folder)][-2:] == [128, 160]
+    events = EventAccumulator(str(folder / "logs" / "two_phase"), size_guidance={"scalars": 0})
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(16, 161, 16))
+    records = [json.loads(line)["examples"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert records == list(range(16, 161, 16))
 
 
 def test_a_folder_in_use(image_folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -153,6 +176,70 @@ def test_a_folder_in_use(image_folder: Path, tmp_path: Path, capsys, monkeypatch
     assert not (tmp_path / "run").exists()
     code, text = run(argv)
     assert code == 0, text
+
+
+def test_a_folder_that_was_waited_for(tmp_path: Path) -> None:
+    """Its first owner removes it; the second makes it again. Folders that were there before stay."""
+    gone, there = tmp_path / "gone", tmp_path / "there"
+    there.mkdir()
+    context = multiprocessing.get_context("spawn")
+    owned = context.Event()
+    for folder in (gone, there):
+        owned.clear()
+        process = context.Process(target=_own_for_a_while, args=(folder, owned))
+        process.start()
+        assert owned.wait(SECONDS)
+        with run_folder.own_run_folder(folder):
+            assert folder.is_dir()
+        process.join()
+        assert process.exitcode == 0
+    assert not gone.exists()
+    assert list(there.iterdir()) == []
+
+
+def _own_for_a_while(folder: Path, owned: Event) -> None:
+    with run_folder.own_run_folder(folder):
+        owned.set()
+        time.sleep(1)
+
+
+@pytest.mark.parametrize("kind", ["the current folder", "a link"])
+def test_the_error_that_matters_is_shown(
+    image_folder: Path, tmp_path: Path, kind: str, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the folder of a run that is refused cannot be removed."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (tmp_path / "inner").mkdir()
+    output = tmp_path / "link"
+    output.symlink_to(tmp_path / "inner")
+    monkeypatch.chdir(tmp_path / "inner")
+    argv = arguments(tmp_path / "missing", tmp_path / "run")
+    argv += [f"--output_dir={'.' if kind == 'the current folder' else output}"]
+    assert load_script().main(argv) == 2
+    assert "dataset must be a folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_checkpoints_that_appear_while_a_run_waits(image_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """A run that is to start anew waits for another in its folder, and does not mix its checkpoints with that one's."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path / "run"
+    argv = arguments(image_folder, folder, training_examples=16)
+    script = load_script()
+
+    @contextmanager
+    def after_another(run_folder: Path) -> Iterator[None]:
+        code, text = run(argv)
+        assert code == 0, text
+        with own(run_folder):
+            yield
+
+    own = script.own_run_folder
+    monkeypatch.setattr(script, "own_run_folder", after_another)
+    assert script.main([*argv, "--seed=1"]) == 2
+    assert len(checkpoint_folders(folder)) == 1
+    assert json.loads((folder / "configuration.json").read_text())["run"]["seed"] == 0
 
 
 def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) -> None:
@@ -287,8 +374,13 @@ def test_diverging_loss_stops_the_run(image_folder: Path, tmp_path: Path) -> Non
     code, text = run(arguments(image_folder, tmp_path / "run", *divergent, warmup_examples=0, training_examples=4096))
     assert code == 1, text
     message = text.splitlines()[-1]
-    assert re.search(r"the loss was (nan|inf) at step \d+ \(\d+ examples\)", message), message
+    assert re.search(r"^train_two_phase\.py: the loss was (nan|inf) at step \d+ \(\d+ examples\)", message), message
     assert re.search(r"the last good checkpoint is .*run/checkpoint-\d+$", message), message
+    # So high a rate makes the first step's weights infinite, before a loss shows it.
+    code, text = run(arguments(image_folder, tmp_path / "inf", *divergent, "--learning_rate=1e39", warmup_examples=0))
+    assert code == 1, text
+    message = "a weight was not finite after 16 examples; the last good checkpoint is none"
+    assert text.splitlines()[-1] == f"train_two_phase.py: {message}"
     assert "Traceback" not in text
     for state in states(tmp_path / "run"):
         assert all(bool(value.isfinite().all()) for value in state["model"].values())
@@ -396,13 +488,13 @@ def test_streaming_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert code == 0, text
     assert "at 48 examples" in text
     first, second = states(whole)[-1], states(broken)[-1]
-    assert first["stream_positions"] == second["stream_positions"]
+    assert_same_positions(first, second)
     assert first["stream_positions"][0]["epoch"] == 3  # 144 of 40
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
 
 
-# Runs the script; after 48 examples each process gets SIGTERM twice, as from a scheduler and from torchrun, and once
-# more while the checkpoint is written.
+# Runs the script; after 48 examples the second process alone gets SIGTERM, twice, as from a scheduler and from
+# torchrun, and the first once while it writes the checkpoint.
 SIGNALLED = """
 import importlib.util, os, signal, sys
 specification = importlib.util.spec_from_file_location("train_two_phase", {script!r})
@@ -412,7 +504,7 @@ from diffae_hub.training import trainer
 rate, save = trainer.learning_rate_at, script.save_checkpoint
 
 def signalled_rate(examples_seen, *rest):
-    for _ in range(2 if examples_seen == 48 else 0):
+    for _ in range(2 if examples_seen == 48 and os.environ["RANK"] == "1" else 0):
         os.kill(os.getpid(), signal.SIGTERM)
     return rate(examples_seen, *rest)
 
@@ -452,7 +544,7 @@ def test_two_streaming_processes_are_stopped_and_resumed(tmp_path: Path) -> None
     assert code == 0, text
     assert "at 48 examples" in text
     first, second = states(whole)[-1], states(broken)[-1]
-    assert first["stream_positions"] == second["stream_positions"]
+    assert_same_positions(first, second)
     for name, weight in first["model"].items():
         torch.testing.assert_close(second["model"][name], weight, rtol=1e-5, atol=1e-7)
 
@@ -521,6 +613,9 @@ def test_a_validation_that_was_missed_is_made_up_for(image_folder: Path, tmp_pat
 
 BAD_COMMAND_LINES = [
     (["--preset=cifar"], "preset must be one of"),
+    (["--training_examples=inf"], "argument --training_examples: invalid int value: 'inf'"),
+    (["--output_dir="], "argument --output_dir: invalid folder value: ''"),
+    (["--seed=9223372036854775808"], "--seed must be below 2**63, got 9223372036854775808"),
     (["--batch_size=many"], "argument --batch_size: invalid int value: 'many'"),
     (["--batch_size=0"], "batch_size must be an integer of at least 1, got 0"),
     (["--gradient_accumulation_steps=17"], "--batch_size must be at least the number of processes times"),

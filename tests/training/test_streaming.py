@@ -143,7 +143,7 @@ def test_the_next_block_is_read_while_the_present_one_is_used() -> None:
 
 
 def test_error_of_the_reading_thread() -> None:
-    """Comes in its place, as it is."""
+    """Comes in its place."""
 
     def rows() -> Iterator[bytes]:
         for _ in range(8):
@@ -152,8 +152,9 @@ def test_error_of_the_reading_thread() -> None:
 
     batches = iter(from_generator(rows, batch_size=2, buffer_size=6))
     assert [len(next(batches).images) for _ in range(3)] == [2, 2, 2]
-    with pytest.raises(ConnectionResetError, match="the storage is gone"):
-        next(batches)
+    error = next(batches)
+    assert isinstance(error, TrainingError)
+    assert str(error).endswith("shard 0 (of 1, from 0) of the dataset cannot be read: the storage is gone")
 
 
 def test_closing_does_not_wait_for_a_block() -> None:
@@ -218,6 +219,33 @@ def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:
     assert len(problems) in (9, 10)  # once per epoch of four good images
     assert len(set(problems)) == 1, "always by one name"
     assert "broken.png" in problems[0]
+
+
+def test_a_long_run_of_unreadable_images_is_passed_over(tmp_path: Path) -> None:
+    """Longer than the shuffle buffer; random access passes over it, too."""
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), 100).save(buffer, "PNG")
+    good, bad = {"bytes": buffer.getvalue(), "path": None}, {"bytes": b"damaged", "path": None}
+    write_rows(tmp_path / "train.parquet", [bad] * 20 + [good] * 2 + [bad] * 20)
+    batches = first(stream(tmp_path, batch_size=1, buffer_size=4, skip_bad_images=True), 5)
+    assert [len(batch.unreadable) >= 20 for batch in batches][::2] == [True] * 3
+    assert sum(len(batch.unreadable) for batch in batches) == 20 + 2 * 40
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_named(tmp_path: Path, workers: int) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), 100).save(buffer, "PNG")
+    for index in range(2):
+        write_rows(tmp_path / f"train-{index}.parquet", [{"bytes": buffer.getvalue(), "path": None}] * 400)
+    batches = stream(tmp_path, skip_bad_images=True)  # opens the first
+    content = bytearray((tmp_path / "train-1.parquet").read_bytes())
+    content[4:-400] = bytes(len(content) - 404)
+    (tmp_path / "train-1.parquet").write_bytes(content)
+    *_, error = streaming_loader(batches, workers)
+    assert type(error) is TrainingError
+    assert "shard 1 (of 2, from 0) of the dataset cannot be read: " in str(error)
+    assert "Traceback" not in str(error)
 
 
 def write_rows(path: Path, images: list[dict]) -> None:

@@ -52,6 +52,10 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
     noise.
     """
     trainer = TwoPhaseTrainer(tiny_preset(), accelerator, channels_last=channels_last)
+    in_layout = {
+        p.is_contiguous(memory_format=torch.channels_last) for p in trainer.parameters if p.shape[2:] == (3, 3)
+    }
+    assert (False not in in_layout) == channels_last
     inputs: list[tuple[torch.Tensor, ...]] = []
     trainer.autoencoder.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
     reference = copy.deepcopy(trainer.autoencoder).double()
@@ -95,6 +99,12 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
             torch.testing.assert_close(ours.double(), expected, rtol=0, atol=0.02 * LEARNING_RATE)
 
 
+def test_checkpointed_activations(accelerator: Accelerator) -> None:
+    for wanted in (False, True):
+        networks = TwoPhaseTrainer(tiny_preset(), accelerator, gradient_checkpointing=wanted).autoencoder
+        assert networks.encoder.is_gradient_checkpointing is networks.decoder.is_gradient_checkpointing is wanted
+
+
 def test_averaged_weights_are_lent(accelerator: Accelerator, batches: list[torch.Tensor]) -> None:
     """Whatever happens meanwhile, the training goes on from the weights that it had."""
     trainer = TwoPhaseTrainer(tiny_preset(), accelerator)
@@ -117,6 +127,8 @@ def test_goes_on_in_another_memory_format(
         whole.step(images)
     resumed = TwoPhaseTrainer(tiny_preset(), accelerator, seed=0, channels_last=layouts[1])
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()), whole.examples_seen)
+    for ours, average in zip(resumed.parameters, resumed.averages.shadow_params, strict=True):
+        assert ours.stride() == average.stride()
     for images in batches[4:]:
         whole.step(images)
         resumed.step(images)

@@ -120,6 +120,22 @@ def save_checkpoint(run_folder: Path, examples_seen: int, state: dict[str, Any],
     return folder
 
 
+def set_aside_newer(run_folder: Path, examples_seen: int) -> list[Path]:
+    """Renames the checkpoints beyond one that a run is taken up again from: they are damaged, or another future's.
+
+    Returns:
+        Their folders, which are no checkpoints of the run any more.
+    """
+    aside = []
+    for folder in checkpoint_folders(run_folder):
+        if int(folder.name.removeprefix(_PREFIX)) > examples_seen:
+            target = folder.with_name(f"abandoned-{folder.name}")
+            _remove(target)
+            folder.rename(target)
+            aside.append(target)
+    return aside
+
+
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Reads a checkpoint back.
 
@@ -129,6 +145,10 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ValueError(f"resume_from_checkpoint must be 'latest' or a checkpoint's folder, got {folder}")
+    if checkpoints := checkpoint_folders(folder):
+        raise ValueError(
+            f"resume_from_checkpoint must be 'latest' or a checkpoint's folder, such as {checkpoints[-1]}, got {folder}"
+        )
     try:
         sums = dict(reversed(line.split(maxsplit=1)) for line in (folder / _CHECKSUMS).read_text().splitlines())
         for name in (_TENSORS, _STRUCTURE):
@@ -179,7 +199,7 @@ def restore_state_layout(optimizer: torch.optim.Optimizer) -> None:
 
 
 def restore_averages(ema: EMAModel, state: dict[str, Any]) -> None:
-    """Loads averaged weights to the device they were on; `load_state_dict` alone leaves them where the state is."""
-    device = ema.shadow_params[0].device
+    """Loads averaged weights to the device and memory layout they had; `load_state_dict` alone takes the state's."""
+    before = ema.shadow_params
     ema.load_state_dict(state)
-    ema.to(device)
+    ema.shadow_params = [torch.empty_like(old).copy_(new) for old, new in zip(before, ema.shadow_params, strict=True)]

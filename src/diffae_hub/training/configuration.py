@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..files import check_output
-from .checkpoints import checkpoint_folders
 from .presets import CROPS, PRESETS, TrainingPreset, preset_named
 
 
@@ -28,12 +27,23 @@ _EVERY = "default: a hundredth of the training, but at least 100000"
 def _whole_number(text: str) -> int:
     """An integer that may be written as 64e6 or 64_000_000."""
     number = float(text)
-    if number != int(number):
+    if not number.is_integer():  # nor are infinity and NaN
         raise ValueError
     return int(number)
 
 
-_whole_number.__name__ = "int"  # what argparse calls it in its message
+def _folder(text: str) -> Path:
+    """A folder to write, with `~` for the home folder; an empty text, of a variable that is not set, is none."""
+    if not text:
+        raise ValueError
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
+
+
+# What argparse calls them in its messages.
+_whole_number.__name__, _folder.__name__ = "int", "folder"
 
 
 def parse_arguments(argv: list[str] | None, description: str | None = None) -> argparse.Namespace:
@@ -84,13 +94,15 @@ def parse_arguments(argv: list[str] | None, description: str | None = None) -> a
     machine.add_argument("--gradient_accumulation_steps", type=int, default=1)
 
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", required=True, type=Path)
+    output.add_argument("--output_dir", required=True, type=_folder)
     output.add_argument("--checkpoint_every", type=_whole_number, help=f"examples between checkpoints; {_EVERY}")
     output.add_argument("--keep_checkpoints", type=int, default=2)
     output.add_argument(
         "--resume_from_checkpoint", help="'latest' (starts anew if there is none) or a checkpoint folder"
     )
-    output.add_argument("--log_every", type=int, default=5_000, help="examples between lines of metrics.jsonl")
+    output.add_argument(
+        "--log_every", type=_whole_number, default=5_000, help="examples between lines of metrics.jsonl"
+    )
     output.add_argument("--report_to", choices=("none", "tensorboard", "wandb"), default="none")
     output.add_argument("--push_to_hub", action="store_true")
     output.add_argument("--hub_model_id", help="default: the name of output_dir")
@@ -161,6 +173,8 @@ def check_run(arguments: argparse.Namespace, preset: TrainingPreset, num_process
     ):  # fmt: skip
         if getattr(arguments, name) is not None and getattr(arguments, name) < minimum:
             raise ValueError(f"--{name} must be at least {minimum}, got {getattr(arguments, name)}")
+    if arguments.seed >= 2**63:
+        raise ValueError(f"--seed must be below 2**63, got {arguments.seed}")
     if arguments.mixed_precision == "fp16" and device_type == "cpu":
         raise ValueError("--mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'")
     compiler = os.environ.get("CXX", "g++")
@@ -187,8 +201,3 @@ def check_run(arguments: argparse.Namespace, preset: TrainingPreset, num_process
     if package is not None and importlib.util.find_spec(package) is None:
         raise ValueError(f"--report_to {package} needs the package: pip install {package}")
     check_output(arguments.output_dir, arguments.dataset, arguments.validation_dataset, argument="--output_dir")
-    if checkpoint_folders(arguments.output_dir) and not arguments.resume_from_checkpoint:
-        raise ValueError(
-            f"--output_dir {arguments.output_dir} holds checkpoints: continue with --resume_from_checkpoint latest, "
-            "or name another folder"
-        )

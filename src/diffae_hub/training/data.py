@@ -85,13 +85,14 @@ def open_dataset(
         ValueError: If the source, the split or a column does not exist.
     """
     import datasets
+    from pyarrow import ArrowException
 
     path, name = local_path(source), split_name(split)
     if streaming and split != name:
         raise ValueError(f"split must be a name without a slice when streaming, got {split!r}")
     try:
         if path.exists():
-            dataset = _open_local(path, name, streaming)
+            dataset = _open_local(path, name, streaming, with_columns=bool(columns))
             if split != name:
                 dataset = dataset.select(rows_of_slice(split, len(dataset)))
         else:
@@ -104,6 +105,9 @@ def open_dataset(
         ) from error
     except ConnectionError as error:
         raise ValueError(f"dataset {source!r} is no local path and the Hub cannot be reached: {error}") from error
+    except (datasets.exceptions.DatasetGenerationError, ArrowException) as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"dataset must hold files that can be read, got {source!r}: {cause}") from error
     features = dataset.features or {}
     if dataset.column_names is not None and image_column not in dataset.column_names:
         raise ValueError(f"image_column must be one of {dataset.column_names}, got {image_column!r}")
@@ -120,7 +124,9 @@ def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
-def _open_local(path: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+def _open_local(
+    path: Path, split: str, streaming: bool, with_columns: bool
+) -> datasets.Dataset | datasets.IterableDataset:
     import datasets
 
     if files := parquet_files(path, split):
@@ -133,9 +139,10 @@ def _open_local(path: Path, split: str, streaming: bool) -> datasets.Dataset | d
             dataset = dataset[split]
         return dataset.to_iterable_dataset() if streaming else dataset
     elif path.is_dir():
-        # Labels and other columns come from the folders' names and metadata files.
         folder = image_folder(path, split)
-        kind, files = "imagefolder", [*ImageFolder(folder).paths, *metadata_files(folder)]
+        kind, files = "imagefolder", ImageFolder(folder).paths
+        if with_columns:  # which come from the folders' names and from these files, and only rows in these count
+            files = [*files, *metadata_files(folder)]
     else:
         raise ValueError(
             "dataset must be a folder of images or of parquet files, a .parquet file, a folder saved by `datasets` or "

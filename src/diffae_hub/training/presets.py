@@ -133,7 +133,9 @@ class TrainingPreset:
                 if not isinstance(value, Mapping):
                     raise ValueError(f"{name} must be an object of arguments, got {value!r}")
                 value = {**getattr(self, name), **value}
-            values[name] = value
+            # JSON's 64e6 is a float.
+            whole = isinstance(getattr(self, name), int) and isinstance(value, float) and value.is_integer()
+            values[name] = int(value) if whole else value
         return dataclasses.replace(self, **values)
 
     def build_encoder(self) -> SemanticEncoderModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,22 +27,31 @@ _LOCK_SECONDS = 30.0
 def own_run_folder(run_folder: Path) -> Iterator[None]:
     """Makes the folder and keeps other runs out of it until this one ends, however it ends.
 
-    Waits for a run that is about to end. A folder that the body leaves empty is removed.
+    Waits for a run that is about to end. A folder that was made here is removed if the body leaves it empty.
 
     Raises:
         ValueError: If another run goes on there.
     """
-    run_folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_folder / _LOCK, timeout=_LOCK_SECONDS)
+    while True:
+        made = not run_folder.exists()
+        run_folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+            break
+        except FileNotFoundError:
+            continue  # the run that this one waited for has removed its folder
+        except Timeout as error:
+            raise ValueError(f"output_dir must not be another run's that goes on, got {run_folder}") from error
     try:
-        with FileLock(run_folder / _LOCK, timeout=_LOCK_SECONDS):
-            try:
-                yield
-            finally:
-                if [path.name for path in run_folder.iterdir()] == [_LOCK]:
-                    (run_folder / _LOCK).unlink()
+        yield
+    finally:
+        with suppress(OSError):  # what ended the body says more
+            if [path.name for path in run_folder.iterdir()] == [_LOCK]:
+                (run_folder / _LOCK).unlink()
+                if made:
                     run_folder.rmdir()
-    except Timeout as error:
-        raise ValueError(f"output_dir must not be another run's that goes on, got {run_folder}") from error
+        lock.release()
 
 
 def append_metrics(run_folder: Path, record: dict[str, Any]) -> None:

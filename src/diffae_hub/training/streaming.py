@@ -32,6 +32,9 @@ _START = {
 # would take the interpreter from the decoding threads, and a batch would be as late as if there were no thread.
 _BATCHES_READ_AHEAD = 4
 
+# A stream that has begun with so many unreadable images holds something else. To its end may be a long way.
+_HOPELESS = 100_000
+
 
 class StreamedBatches(IterableDataset):
     """An endless stream of one process's [`Batch`]es, or its end: the exception, for the trainer to raise.
@@ -93,7 +96,15 @@ class StreamedBatches(IterableDataset):
             if shard_number == start["shard"] and start["shard_state"] is not None:
                 shard.load_state_dict(start["shard_state"])
                 first_row = start["shard_row"]
-            for shard_row, row in enumerate(shard, first_row + 1):
+            rows = enumerate(shard, first_row + 1)
+            while True:
+                try:
+                    shard_row, row = next(rows, (0, None))
+                except Exception as error:  # each format and place of storage has its own
+                    name = f"shard {order[shard_number]} (of {self.dataset.num_shards}, from 0)"
+                    raise TrainingError(f"{name} of the dataset cannot be read: {error}") from error
+                if row is None:
+                    break
                 row_number += 1
                 if own_shards or (row_number - 1) % self.num_processes == self.process_index:
                     image = row[self.image_column] or {}
@@ -184,8 +195,11 @@ class StreamedBatches(IterableDataset):
                     else:
                         images.append(image)
                         epoch = position["epoch"]
-                if not images and (position["epoch"] > epoch + 1 or len(unreadable) > self.buffer_size):
+                if not images and position["epoch"] > epoch + 1:
                     raise TrainingError(f"no image of the stream can be read; the first: {unreadable[0]}")
+                if position["examples"] == len(unreadable) >= _HOPELESS:
+                    count = f"none of the first {len(unreadable)} images"
+                    raise TrainingError(f"{count} of the stream can be read; the first: {unreadable[0]}")
                 if len(images) == self.batch_size:
                     yield Batch(torch.stack(images), unreadable, position)
                     images, unreadable = [], []
