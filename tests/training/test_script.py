@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -182,25 +179,24 @@ def test_a_folder_that_was_waited_for(tmp_path: Path) -> None:
     """Its first owner removes it; the second makes it again. Folders that were there before stay."""
     gone, there = tmp_path / "gone", tmp_path / "there"
     there.mkdir()
-    context = multiprocessing.get_context("spawn")
-    owned = context.Event()
     for folder in (gone, there):
-        owned.clear()
-        process = context.Process(target=_own_for_a_while, args=(folder, owned))
-        process.start()
-        assert owned.wait(SECONDS)
+        first = subprocess.Popen([sys.executable, "-c", OWNER, str(folder)], stdout=subprocess.PIPE)
+        assert first.stdout.readline() == b"owned\n"
         with run_folder.own_run_folder(folder):
             assert folder.is_dir()
-        process.join()
-        assert process.exitcode == 0
+        assert first.wait(SECONDS) == 0
     assert not gone.exists()
     assert list(there.iterdir()) == []
 
 
-def _own_for_a_while(folder: Path, owned: Event) -> None:
-    with run_folder.own_run_folder(folder):
-        owned.set()
-        time.sleep(1)
+OWNER = """
+import sys, time
+from pathlib import Path
+from diffae_hub.training.run_folder import own_run_folder
+with own_run_folder(Path(sys.argv[1])):
+    print("owned", flush=True)
+    time.sleep(1)
+"""
 
 
 @pytest.mark.parametrize("kind", ["the current folder", "a link"])
