@@ -207,6 +207,9 @@ def train(
 
     loader, data = build_loader(arguments, preset, accelerator, state)
     positions = state["stream_positions"] if state else None
+    monitor = LossMonitor(accelerator, stop_signal)
+    if state is not None:
+        monitor.load_state_dict(state["losses"])
     del state  # as large as the networks, optimizer and averages together
     validation_images = load_validation_images(arguments, preset) if is_main and arguments.validation_dataset else None
     hub_model_id = None
@@ -261,6 +264,7 @@ def train(
             trainer.examples_seen,
             {
                 **trainer.state_dict(),
+                "losses": monitor.state_dict(),
                 "stream_positions": positions,
                 "experiment": {**preset.to_dict(), "seed": arguments.seed},
                 "data": data,
@@ -270,7 +274,6 @@ def train(
 
     # Train. The order of the data, too, depends on the seed and on the examples seen, on nothing else.
     batch, skipped = None, set()
-    monitor = LossMonitor(accelerator, stop_signal)
     progress = tqdm(
         total=preset.training_examples, initial=trainer.examples_seen, unit="img", mininterval=5, disable=not is_main
     )

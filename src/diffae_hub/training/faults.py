@@ -97,6 +97,14 @@ class LossMonitor:
         self._sum, self._count = self._sum + sum(losses), self._count + len(losses)
         self._pending = []
 
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs for the mean that this one would have had: of the losses that were looked at."""
+        return {"sum": self._sum, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on from [`state_dict`]."""
+        self._sum, self._count = state["sum"], state["count"]
+
     def mean(self) -> float:
         """The mean loss of the steps since the last call; NaN if there were none."""
         mean = self._sum / self._count if self._count else math.nan
