@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written under a temporary name, then renamed."""
+"""Paths as users write them; files and folders that appear whole or not at all: written aside, then renamed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+def user_path(text: str) -> Path:
+    """A path with `~` for the home folder; as it stands where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 @contextmanager
@@ -80,6 +88,6 @@ def check_output(output: Path, *sources: str | None, argument: str = "output") -
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"{argument} must be a folder, got the file {output}")
-    for folder in (Path(source).expanduser() for source in sources if source is not None):
+    for folder in (user_path(source) for source in sources if source is not None):
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{argument} must lie outside the folder of the data, {folder}, got {output}")

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..files import check_output
+from ..files import check_output, user_path
 from .presets import CROPS, PRESETS, TrainingPreset, preset_named
 
 
@@ -36,10 +36,7 @@ def _folder(text: str) -> Path:
     """A folder to write, with `~` for the home folder; an empty text, of a variable that is not set, is none."""
     if not text:
         raise ValueError
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user
-        return Path(text)
+    return user_path(text)
 
 
 # What argparse calls them in its messages.

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..files import user_path
+
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Not read, but worth a word: whoever has such files will think that they are.
 _OTHER_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".tga")
@@ -163,14 +165,12 @@ def local_path(source: str) -> Path:
     Raises:
         ValueError: If there is a folder that cannot be read.
     """
+    path = user_path(source)
     try:
-        path = Path(source).expanduser()
         if path.is_dir():
             os.scandir(path).close()  # whether it may be listed
             (path / "..").stat()  # whether what is in it may be opened
         return path
-    except RuntimeError:  # no such user
-        return Path(source)
     except OSError as error:
         _refuse(error)
 

@@ -36,6 +36,14 @@ _BATCHES_READ_AHEAD = 4
 _HOPELESS = 100_000
 
 
+def _readable(shard: datasets.IterableDataset, name: str) -> Iterator[dict[str, Any]]:
+    """The shard's rows; what goes wrong in reading them ends the training, with the shard's name."""
+    try:
+        yield from shard
+    except Exception as error:  # each format and place of storage has its own
+        raise TrainingError(f"{name} cannot be read: {error}") from error
+
+
 class StreamedBatches(IterableDataset):
     """An endless stream of one process's [`Batch`]es, or its end: the exception, for the trainer to raise.
 
@@ -96,21 +104,14 @@ class StreamedBatches(IterableDataset):
             if shard_number == start["shard"] and start["shard_state"] is not None:
                 shard.load_state_dict(start["shard_state"])
                 first_row = start["shard_row"]
-            rows = enumerate(shard, first_row + 1)
-            while True:
-                try:
-                    shard_row, row = next(rows, (0, None))
-                except Exception as error:  # each format and place of storage has its own
-                    name = f"shard {order[shard_number]} (of {self.dataset.num_shards}, from 0)"
-                    raise TrainingError(f"{name} of the dataset cannot be read: {error}") from error
-                if row is None:
-                    break
+            name = f"shard {order[shard_number]} (of {self.dataset.num_shards}, from 0) of the dataset"
+            for shard_row, row in enumerate(_readable(shard, name), first_row + 1):
                 row_number += 1
                 if own_shards or (row_number - 1) % self.num_processes == self.process_index:
                     image = row[self.image_column] or {}
-                    name = image.get("path") or f"row {shard_row - 1} of shard {order[shard_number]}"
+                    path = image.get("path") or f"row {shard_row - 1} of shard {order[shard_number]}"
                     place = {"shard": shard_number, "shard_state": shard, "shard_row": shard_row, "row": row_number}
-                    yield {"path": name, "bytes": image.get("bytes")}, place
+                    yield {"path": path, "bytes": image.get("bytes")}, place
 
     def _blocks(self) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]] | None]:
         """The stream's blocks of rows in the order of reading, each with the position to begin at: before its first
