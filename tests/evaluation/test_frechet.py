@@ -177,12 +177,14 @@ def test_fid_clean_fid_is_what_the_library_says(tmp_path, folders) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy's: these covariances are singular
         distance = fid_clean_fid(*folders, weights=weights, batch_size=3)
+        itself = fid_clean_fid(folders[0], folders[0], weights=weights)
         called_directly = clean_fid.compute_fid(
             *map(str, folders), mode="clean", num_workers=0, batch_size=3, device=torch.device("cpu"),
             custom_feat_extractor=extractor, verbose=False,
         )  # fmt: skip
     assert distance == pytest.approx(called_directly, rel=1e-6)
     assert distance > 1e-2
+    assert abs(itself) < 1e-3 * distance
 
 
 def test_fid_clean_fid(tmp_path, capfd) -> None:

@@ -165,6 +165,12 @@ def test_bad_values_are_named(overrides: dict, message: str) -> None:
         preset_named("cifar10-32").with_overrides(overrides).validate()
 
 
+def test_whole_numbers_may_be_written_as_json_writes_large_ones() -> None:
+    preset = preset_named("cifar10-32").with_overrides(json.loads('{"training_examples": 64e6, "learning_rate": 1.0}'))
+    assert (type(preset.training_examples), preset.training_examples) == (int, 64_000_000)
+    assert type(preset.learning_rate) is float
+
+
 def test_unknown_preset() -> None:
     with pytest.raises(ValueError, match=r"preset must be one of \[.*'cifar10-32'.*\], got 'cifar'"):
         preset_named("cifar")

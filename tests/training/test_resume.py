@@ -63,6 +63,13 @@ def losses(folder: Path) -> dict[int, float]:
     return {record["examples"]: record["loss"] for record in records}
 
 
+def examples_recorded(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    complete = [line for line in lines if line.endswith("\n")]
+    return json.loads(complete[-1])["examples"] if complete else 0
+
+
 def being_written(folder: Path) -> bool:
     return next(folder.glob(".checkpoint-*.partial"), None) is not None
 
@@ -119,25 +126,39 @@ def test_damaged_newest_checkpoint(image_folder: Path, tmp_path: Path, undisturb
 
 
 def test_sigterm_saves_and_ends(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
-    """Sent to the whole group, as a scheduler does, the loader's process too. Means of losses go on as well."""
+    """Sent to the whole group, as a scheduler does, the loader's process too."""
     folder = tmp_path / "run"
-    flags = ("--resume_from_checkpoint=latest", "--num_workers=1", "--log_every=48")
-    argv = arguments(image_folder, folder, *flags, training_examples=LENGTH)
-    calls = random.randint(1, CALLS_OF_TWO_STEPS // 2)
+    argv = arguments(
+        image_folder, folder, "--resume_from_checkpoint=latest", "--num_workers=1", training_examples=LENGTH
+    )
+    calls = random.randint(1, CALLS_OF_TWO_STEPS)
     print(f"{calls} calls")
     code, text = run(argv, interruption=Interruption(80, calls, number=signal.SIGTERM))
     assert code == 0, text
     assert "stopped by SIGTERM" in text
     assert "Traceback" not in text
     reached = int(checkpoint_folders(folder)[-1].name.removeprefix("checkpoint-"))
-    assert 96 < reached < 144, "between two records"
+    assert examples_recorded(folder) == reached
     assert not (folder / "pipeline").exists()
 
     code, text = run(argv)
     assert code == 0, text
     assert f"at {reached} examples" in text
     assert_same_end(folder, undisturbed)
+
+
+def test_mean_losses_go_on(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """A run that was stopped between two records of three steps each has the same record afterwards."""
+    folder = tmp_path / "run"
+    flags = ("--resume_from_checkpoint=latest", "--log_every=48")
+    argv = arguments(image_folder, folder, *flags, training_examples=LENGTH)
+    code, text = run(argv, interruption=Interruption(96, calls=1, number=signal.SIGTERM))
+    assert code == 0, text
+    assert 96 < int(checkpoint_folders(folder)[-1].name.removeprefix("checkpoint-")) < 144
+    code, text = run(argv)
+    assert code == 0, text
     of_steps = losses(undisturbed)
+    assert list(losses(folder)) == list(range(48, LENGTH + 1, 48))
     for examples, mean in losses(folder).items():
         assert mean == pytest.approx(sum(of_steps[examples - back] for back in (0, 16, 32)) / 3, rel=1e-12)
 

@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch._dynamo.utils import counters
 
 from diffae_hub import DiffusionAutoencoderPipeline
+from diffae_hub.evaluation.ssim import structural_similarity
 from diffae_hub.training import run_folder
 from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint
 from diffae_hub.training.presets import preset_named
@@ -36,12 +37,6 @@ WITHOUT_DROPOUT = {"decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}, "e
 
 def states(folder: Path) -> list[dict]:
     return [load_checkpoint(checkpoint) for checkpoint in checkpoint_folders(folder)]
-
-
-def assert_same_positions(first: dict, second: dict) -> None:
-    """But for the state of a shard, which is `datasets`' own and may describe one place in two ways."""
-    for ours, theirs in zip(first["stream_positions"], second["stream_positions"], strict=True):
-        assert {**ours, "shard_state": None} == {**theirs, "shard_state": None}
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +122,38 @@ def test_records_and_tracker(every_step: Path) -> None:
     assert [event.step for event in events.Images("reconstructions")] == [32, 64, 96, 128]
 
 
+def test_validation_is_of_the_averaged_weights(every_step: Path, image_folder: Path) -> None:
+    """The last one's figures and pictures, made again with the saved pipeline, and not with the last weights."""
+    paths = sorted(image_folder.iterdir())
+    pixels = np.stack([np.asarray(Image.open(path), dtype=np.float64) for path in paths])
+    originals = torch.from_numpy(pixels).float()[:, None] / 255
+    records = [json.loads(line) for line in (every_step / "metrics.jsonl").read_text().splitlines()]
+    (record,) = (r for r in records if r["examples"] == 128 and "loss" not in r)
+    grid = np.asarray(Image.open(every_step / "validation" / "0000000128.png"), dtype=np.float64)
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(every_step / "pipeline")
+    weights = states(every_step)[-1]["model"]
+    for averaged in (True, False):
+        if not averaged:
+            for name in ("encoder", "decoder"):
+                part = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+                getattr(pipeline, name).load_state_dict(part)
+        for row, mode in enumerate(("stochastic", "inversion"), start=1):
+            generator = torch.Generator().manual_seed(0)
+            images = pipeline(
+                originals * 2 - 1, mode=mode, num_inference_steps=2, generator=generator, output_type="pt"
+            ).images
+            errors = (images.double().numpy()[:, 0] - pixels / 255) ** 2
+            psnr = float(np.mean(-10 * np.log10(errors.mean(axis=(1, 2)))))
+            ssim = float(structural_similarity(images, originals).mean())
+            assert (record[f"psnr_{mode}"] == pytest.approx(psnr, rel=1e-5)) == averaged
+            assert (record[f"ssim_{mode}"] == pytest.approx(ssim, rel=1e-4)) == averaged
+            if averaged:
+                for column in range(8):
+                    place = np.s_[10 * row : 10 * row + 8, 10 * column : 10 * column + 8]
+                    np.testing.assert_allclose(grid[place], 255 * images[column, 0].numpy(), atol=0.51)
+    np.testing.assert_array_equal(grid[:8, 70:78], pixels[7])
+
+
 def test_going_back_to_an_older_checkpoint(image_folder: Path, tmp_path: Path) -> None:
     """What was recorded beyond it is recorded anew, in TensorBoard too, and `latest` is not the abandoned future's."""
     folder = tmp_path / "run"
@@ -149,6 +176,8 @@ def test_going_back_to_an_older_checkpoint(image_folder: Path, tmp_path: Path) -
     code, text = run(argv)
     assert code == 0, text
     assert f"resumed from {stopped} at" in text
+    # The progress bar: examples, time left, examples a second, loss and phase.
+    assert re.search(r"160/160 \[\d+:\d+<\d+:\d+, +[\d.]+img/s, loss=[\d.]+, phase=2\]", text), text
     assert [int(path.name.removeprefix("checkpoint-")) for path in checkpoint_folders(folder)][-2:] == [128, 160]
     events = EventAccumulator(str(folder / "logs" / "two_phase"), size_guidance={"scalars": 0})
     events.Reload()
@@ -173,6 +202,14 @@ def test_a_folder_in_use(image_folder: Path, tmp_path: Path, capsys, monkeypatch
     assert not (tmp_path / "run").exists()
     code, text = run(argv)
     assert code == 0, text
+
+
+def test_a_folder_below_the_home_folder(image_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    argv = [*arguments(image_folder, tmp_path / "unused", training_examples=16), "--output_dir=~/run"]
+    assert load_script().parse_arguments(argv).output_dir == tmp_path / "run"
+    argv[-1] = "--output_dir=~no-such-user/run"
+    assert load_script().parse_arguments(argv).output_dir == Path("~no-such-user/run")
 
 
 def test_a_folder_that_was_waited_for(tmp_path: Path) -> None:
@@ -484,13 +521,13 @@ def test_streaming_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert code == 0, text
     assert "at 48 examples" in text
     first, second = states(whole)[-1], states(broken)[-1]
-    assert_same_positions(first, second)
+    assert first["stream_positions"] == second["stream_positions"]
     assert first["stream_positions"][0]["epoch"] == 3  # 144 of 40
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
 
 
-# Runs the script; after 48 examples the second process alone gets SIGTERM, twice, as from a scheduler and from
-# torchrun, and the first once while it writes the checkpoint.
+# Runs the script; after 48 examples the second process gets SIGTERM, twice, as from a scheduler and from torchrun, the
+# first only while it writes the checkpoint.
 SIGNALLED = """
 import importlib.util, os, signal, sys
 specification = importlib.util.spec_from_file_location("train_two_phase", {script!r})
@@ -505,7 +542,8 @@ def signalled_rate(examples_seen, *rest):
     return rate(examples_seen, *rest)
 
 def signalled_save(*state):
-    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
     return save(*state)
 
 trainer.learning_rate_at, script.save_checkpoint = signalled_rate, signalled_save
@@ -540,7 +578,7 @@ def test_two_streaming_processes_are_stopped_and_resumed(tmp_path: Path) -> None
     assert code == 0, text
     assert "at 48 examples" in text
     first, second = states(whole)[-1], states(broken)[-1]
-    assert_same_positions(first, second)
+    assert first["stream_positions"] == second["stream_positions"]
     for name, weight in first["model"].items():
         torch.testing.assert_close(second["model"][name], weight, rtol=1e-5, atol=1e-7)
 

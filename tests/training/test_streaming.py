@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffae_hub.training import streaming
 from diffae_hub.training.data import Batch, ImageTransform, UnfitImage, load_rows, open_dataset
 from diffae_hub.training.faults import TrainingError
 from diffae_hub.training.streaming import StreamedBatches, streaming_loader
@@ -210,9 +211,7 @@ train()
 
 
 def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), 100).save(buffer, "PNG")
-    rows = [{"bytes": buffer.getvalue(), "path": None}] * 4 + [{"bytes": b"damaged", "path": "broken.png"}]
+    rows = [{"bytes": encoded_image(), "path": None}] * 4 + [{"bytes": b"damaged", "path": "broken.png"}]
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "train.parquet")
     batches = first(stream(tmp_path, batch_size=2, skip_bad_images=True), 20)
@@ -225,21 +224,33 @@ def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:
 
 def test_a_long_run_of_unreadable_images_is_passed_over(tmp_path: Path) -> None:
     """Longer than the shuffle buffer; random access passes over it, too."""
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), 100).save(buffer, "PNG")
-    good, bad = {"bytes": buffer.getvalue(), "path": None}, {"bytes": b"damaged", "path": None}
+    good, bad = {"bytes": encoded_image(), "path": None}, {"bytes": b"damaged", "path": None}
     write_rows(tmp_path / "train.parquet", [bad] * 20 + [good] * 2 + [bad] * 20)
     batches = first(stream(tmp_path, batch_size=1, buffer_size=4, skip_bad_images=True), 5)
     assert [len(batch.unreadable) >= 20 for batch in batches][::2] == [True] * 3
     assert sum(len(batch.unreadable) for batch in batches) == 20 + 2 * 40
 
 
+def test_a_stream_of_something_else_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long before its end."""
+    monkeypatch.setattr(streaming, "_HOPELESS", 100)
+    read = []
+
+    def rows() -> Iterator[bytes]:
+        for number in range(10**5):
+            read.append(number)
+            yield b"no image"
+
+    (error,) = from_generator(rows, batch_size=8, buffer_size=16, skip_bad_images=True)
+    assert isinstance(error, TrainingError)
+    assert "none of the first 104 images of the stream can be read; the first: " in str(error)
+    assert len(read) < 200
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_file_is_named(tmp_path: Path, workers: int) -> None:
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), 100).save(buffer, "PNG")
     for index in range(2):
-        write_rows(tmp_path / f"train-{index}.parquet", [{"bytes": buffer.getvalue(), "path": None}] * 400)
+        write_rows(tmp_path / f"train-{index}.parquet", [{"bytes": encoded_image(), "path": None}] * 400)
     batches = stream(tmp_path, skip_bad_images=True)  # opens the first
     content = bytearray((tmp_path / "train-1.parquet").read_bytes())
     content[4:-400] = bytes(len(content) - 404)
@@ -257,9 +268,7 @@ def write_rows(path: Path, images: list[dict]) -> None:
 
 def test_an_image_without_a_path_has_one_name(tmp_path: Path) -> None:
     """Its row and its shard: also in another epoch, and in a stream that was resumed in the midst of the shard."""
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), 100).save(buffer, "PNG")
-    good, bad = {"bytes": buffer.getvalue(), "path": None}, {"bytes": b"damaged", "path": None}
+    good, bad = {"bytes": encoded_image(), "path": None}, {"bytes": b"damaged", "path": None}
     write_rows(tmp_path / "train-0.parquet", [good] * 4)
     write_rows(tmp_path / "train-1.parquet", [good] * 5 + [bad])
     options = {"batch_size": 1, "buffer_size": 2, "skip_bad_images": True}
@@ -276,9 +285,7 @@ def test_an_image_without_a_path_has_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_stops_the_training_is_handed_over(tmp_path: Path, workers: int) -> None:
     """And is no traceback of the loader's process."""
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), 100).save(buffer, "PNG")
-    good, bad = {"bytes": buffer.getvalue(), "path": None}, {"bytes": b"damaged", "path": "broken.png"}
+    good, bad = {"bytes": encoded_image(), "path": None}, {"bytes": b"damaged", "path": "broken.png"}
     for name, rows in (("one", [good] * 3 + [bad]), ("all", [bad] * 3), ("single", [good])):
         (tmp_path / name).mkdir()
         write_rows(tmp_path / name / "train.parquet", rows)

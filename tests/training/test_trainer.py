@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -97,6 +98,58 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
     with trainer.averaged_weights():
         for ours, expected in zip(trainer.parameters, averages, strict=True):
             torch.testing.assert_close(ours.double(), expected, rtol=0, atol=0.02 * LEARNING_RATE)
+
+
+@pytest.fixture
+def half_precision() -> Iterator[Callable[[float], Accelerator]]:
+    """float16 with a loss scale, as on a GPU. PyTorch has it on the CPU too; accelerate does not offer it there."""
+
+    def build(scale: float) -> Accelerator:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=True)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return accelerator
+
+    yield build
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_half_precision(
+    accelerator: Accelerator, half_precision: Callable[[float], Accelerator], batches: list[torch.Tensor]
+) -> None:
+    """Near float32, clipped after the scale is taken off, and resumed with the scale that it had."""
+    exact = TwoPhaseTrainer(tiny_preset(), accelerator)
+    losses = [float(exact.step(images)) for images in batches]
+    half = TwoPhaseTrainer(tiny_preset(), half_precision(2.0**12))
+    assert float(half.step(batches[0])) == pytest.approx(losses[0], rel=1e-2)
+    first = [half.optimizer.state[parameter]["exp_avg"] for parameter in half.parameters]
+    assert float(torch.sqrt(sum((10 * average).square().sum() for average in first))) == pytest.approx(NORM, rel=1e-3)
+    for images, loss in zip(batches[1:4], losses[1:4], strict=True):
+        half_loss = float(half.step(images))
+        assert half_loss == pytest.approx(loss, rel=1e-2)
+        assert half_loss != loss
+    state = copy.deepcopy(half.state_dict())
+    resumed = TwoPhaseTrainer(tiny_preset(), half_precision(1.0))
+    resumed.load_state_dict(state, half.examples_seen)
+    assert resumed.accelerator.scaler.get_scale() == 2.0**12
+    for images in batches[4:]:
+        half.step(images)
+        resumed.step(images)
+    for ours, theirs in zip(resumed.parameters, half.parameters, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_half_precision_that_overflows(
+    half_precision: Callable[[float], Accelerator], batches: list[torch.Tensor]
+) -> None:
+    """The step is passed over with the weights as they were, and the scale halved."""
+    trainer = TwoPhaseTrainer(tiny_preset(), half_precision(2.0**40))
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    assert float(trainer.step(batches[0])) < 2
+    assert all(torch.equal(ours, old) for ours, old in zip(trainer.parameters, before, strict=True))
+    assert trainer.accelerator.scaler.get_scale() == 2.0**39
+    assert trainer.examples_seen == BATCH
 
 
 def test_checkpointed_activations(accelerator: Accelerator) -> None:
