@@ -119,7 +119,7 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
         part = [r for r in records if key in r]
         axes[1].plot([r["examples"] / 1000 for r in part], [r[key] for r in part], marker="o", label=label)
     axes[1].set(xlabel="thousands of examples", ylabel="validation PSNR (dB)")
-    axes[1].legend()
+    axes[1].legend(loc="center right")  # between the curves
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
