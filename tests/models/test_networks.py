@@ -406,3 +406,26 @@ def test_encoder_gradient_is_zero_for_two_steps_then_not() -> None:
         optimizer.step()
     assert norms[0] == norms[1] == 0.0
     assert norms[2] > 0.0
+
+
+def test_patches_are_channels_of_a_smaller_image(rng: torch.Generator) -> None:
+    """With `patch_size=2` a network is the one of four times the channels on the rearranged image."""
+    small = {"base_channels": 8, "channel_multipliers": (1, 2), "layers_per_block": 1, "norm_num_groups": 4}
+    image, code = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 6, generator=rng)
+    corners = torch.cat([image[:, c : c + 1, i::2, j::2] for c in range(3) for i in (0, 1) for j in (0, 1)], dim=1)
+    patched = {"sample_size": 16, "patch_size": 2, "latent_dim": 6, "attention_resolutions": (4,), **small}
+    plain = {**patched, "sample_size": 8, "patch_size": 1, "in_channels": 12}
+
+    encoder, same_encoder = SemanticEncoderModel(**patched), SemanticEncoderModel(**plain)
+    same_encoder.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(encoder(image).latent_code, same_encoder(corners).latent_code)
+
+    decoder = ConditionedUNet2DModel(**patched, latent_spatial_size=4)
+    same_decoder = ConditionedUNet2DModel(**plain, out_channels=12, latent_spatial_size=4)
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    same_decoder.load_state_dict(decoder.state_dict())
+    output, corners = decoder(image, 300.0, code).sample, same_decoder(corners, 300.0, code).sample
+    for index in range(12):
+        c, i, j = index // 4, index // 2 % 2, index % 2
+        torch.testing.assert_close(output[:, c, i::2, j::2], corners[:, index])

@@ -15,7 +15,6 @@ from diffae_hub.training.objective import (
     DiffusionAutoencoder,
     denoising_loss,
     derived_seed,
-    learning_rate_at,
     phase_at,
     sample_timesteps,
 )
@@ -130,13 +129,6 @@ def test_phases_count_examples() -> None:
     assert phases == [1, 1, 2, 2]
     assert phase_at(0, 1000, 0.0) == 2
     assert phase_at(999, 1000, 1.0) == 1
-
-
-def test_warm_up() -> None:
-    """Linear over 128,000 examples, then constant (section 8)."""
-    for seen, rate in ((256, 2e-7), (64_000, 5e-5), (127_744, 9.98e-5), (128_000, 1e-4), (64_000_000, 1e-4)):
-        assert learning_rate_at(seen, 1e-4, 128_000) == pytest.approx(rate, rel=1e-12)
-    assert learning_rate_at(256, 1e-4, 0) == 1e-4
 
 
 def test_derived_seeds() -> None:

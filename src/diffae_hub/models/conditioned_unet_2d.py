@@ -80,6 +80,9 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         latent_spatial_size: If given, the latent code is also projected to a feature map of this height and width,
             which is added where the up path enters that resolution. Fixes the image size to `sample_size`. Beyond the
             paper.
+        patch_size: Pixels per side that the network treats as one (space to depth before the stem, depth to space
+            after the last layer): the feature maps have `sample_size / patch_size` pixels, and the resolutions above
+            count those. Beyond the paper.
 
     Raises:
         ValueError: If an argument is out of range; the message names it.
@@ -108,6 +111,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         latent_scale_shift: bool = False,
         latent_mlp_layers: int = 0,
         latent_spatial_size: int | None = None,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         validate_common_configuration(
@@ -122,12 +126,13 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             dropout=dropout,
             norm_num_groups=norm_num_groups,
             norm_eps=norm_eps,
+            patch_size=patch_size,
         )
         validate_integers(1, out_channels=out_channels, time_embed_dim=time_embed_dim)
         validate_integers(0, latent_mlp_layers=latent_mlp_layers)
         if not isinstance(latent_scale_shift, bool):
             raise ValueError(f"latent_scale_shift must be True or False, got {latent_scale_shift!r}")
-        resolutions = [sample_size // 2**level for level in range(len(channel_multipliers))]
+        resolutions = [sample_size // patch_size // 2**level for level in range(len(channel_multipliers))]
         if latent_spatial_size is not None:
             validate_integers(1, latent_spatial_size=latent_spatial_size)
         if latent_spatial_size is not None and latent_spatial_size not in resolutions:
@@ -136,7 +141,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 f"got {latent_spatial_size}"
             )
         self.gradient_checkpointing = False
-        self.downsampling_factor = 2 ** (len(channel_multipliers) - 1)
+        self.downsampling_factor = patch_size * 2 ** (len(channel_multipliers) - 1)
 
         self.time_embedding = TimeEmbedding(base_channels, time_embed_dim)
         mlp: list[nn.Module] = []
@@ -166,7 +171,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
 
         # Way down. Every entry leaves one skip connection, and so does the stem.
         channels = base_channels * channel_multipliers[0]
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)
         skip_channels = [channels]
         self.down_residuals, self.down_attentions = nn.ModuleList(), nn.ModuleList()
         for level, multiplier in enumerate(channel_multipliers):
@@ -198,7 +203,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 self.up_attentions.append(nn.Identity())
 
         self.norm_out = Float32GroupNorm(norm_num_groups, channels, norm_eps)
-        self.conv_out = zero_initialized(nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.conv_out = zero_initialized(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1))
 
     def _residual_blocks(self) -> list[ConditionedResidualBlock]:
         """The residual blocks in the order of execution, the order of the tuples in `LatentConditioning`."""
@@ -287,7 +292,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 return self._gradient_checkpointing_func(attention, hidden)
             return attention(residual(hidden, time, modulation, upsampling_weight))
 
-        hidden = self.conv_in(sample)
+        hidden = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))
         skips = [hidden]
         for residual, attention in zip(self.down_residuals, self.down_attentions, strict=True):
             hidden = run(residual, attention, hidden)
@@ -304,5 +309,5 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 hidden = torch.cat([hidden, skips.pop()], dim=1)
             hidden = run(residual, attention, hidden)
 
-        output = self.conv_out(F.silu(self.norm_out(hidden)))
+        output = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(hidden))), self.config.patch_size)
         return ConditionedUNet2DOutput(sample=output) if return_dict else (output,)

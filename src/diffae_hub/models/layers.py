@@ -315,6 +315,7 @@ def validate_common_configuration(
     dropout: float,
     norm_num_groups: int,
     norm_eps: float,
+    patch_size: int,
 ) -> None:
     """Checks the part of the configuration that the encoder and the decoder share.
 
@@ -330,6 +331,7 @@ def validate_common_configuration(
         layers_per_block=layers_per_block,
         num_attention_heads=num_attention_heads,
         norm_num_groups=norm_num_groups,
+        patch_size=patch_size,
     )
     if not channel_multipliers or not _is_sequence_of_positive_integers(channel_multipliers):
         raise ValueError(
@@ -339,11 +341,11 @@ def validate_common_configuration(
         raise ValueError(
             f"attention_resolutions must be a sequence of positive integers, got {attention_resolutions!r}"
         )
-    factor = 2 ** (len(channel_multipliers) - 1)
+    factor = patch_size * 2 ** (len(channel_multipliers) - 1)
     if sample_size % factor:
         raise ValueError(
-            f"sample_size must be divisible by {factor} (one halving per channel multiplier after the first), "
-            f"got {sample_size}"
+            f"sample_size must be divisible by {factor} (patch_size, and one halving per channel multiplier after the "
+            f"first), got {sample_size}"
         )
     if not _is_number(dropout) or not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}")

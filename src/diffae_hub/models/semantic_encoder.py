@@ -59,6 +59,8 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         latent_head: `"pool"` averages the last feature map over space (the paper and the official networks);
             `"flatten"` flattens and projects it, which keeps position but fixes the image size to `sample_size`.
             Beyond the paper.
+        patch_size: Pixels per side that the stem sees as one (space to depth): the feature maps have
+            `sample_size / patch_size` pixels, and the resolutions above count those. Beyond the paper.
 
     Raises:
         ValueError: If an argument is out of range; the message names it.
@@ -83,6 +85,7 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         latent_head: str = "pool",
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         validate_common_configuration(
@@ -97,20 +100,21 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             dropout=dropout,
             norm_num_groups=norm_num_groups,
             norm_eps=norm_eps,
+            patch_size=patch_size,
         )
         if latent_head not in ("pool", "flatten"):
             raise ValueError(f"latent_head must be one of 'pool', 'flatten', got {latent_head!r}")
         self.gradient_checkpointing = False
-        self.downsampling_factor = 2 ** (len(channel_multipliers) - 1)
+        self.downsampling_factor = patch_size * 2 ** (len(channel_multipliers) - 1)
         norm = {"norm_num_groups": norm_num_groups, "norm_eps": norm_eps}
 
         def attention(channels: int) -> SelfAttentionBlock:
             return SelfAttentionBlock(channels, num_heads=num_attention_heads, **norm)
 
         channels = base_channels * channel_multipliers[0]
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)
         self.blocks = nn.ModuleList()
-        resolution = sample_size
+        resolution = sample_size // patch_size
         for level, multiplier in enumerate(channel_multipliers):
             for _ in range(layers_per_block):
                 out_channels = base_channels * multiplier
@@ -150,7 +154,7 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 f"sample height and width must be {self.config.sample_size} with latent_head='flatten', "
                 f"got {sample.shape[-2]} x {sample.shape[-1]}"
             )
-        hidden = self.conv_in(sample)
+        hidden = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden = self._gradient_checkpointing_func(block, hidden)

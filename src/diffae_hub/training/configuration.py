@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import check_output, user_path
+from .optimizers import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 from .presets import CROPS, PRESETS, TrainingPreset, preset_named
 
 
@@ -61,6 +62,8 @@ def parse_arguments(argv: list[str] | None, description: str | None = None) -> a
     experiment.add_argument("--training_examples", type=_whole_number, help="e.g. 64000000 or 64e6")
     experiment.add_argument("--batch_size", type=int, help="global: over all processes and accumulation steps")
     experiment.add_argument("--learning_rate", type=float)
+    experiment.add_argument("--lr_scheduler", choices=LEARNING_RATE_SCHEDULES)
+    experiment.add_argument("--optimizer", choices=OPTIMIZERS)
     experiment.add_argument("--warmup_examples", type=_whole_number)
     experiment.add_argument("--max_grad_norm", type=float)
     experiment.add_argument("--ema_decay", type=float)
@@ -134,8 +137,9 @@ def resolve_experiment(arguments: argparse.Namespace) -> TrainingPreset:
         given["scheduler"][name] = getattr(arguments, name)
     for component in ("encoder", "decoder"):
         given[component] = {"sample_size": arguments.resolution, "latent_dim": arguments.latent_dim}
-    for name in ("training_examples", "phase1_fraction", "batch_size", "learning_rate", "warmup_examples",
-                 "max_grad_norm", "ema_decay", "ema_warmup", "horizontal_flip", "crop"):  # fmt: skip
+    for name in ("training_examples", "phase1_fraction", "batch_size", "learning_rate", "lr_scheduler",
+                 "optimizer", "warmup_examples", "max_grad_norm", "ema_decay", "ema_warmup", "horizontal_flip",
+                 "crop"):  # fmt: skip
         given[name] = getattr(arguments, name)
     for component in ("encoder", "decoder", "scheduler"):
         given[component] = {name: value for name, value in given[component].items() if value is not None}

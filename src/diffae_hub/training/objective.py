@@ -52,19 +52,6 @@ def phase_at(examples_seen: int, training_examples: int, phase1_fraction: float)
     return 1 if examples_seen < round(phase1_fraction * training_examples) else 2
 
 
-def learning_rate_at(examples_seen: int, learning_rate: float, warmup_examples: int) -> float:
-    """Linear warm-up counted in examples, then constant (section 8).
-
-    Args:
-        examples_seen: Examples trained on, this batch included.
-        learning_rate: The rate after the warm-up.
-        warmup_examples: Length of the warm-up; 0 for none.
-    """
-    if warmup_examples <= 0:
-        return learning_rate
-    return learning_rate * min(1.0, examples_seen / warmup_examples)
-
-
 def sample_timesteps(
     batch_size: int, phase: int, scheduler: VPDDIMScheduler, generator: torch.Generator, device: torch.device | str
 ) -> torch.Tensor:

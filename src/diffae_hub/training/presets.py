@@ -14,6 +14,7 @@ import torch
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.semantic_encoder import SemanticEncoderModel
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
+from .optimizers import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 
 CROPS = ("center", "random", "d2c")
 _COMPONENTS = {"encoder": SemanticEncoderModel, "decoder": ConditionedUNet2DModel, "scheduler": VPDDIMScheduler}
@@ -38,7 +39,9 @@ class TrainingPreset:
         training_examples: Length of the training, in examples.
         warmup_examples: Length of the learning-rate warm-up, in examples.
         phase1_fraction: Share of the training with t fixed at 1, in [0, 1]; 0 is one-phase training.
-        learning_rate: Adam's rate after the warm-up.
+        learning_rate: The rate after the warm-up.
+        lr_scheduler: What the rate does then: "constant" (the paper), "linear", "cosine" or "polynomial", to about 0.
+        optimizer: "adam" (the paper), "adamw" or "muon".
         max_grad_norm: The gradient of a step is scaled down to this norm.
         ema_decay: Decay of the averaged weights, per optimizer step, in [0, 1).
         ema_warmup: Whether the decay of step n is at most (1 + n) / (10 + n).
@@ -57,6 +60,8 @@ class TrainingPreset:
     warmup_examples: int = 128_000
     phase1_fraction: float = 0.25
     learning_rate: float = 1e-4
+    lr_scheduler: str = "constant"
+    optimizer: str = "adam"
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
     ema_warmup: bool = True
@@ -83,8 +88,13 @@ class TrainingPreset:
         for name in ("ema_warmup", "horizontal_flip"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.crop not in CROPS:
-            raise ValueError(f"crop must be one of {CROPS}, got {self.crop!r}")
+        for name, choices in (
+            ("crop", CROPS),
+            ("optimizer", OPTIMIZERS),
+            ("lr_scheduler", LEARNING_RATE_SCHEDULES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
 
     def validate(self) -> None:
         """Checks the networks' and the scheduler's arguments, and that they fit, without allocating any weights.

@@ -16,10 +16,10 @@ from .objective import (
     DiffusionAutoencoder,
     denoising_loss,
     derived_seed,
-    learning_rate_at,
     phase_at,
     sample_timesteps,
 )
+from .optimizers import build_optimizer, learning_rate_at
 from .presets import TrainingPreset
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class TwoPhaseTrainer:
             self.autoencoder.encoder.enable_gradient_checkpointing()
             self.autoencoder.decoder.enable_gradient_checkpointing()
         self.parameters = list(self.autoencoder.parameters())
-        optimizer = torch.optim.Adam(self.parameters, lr=preset.learning_rate, betas=(0.9, 0.999), fused=True)
+        optimizer = build_optimizer(preset.optimizer, self.parameters, preset.learning_rate)
         # With update_after_step=-1 the decay of step n = 1, 2, ... is min(decay, (1 + n) / (10 + n)).
         self.averages = EMAModel(
             self.parameters,
@@ -140,8 +140,15 @@ class TwoPhaseTrainer:
                 accelerator.backward(loss * accelerator.num_processes)
         accelerator.clip_grad_norm_(self.parameters, preset.max_grad_norm)
         self.examples_seen += preset.batch_size
+        learning_rate = learning_rate_at(
+            self.examples_seen,
+            preset.learning_rate,
+            preset.lr_scheduler,
+            preset.warmup_examples,
+            preset.training_examples,
+        )
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.examples_seen, preset.learning_rate, preset.warmup_examples)
+            group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.averages.step(self.parameters)
