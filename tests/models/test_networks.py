@@ -413,7 +413,14 @@ def test_patches_are_channels_of_a_smaller_image(rng: torch.Generator) -> None:
     small = {"base_channels": 8, "channel_multipliers": (1, 2), "layers_per_block": 1, "norm_num_groups": 4}
     image, code = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 6, generator=rng)
     corners = torch.cat([image[:, c : c + 1, i::2, j::2] for c in range(3) for i in (0, 1) for j in (0, 1)], dim=1)
-    patched = {"sample_size": 16, "patch_size": 2, "latent_dim": 6, "attention_resolutions": (4,), **small}
+    patched = {
+        "sample_size": 16,
+        "patch_size": 2,
+        "latent_dim": 6,
+        "dropout": 0.0,
+        "attention_resolutions": (4,),
+        **small,
+    }
     plain = {**patched, "sample_size": 8, "patch_size": 1, "in_channels": 12}
 
     encoder, same_encoder = SemanticEncoderModel(**patched), SemanticEncoderModel(**plain)
