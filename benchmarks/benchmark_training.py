@@ -35,7 +35,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffae_hub.training.data import (
+from diffae_hub.data.loading import (
     ImageTensorDataset,
     ImageTransform,
     ResumableBatchSampler,
@@ -43,9 +43,9 @@ from diffae_hub.training.data import (
     open_dataset,
     training_loader,
 )
+from diffae_hub.data.streaming import StreamedBatches, streaming_loader
 from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss
 from diffae_hub.training.presets import TrainingPreset, preset_named
-from diffae_hub.training.streaming import StreamedBatches, streaming_loader
 from diffae_hub.training.trainer import TwoPhaseTrainer
 
 MIB = 2**20

@@ -18,8 +18,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.evaluation.psnr import peak_signal_to_noise_ratio
-from diffae_hub.tiles import film_strip, join_tiles, split_into_tiles
+from diffae_hub.images import film_strip, join_tiles, split_into_tiles
+from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 
 STEPS = 20  # the paper uses 50; with 20 the demo takes less than half the time and looks the same
 

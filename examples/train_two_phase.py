@@ -39,6 +39,19 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffae_hub import __version__
+from diffae_hub.data.loading import (
+    ImageTensorDataset,
+    ImageTransform,
+    ResumableBatchSampler,
+    UnfitImage,
+    load_rows,
+    open_dataset,
+    process_share,
+    training_loader,
+    where_from,
+)
+from diffae_hub.data.sources import local_path, split_name
+from diffae_hub.data.streaming import StreamedBatches, streaming_loader
 from diffae_hub.files import new_folder, write_text
 from diffae_hub.hub.model_card import figures_of_run, write_model_card
 from diffae_hub.hub.push import ensure_repository, push_pipeline
@@ -50,17 +63,6 @@ from diffae_hub.training.checkpoints import (
     set_aside_newer,
 )
 from diffae_hub.training.configuration import check_run, parse_arguments, resolve_experiment
-from diffae_hub.training.data import (
-    ImageTensorDataset,
-    ImageTransform,
-    ResumableBatchSampler,
-    UnfitImage,
-    load_rows,
-    open_dataset,
-    process_share,
-    training_loader,
-    where_from,
-)
 from diffae_hub.training.faults import LossMonitor, StopSignal, TrainingError, check_finite_weights
 from diffae_hub.training.presets import TrainingPreset
 from diffae_hub.training.run_folder import (
@@ -74,8 +76,6 @@ from diffae_hub.training.run_folder import (
     read_metrics,
     rewind_metrics,
 )
-from diffae_hub.training.sources import local_path, split_name
-from diffae_hub.training.streaming import StreamedBatches, streaming_loader
 from diffae_hub.training.trainer import TwoPhaseTrainer
 from diffae_hub.training.validation import picture_grid, validate
 

@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.evaluation.devices import weights_fingerprint
+from diffae_hub.devices import weights_fingerprint
 from diffae_hub.evaluation.paper_tables import TABLE_4, TWO_PHASE
 from diffae_hub.evaluation.report import METRIC_NAMES, baseline_title
 from diffae_hub.hub.model_card import render_model_card

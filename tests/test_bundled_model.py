@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.evaluation.psnr import peak_signal_to_noise_ratio
+from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 from diffae_hub.pretrained import bundled_model_names, bundled_model_path
 from diffae_hub.training.presets import preset_named
 

@@ -47,7 +47,7 @@ def test_import_is_lazy_and_the_core_needs_no_extra() -> None:
         "import sys, diffae_hub\n"
         "assert 'torch' not in sys.modules\n"
         "from diffae_hub import DiffusionAutoencoderPipeline\n"
-        "import diffae_hub.cli\n"
+        "import diffae_hub.cli.main\n"
         "extras = {'lpips', 'datasets', 'sklearn', 'torch_fidelity', 'cleanfid'} & set(sys.modules)\n"
         "assert not extras, extras\n"
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+SETTINGS = "settings.json"
 
 
 def user_path(text: str) -> Path:
@@ -91,3 +95,48 @@ def check_output(output: Path, *sources: str | None, argument: str = "output") -
     for folder in (user_path(source) for source in sources if source is not None):
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{argument} must lie outside the folder of the data, {folder}, got {output}")
+
+
+def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool = True) -> None:
+    """Writes the settings that the files of a folder depend on, or checks them against those it was made with.
+
+    Args:
+        path: The JSON file of the settings, in that folder.
+        wanted: The settings, as JSON values.
+        what: What the folder holds, for the message.
+        write: Whether to write them where the folder has none.
+
+    Raises:
+        ValueError: If the folder was made with others.
+    """
+    wanted = json.loads(json.dumps(dict(wanted)))
+    if not path.is_file():
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(wanted, indent=2) + "\n")
+        return
+    try:
+        found = json.loads(path.read_text())
+        different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"output must be a new folder or hold {what}; {path} is of something else: {error}") from error
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"output must be a new folder or hold {what} of the same settings; {path.parent} has "
+            f"{key}={found.get(key)!r}, got {wanted.get(key)!r}"
+        )
+
+
+def check_new_or_continued(folder: Path, what: str) -> None:
+    """Refuses a folder of other files. For the first of several processes, while the others wait.
+
+    Args:
+        folder: The output.
+        what: What it may hold already, for the message.
+
+    Raises:
+        ValueError: If the folder has files but no settings.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file():
+        raise ValueError(f"output must be a new or empty folder, or {what} to continue, got {folder}")

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from diffae_hub import DiffusionAutoencoderPipeline, VPDDIMScheduler
-from diffae_hub.cli import main
-from diffae_hub.conversion.commands import export_official_arguments, run_export_official
+from diffae_hub.cli.export_official import export_official_arguments, run_export_official
+from diffae_hub.cli.main import main
 from diffae_hub.conversion.convert import convert_official_checkpoint
 from diffae_hub.conversion.export_official import export_official_checkpoints
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffae_hub.cli import main
+from diffae_hub.cli.main import main
 
 from .official_files import autoencoder_state, classifier_state, latent_state, save_lightning, statistics
 from .reference_network import MINIATURE

@@ -22,8 +22,8 @@ from diffae_hub import (
     LatentCodeModel,
     SemanticEncoderModel,
 )
-from diffae_hub.cli import main
-from diffae_hub.conversion.commands import convert_arguments, run_convert
+from diffae_hub.cli.convert import convert_arguments, run_convert
+from diffae_hub.cli.main import main
 from diffae_hub.conversion.convert import convert_official_checkpoint
 from diffae_hub.conversion.official_configuration import (
     CELEBA_ATTRIBUTES,

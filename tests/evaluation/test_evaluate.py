@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from diffae_hub.cli import main
+from diffae_hub.cli.main import main
 from diffae_hub.conversion.official_configuration import CELEBA_ATTRIBUTES
+from diffae_hub.data.loading import load_rows
 from diffae_hub.evaluation.baselines import jpeg_reconstruct
 from diffae_hub.evaluation.evaluate import image_pairs
 from diffae_hub.evaluation.evaluation_folder import EvaluationFolder
@@ -37,9 +38,8 @@ from diffae_hub.evaluation.paper_tables import (
     format_papers,
 )
 from diffae_hub.evaluation.report import format_figure
-from diffae_hub.training.data import load_rows
 
-from .conftest import write_parquet
+from ..conftest import write_parquet
 
 
 def run(*arguments: str) -> list[str]:
@@ -127,7 +127,9 @@ def test_killed_evaluation_goes_on_where_it_was(evaluated, model: str, test_imag
         """False if the evaluation, which is short, was faster than this test."""
         shutil.rmtree(output, ignore_errors=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "diffae_hub.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "diffae_hub.cli", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while process.poll() is None and not (scores.is_file() and len(scores.read_bytes().splitlines()) >= 2):
             time.sleep(0.005)

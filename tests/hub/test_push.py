@@ -85,7 +85,7 @@ def test_train_push_and_load_by_id(tmp_path: Path) -> None:
 # Pushes the folder given with the card given, by the command line, and loads it back by its id.
 PUSH_DRIVER = """
 import sys
-from diffae_hub.cli import main
+from diffae_hub.cli.main import main
 assert main(["push", sys.argv[1], "tiny", "--card", sys.argv[2], "--json"]) == 0
 from diffae_hub import DiffusionAutoencoderPipeline
 pipeline = DiffusionAutoencoderPipeline.from_pretrained("tester/tiny")

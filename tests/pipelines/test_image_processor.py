@@ -10,12 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from diffae_hub.pipelines.image_processor import (
-    DiffusionAutoencoderImageProcessor,
-    exif_orientation,
-    pil_to_array,
-    upright,
-)
+from diffae_hub.images import exif_orientation, pil_to_array, upright
+from diffae_hub.pipelines.image_processor import DiffusionAutoencoderImageProcessor
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 

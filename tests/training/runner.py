@@ -184,7 +184,7 @@ _context.set_forkserver_preload(
         "diffae_hub.hub.push",
         "diffae_hub.training.configuration",
         "diffae_hub.training.faults",
-        "diffae_hub.training.streaming",
+        "diffae_hub.data.streaming",
         "diffae_hub.training.trainer",
         "diffae_hub.training.validation",
     ]

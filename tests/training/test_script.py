@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch._dynamo.utils import counters
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.evaluation.ssim import structural_similarity
+from diffae_hub.metrics.ssim import structural_similarity
 from diffae_hub.training import run_folder
 from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint
 from diffae_hub.training.presets import preset_named

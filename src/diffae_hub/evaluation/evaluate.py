@@ -22,17 +22,17 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..codes.shards import class_names, dataset_rows, encode_dataset, finish_codes, load_codes, stored_codes
+from ..data.loading import ImageTransform, load_rows
+from ..devices import find_device, join_processes, load_for_evaluation, processor_name, weights_fingerprint
 from ..files import check_output, write_text
+from ..metrics.bootstrap import bootstrap_interval
+from ..metrics.weights import WeightsUnavailable
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from ..training.data import ImageTransform, load_rows
 from .baselines import MeanImageBaseline, PCABaseline, jpeg_reconstruct, latent_code_bytes
-from .bootstrap import bootstrap_interval
-from .codes import class_names, dataset_rows, encode_dataset, finish_codes, load_codes, stored_codes
-from .devices import find_device, join_processes, load_for_evaluation, processor_name, weights_fingerprint
 from .evaluation_folder import ORIGINALS, EvaluationFolder, batches
 from .options import IMAGE_METRICS, PATH_LENGTH, EvaluationOptions
 from .stage_clock import StageClock
-from .weights import WeightsUnavailable
 
 
 class _Images:
@@ -226,8 +226,8 @@ def _load_other(options: EvaluationOptions, device: torch.device, config: Any) -
 
 def _check_required(options: EvaluationOptions, device: torch.device) -> None:
     """Loads the weights of the required metrics, so that a missing one is known before the sampling."""
-    from . import frechet
-    from .lpips import PerceptualDistance
+    from ..metrics.lpips import PerceptualDistance
+    from ..metrics import frechet
 
     for metric in options.require:
         try:
@@ -343,8 +343,8 @@ def _path_lengths(
 
     A pair's record holds `path_length`, the model's, and `cross_fade`, that of fading one image into the other.
     """
-    from .lpips import PerceptualDistance
-    from .perceptual_path_length import cross_fade_length, perceptual_path_length
+    from ..metrics.lpips import PerceptualDistance
+    from ..metrics.perceptual_path_length import cross_fade_length, perceptual_path_length
 
     pairs = image_pairs(count, options.path_length_pairs, options.seed)
     name = f"path_lengths_{options.path_length_intervals}"
@@ -462,7 +462,7 @@ def _image_metric(
     device: torch.device,
     show_progress: bool,
 ) -> list[float]:
-    from .lpips import PerceptualDistance
+    from ..metrics.lpips import PerceptualDistance
 
     distance = PerceptualDistance(metric.removeprefix("lpips_"), device=device)
     values: list[float] = []
@@ -482,7 +482,7 @@ def _folder_metric(
     options: EvaluationOptions,
     device: torch.device,
 ) -> float:
-    from . import frechet
+    from ..metrics import frechet
 
     function = getattr(frechet, metric)
     more = {"model": options.dinov2_model} if metric == "fd_dinov2" else {}
@@ -505,7 +505,7 @@ def _exactly(folder: EvaluationFolder, method: str, indices: Sequence[int]):  # 
 
 def _probe(options: EvaluationOptions, classes: list[str] | None) -> dict[str, Any]:
     """Linear probe of the codes; `classes` are the names of the labels 0, 1, ... where the data set has them."""
-    from . import linear_probe
+    from ..metrics import linear_probe
 
     data = {name: load_codes(options.output / f"codes_{name}", options.label_columns) for name in ("train", "test")}
     names = list(options.label_columns)

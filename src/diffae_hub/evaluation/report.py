@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from ..files import write_png, write_text
+from ..images import film_strip
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from ..tiles import film_strip
 from .evaluate import image_pairs
 from .evaluation_folder import ORIGINALS, EvaluationFolder
 from .paper_tables import (

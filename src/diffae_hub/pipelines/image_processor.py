@@ -6,117 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-RESIZE_MODES = ("crop", "stretch", "none")
+from ..images import RESIZE_MODES, pil_to_array
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 # Rounding in half precision may leave the range by this much; more is a mistake of the caller.
 _RANGE_TOLERANCE = 0.01
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 ImageInput = Image.Image | np.ndarray | torch.Tensor | list[Any] | tuple[Any, ...]
-
-
-def exif_orientation(image: Image.Image) -> int:
-    """How a picture is to be turned, 1 (not at all) to 8; 1 also where the EXIF block is broken."""
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # SyntaxError, struct.error and others; the pixels are intact
-        return 1
-    return orientation if orientation in _UPRIGHT else 1
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF block says, without that block, or unchanged.
-
-    Unlike `ImageOps.exif_transpose`, it needs nothing of the block but the orientation to be intact.
-    """
-    orientation = exif_orientation(image)
-    if orientation == 1:
-        return image
-    image = image.transpose(_UPRIGHT[orientation])
-    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):  # would turn it again
-        image.info.pop(key, None)
-    return image
-
-
-def _convert_mode(image: Image.Image, channels: int) -> Image.Image:
-    """To "L" or "RGB", explicitly: EXIF orientation applied, transparency on white, 16-bit scaled to 8-bit."""
-    if 0 in image.size:
-        raise ValueError(f"images must have at least one pixel, got a PIL image of size {image.size}")
-    try:
-        image.load()  # a file is decoded only now
-    except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
-        raise ValueError(f"images must be intact, got a PIL image that cannot be decoded: {error}") from error
-    image = upright(image)
-    if image.mode == "I":  # 32-bit integers, as which some versions of Pillow read 16-bit files
-        lowest, highest = image.getextrema()
-        if lowest < 0 or highest > 65535:
-            raise ValueError(
-                "images must be in 0 .. 65535 as PIL images of mode 'I', whose range is unknown otherwise, got values "
-                f"in {lowest} .. {highest}; pass a numpy array in [0, 1]"
-            )
-    if image.mode.startswith("I;16") or image.mode == "I":
-        array = np.asarray(image, dtype=np.float64)  # 16-bit grayscale; Pillow would clip it at 255
-        image = Image.fromarray((array / 257.0).round().clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError(
-            "images must not be PIL images of mode 'F', whose range is unknown; pass a numpy array in [0, 1]"
-        )
-    if image.mode == "La":
-        image = image.convert("LA")  # the only mode that Pillow converts it to
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def pil_to_array(
-    image: Image.Image, channels: int = 3, size: tuple[int, int] | None = None, resize_mode: str = "crop"
-) -> np.ndarray:
-    """A PIL image of any mode as floats.
-
-    EXIF orientation is applied, transparency is composited on white, palette, CMYK, grayscale and 16-bit pictures are
-    converted.
-
-    Args:
-        image: The picture.
-        channels: 1 (grayscale) or 3 (RGB).
-        size: (width, height) of the result; None keeps the picture's.
-        resize_mode: How to reach `size`: "crop" cuts the centre to the aspect ratio, then resizes; "stretch" resizes
-            each axis by itself; "none" demands that the picture has it.
-
-    Returns:
-        (height, width, channels), float32, in [0, 1].
-
-    Raises:
-        ValueError: If an argument is not allowed, or with `resize_mode="none"` the size differs.
-    """
-    if channels not in (1, 3):
-        raise ValueError(f"images must be tensors or arrays for a model of {channels} channels; PIL serves 1 or 3")
-    if resize_mode not in RESIZE_MODES:
-        raise ValueError(f"resize_mode must be one of {RESIZE_MODES}, got {resize_mode!r}")
-    image = _convert_mode(image, channels)
-    if size is not None and image.size != tuple(size):
-        if resize_mode == "none":
-            raise ValueError(f"images must be {size[0]}x{size[1]} pixels with resize_mode='none', got {image.size}")
-        if resize_mode == "crop":
-            image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
-        else:
-            image = image.resize(size, Image.Resampling.LANCZOS)
-    array = np.asarray(image, dtype=np.float32) / 255.0
-    return array[:, :, None] if array.ndim == 2 else array
 
 
 class DiffusionAutoencoderImageProcessor:

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..data.loading import TrainingError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-class TrainingError(RuntimeError):
-    """The training cannot go on; the message is one line for the user."""
 
 
 class StopSignal:

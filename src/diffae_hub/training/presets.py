@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from ..data.loading import CROPS
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.semantic_encoder import SemanticEncoderModel
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .optimizers import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 
-CROPS = ("center", "random", "d2c")
 _COMPONENTS = {"encoder": SemanticEncoderModel, "decoder": ConditionedUNet2DModel, "scheduler": VPDDIMScheduler}
 
 

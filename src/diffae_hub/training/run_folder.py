@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from ..data.sources import local_path
 from ..files import write_text
-from .sources import local_path
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.training_utils import EMAModel
 
+from ..data.loading import process_share
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .checkpoints import restore_averages, restore_state_layout
-from .data import process_share
 from .objective import (
     DiffusionAutoencoder,
     denoising_loss,

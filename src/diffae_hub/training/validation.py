@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..evaluation.psnr import peak_signal_to_noise_ratio
-from ..evaluation.ssim import structural_similarity
+from ..metrics.psnr import peak_signal_to_noise_ratio
+from ..metrics.ssim import structural_similarity
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 
 _CHUNK = 64

@@ -1,0 +1,98 @@
+"""Options declared once, as a dataclass, become a command's flags.
+
+A field `num_images: int | None = option(None, "the first so many")` is the flag `--num-images`. `Literal` types become
+choices, tuples take several values, booleans have a `--no-` form, and whole numbers may be written as 64e6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, help: str, group: str | None = None, positional: bool = False) -> Any:
+    """A dataclass field with what its flag needs.
+
+    Args:
+        default: `dataclasses.MISSING` makes it required.
+        help: One line, without the default, which is added.
+        group: Title of the flags it stands among.
+        positional: Whether it is an argument without a flag.
+    """
+    metadata = {"help": help, "group": group, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def whole_number(text: str) -> int:
+    """An integer that may be written as 64e6 or 64_000_000."""
+    number = float(text)
+    if not number.is_integer():  # nor are infinity and NaN
+        raise ValueError
+    return int(number)
+
+
+def path(text: str) -> Path:
+    """A path, with `~` for the home folder. An empty text, of a variable that is not set, is none."""
+    if not text:
+        raise ValueError
+    return Path(text).expanduser()
+
+
+whole_number.__name__ = "int"  # what argparse calls it in its messages
+
+
+def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
+    """Adds a flag for each field of a dataclass."""
+    hints = typing.get_type_hints(options)
+    groups: dict[str | None, Any] = {None: parser}
+    for field in dataclasses.fields(options):
+        group = field.metadata.get("group")
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        required = field.default is dataclasses.MISSING
+        settings: dict[str, Any] = {"help": field.metadata["help"]}
+        if not required:
+            settings["default"] = field.default
+            if field.default not in (None, False, ()):
+                settings["help"] += f" (default: {field.default})".replace("%", "%%")
+        kind = _without_none(hints[field.name])
+        if typing.get_origin(kind) is tuple:
+            settings["nargs"], kind = "*", typing.get_args(kind)[0]
+        if typing.get_origin(kind) is Literal:
+            settings["choices"] = typing.get_args(kind)
+        elif kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings["type"] = {int: whole_number, Path: path}.get(kind, kind)
+        if field.metadata.get("positional"):
+            groups[group].add_argument(field.name, metavar=field.name.upper(), **settings)
+        else:
+            flag = "--" + field.name.replace("_", "-")
+            groups[group].add_argument(flag, dest=field.name, required=required, **settings)
+
+
+def from_arguments(options: type[Options], arguments: argparse.Namespace) -> Options:
+    """The dataclass with the parsed values; lists become tuples."""
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(options)}
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def with_hyphens(argv: list[str]) -> list[str]:
+    """`--num_images` as `--num-images`, the spelling of flags before 0.2; values keep their underscores."""
+    spelled = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        spelled.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else word)
+    return spelled
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint

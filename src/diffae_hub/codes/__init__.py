@@ -1,0 +1,1 @@
+"""Latent codes of whole data sets."""

@@ -1,0 +1,1 @@
+"""Data sets: folders of images, parquet, Hub data sets, streams."""

@@ -1,0 +1,234 @@
+"""The command line, run for real on tiny pipelines: files, figures, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from skimage.metrics import peak_signal_noise_ratio
+
+from diffae_hub import ConditionedUNet2DModel, DiffusionAutoencoderPipeline, SemanticEncoderModel, VPDDIMScheduler
+from diffae_hub.cli.main import main
+from diffae_hub.cli.reconstruct import _output_names
+
+from ..conftest import TINY, randomize
+
+
+@pytest.fixture
+def model(tiny_pipeline, tmp_path: Path) -> str:
+    folder = tmp_path / "model"
+    tiny_pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)).save(path)
+    return str(path)
+
+
+def test_reconstruct_writes_pictures_and_true_figures(model: str, photo: str, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["reconstruct", photo, "--model", model, "--steps", "3", "--output", str(out), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (record,) = report["images"]
+    assert (report["mode"], report["steps"], record["width"], record["height"]) == ("stochastic", 3, 16, 16)
+    result = np.asarray(Image.open(record["reconstruction"])) / 255
+    # What the model was given: the centre square, resized as Pillow does it.
+    given = Image.open(photo).crop((15, 0, 65, 50)).resize((16, 16), Image.Resampling.LANCZOS)
+    expected = peak_signal_noise_ratio(np.asarray(given) / 255, result, data_range=1)
+    assert record["psnr_db"] == pytest.approx(expected, abs=0.3)
+    assert Image.open(record["side_by_side"]).size == (3 * 256 + 2 * 8, 256)
+    assert not list(out.glob(".*"))
+
+
+def test_reconstruct_in_tiles_by_inversion(model: str, photo: str, tmp_path: Path, capsys) -> None:
+    arguments = ["reconstruct", photo, "--model", model, "--mode", "inversion", "--tiles", "2", "--steps", "100"]
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["images"]
+    assert (record["tiles"], record["width"], record["height"]) == (6, 48, 32)
+    assert record["psnr_db"] > 20  # an untrained network's probability flow is invertible as well
+
+
+def test_many_tiles_go_through_the_network_in_parts(model: str, tmp_path: Path, capsys) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 1600, 3), dtype=np.uint8))
+    picture.save(tmp_path / "wide.png")
+    arguments = ["reconstruct", str(tmp_path / "wide.png"), "--model", model, "--tiles", "2", "--steps", "1"]
+    assert main([*arguments, "--seed", "3", "--output", str(tmp_path / "out"), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["images"]
+    assert (record["tiles"], record["width"], record["height"]) == (200, 1600, 32)
+    # The same tiles at once: one generator goes through all parts.
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
+    pixels = np.asarray(picture).reshape(2, 16, 100, 16, 3).transpose(0, 2, 1, 3, 4).reshape(200, 16, 16, 3)
+    whole = pipeline(
+        pixels, num_inference_steps=1, generator=torch.Generator().manual_seed(3), output_type="np"
+    ).images  # fmt: skip
+    result = np.asarray(Image.open(record["reconstruction"])) / 255
+    result = result.reshape(2, 16, 100, 16, 3).transpose(0, 2, 1, 3, 4).reshape(200, 16, 16, 3)
+    np.testing.assert_allclose(result, whole, atol=0.6 / 255)
+
+
+def test_tiles_follow_the_exif_orientation(model: str, tmp_path: Path, capsys) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, to be shown upright
+    Image.new("RGB", (80, 40), "red").save(tmp_path / "upright.jpg", exif=exif)
+    arguments = ["reconstruct", str(tmp_path / "upright.jpg"), "--model", model, "--tiles", "2", "--steps", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["images"]
+    assert (record["width"], record["height"]) == (32, 64)
+
+
+def test_exact_reconstruction_is_null_in_json(tiny_encoder, photo: str, tmp_path: Path, capsys) -> None:
+    """A decoder of zeros that predicts x_0 gives mid-gray, 0.5, which 8-bit rounding makes 128/255."""
+    Image.new("RGB", (16, 16), (128, 128, 128)).save(tmp_path / "gray.png")
+    decoder = ConditionedUNet2DModel(**TINY)
+    torch.nn.init.constant_(decoder.conv_out.bias, 1 / 255)
+    torch.nn.init.zeros_(decoder.conv_out.weight)
+    scheduler = VPDDIMScheduler(prediction_type="sample")
+    DiffusionAutoencoderPipeline(tiny_encoder, decoder, scheduler).save_pretrained(tmp_path / "gray")
+    arguments = ["reconstruct", str(tmp_path / "gray.png"), "--model", str(tmp_path / "gray"), "--steps", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "Infinity" not in text
+    assert json.loads(text)["images"][0]["psnr_db"] is None
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert "PSNR inf dB" in capsys.readouterr().out
+
+
+def test_one_channel_model_on_the_command_line(photo: str, tmp_path: Path, capsys) -> None:
+    torch.manual_seed(0)
+    gray = TINY | {"in_channels": 1}
+    pipeline = DiffusionAutoencoderPipeline(
+        randomize(SemanticEncoderModel(**gray)),
+        randomize(ConditionedUNet2DModel(**gray, out_channels=1)),
+        VPDDIMScheduler(),
+    )
+    pipeline.save_pretrained(tmp_path / "gray")
+    arguments = ["reconstruct", photo, "--model", str(tmp_path / "gray"), "--mode", "inversion", "--steps", "100"]
+    assert main([*arguments, "--tiles", "2", "--output", str(tmp_path / "out"), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["images"]
+    result = Image.open(record["reconstruction"])
+    assert (result.mode, result.size, Image.open(record["side_by_side"]).mode) == ("L", (48, 32), "L")
+    given = ImageOps.fit(Image.open(photo).convert("L"), (48, 32), Image.Resampling.LANCZOS)
+    expected = peak_signal_noise_ratio(np.asarray(given), np.asarray(result))
+    assert record["psnr_db"] == pytest.approx(expected, abs=0.1)
+    assert expected > 20
+
+
+def test_output_names_are_unique() -> None:
+    names = _output_names([Path("a/x.png"), Path("b/x.png"), Path("000_x.png"), Path("X.png")])
+    assert len({name.casefold() for name in names}) == 4
+    assert _output_names([Path("a/x.png"), Path("y.jpg")]) == ["x", "y"]
+
+
+def test_same_seed_same_picture_and_equal_names_do_not_collide(model: str, photo: str, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "elsewhere" / "photo.png"
+    other.parent.mkdir()
+    other.write_bytes(Path(photo).read_bytes())
+    arguments = ["reconstruct", photo, str(other), "--model", model, "--steps", "2", "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["images"]
+    assert first["reconstruction"] != second["reconstruction"]
+    assert Path(first["reconstruction"]).read_bytes() == Path(second["reconstruction"]).read_bytes()
+
+
+def test_text_output_names_the_picture(model: str, photo: str, tmp_path: Path, capsys) -> None:
+    assert main(["reconstruct", photo, "--model", model, "--steps", "1", "--output", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "PSNR" in text
+    assert "SSIM" in text
+    assert str(tmp_path / "out" / "photo_stochastic_side_by_side.png") in text
+
+
+def test_interpolate(model: str, photo: str, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    arguments = ["interpolate", photo, photo, "--frames", "3", "--steps", "2", "--model", model, "--output", str(out)]
+    assert main(arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "frame_000.png",
+        "frame_001.png",
+        "frame_002.png",
+        "strip.png",
+    ]
+
+
+def test_models_lists_the_bundled_model(capsys) -> None:
+    assert main(["models"]) == 0
+    assert "cifar10-32-small" in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reconstruct", "PHOTO", "--model", "no-such-model", "--output", "OUT"], "cifar10-32-small"),
+        (["reconstruct", "missing.png", "--model", "MODEL", "--output", "OUT"], "missing.png does not exist"),
+        (
+            ["reconstruct", "PHOTO", "--model", "MODEL", "--steps", "0", "--output", "OUT"],
+            "num_inference_steps must be",
+        ),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--steps", "2000", "--output", "OUT"], "got 2000"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--tiles", "0", "--output", "OUT"], "--tiles must be between"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--device", "abacus", "--output", "OUT"], "--device must be"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--device", "meta", "--output", "OUT"], "--device must be"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--seed", str(2**63), "--output", "OUT"], "--seed must be"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--seed", "-1", "--output", "OUT"], "--seed must be"),
+        (["reconstruct", "STRIPE", "--model", "MODEL", "--tiles", "4", "--output", "OUT"], "--tiles must give at most"),
+        (["interpolate", "PHOTO", "PHOTO", "--seed", "1", "--model", "MODEL", "--output", "OUT"], "--seed"),
+        (["reconstruct", "PHOTO", "--mode", "magic", "--output", "OUT"], "invalid choice: 'magic'"),
+        (["reconstruct", "PHOTO"], "--output"),
+        (
+            ["interpolate", "PHOTO", "PHOTO", "--frames", "1", "--model", "MODEL", "--output", "OUT"],
+            "num_frames must be",
+        ),
+        (["juggle"], "invalid choice: 'juggle'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, model, photo, tmp_path, capsys) -> None:
+    stripe = tmp_path / "stripe.png"
+    Image.new("L", (3, 6000)).save(stripe)
+    places = {"PHOTO": photo, "STRIPE": str(stripe), "MODEL": model, "OUT": str(tmp_path / "out")}
+    assert main([places.get(word, word) for word in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_bad_file_among_good_ones_stops_before_any_work(model: str, photo: str, tmp_path: Path, capsys) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    assert main(["reconstruct", photo, str(text), "--model", model, "--output", str(tmp_path / "out")]) == 2
+    assert "text.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncated_weights_are_named(model: str, photo: str, tmp_path: Path, capsys) -> None:
+    weights = Path(model) / "decoder" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(["reconstruct", photo, "--model", model, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "decoder/diffusion_pytorch_model.safetensors is damaged" in error
+
+
+def test_help_teaches(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["reconstruct", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--mode", "inversion", "--tiles", "--steps", "--seed", "--json"):
+        assert word in text
+
+
+def test_the_command_line_does_not_change_global_randomness(model: str, photo: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    assert main(["reconstruct", photo, "--model", model, "--steps", "1", "--output", str(tmp_path / "out")]) == 0
+    assert torch.equal(torch.rand(3), expected)

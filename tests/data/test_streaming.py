@@ -1,0 +1,334 @@
+"""Streams: every image once per epoch, shared out over processes, resumed exactly at any batch."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffae_hub.data import streaming
+from diffae_hub.data.loading import Batch, ImageTransform, UnfitImage, load_rows, open_dataset
+from diffae_hub.data.streaming import StreamedBatches, streaming_loader
+from diffae_hub.training.faults import TrainingError
+
+COUNT = 23
+
+
+@pytest.fixture(scope="module")
+def parquet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 images in three files; image i is filled with the value 10 i."""
+    folder = tmp_path_factory.mktemp("parquet")
+    rows = []
+    for index in range(COUNT):
+        buffer = io.BytesIO()
+        Image.new("L", (4, 4), 10 * index).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image()})
+    dataset = datasets.Dataset.from_dict({"image": rows}, features=features)
+    for part in range(3):
+        dataset.shard(3, part, contiguous=True).to_parquet(folder / f"train-{part}.parquet")
+    return folder
+
+
+def stream(folder: Path, **options: object) -> StreamedBatches:
+    dataset = open_dataset(str(folder), "train", "image", streaming=True)
+    options = {"batch_size": 4, "buffer_size": 6, "seed": 0, **options}
+    return StreamedBatches(dataset, "image", ImageTransform(4, 1), **options)
+
+
+def indices(batch: Batch) -> list[int]:
+    return ((batch.images[:, 0, 0, 0] + 1) * 12.75).round().int().tolist()
+
+
+def first(batches: StreamedBatches, count: int) -> list[Batch]:
+    return [batch for batch, _ in zip(batches, range(count), strict=False)]
+
+
+def test_every_epoch_visits_every_image_once(parquet_folder: Path) -> None:
+    seen = [index for batch in first(stream(parquet_folder), 18) for index in indices(batch)]
+    epochs = [seen[COUNT * epoch : COUNT * (epoch + 1)] for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(COUNT))
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != sorted(epochs[0])
+
+
+def test_another_seed_is_another_order(parquet_folder: Path) -> None:
+    orders = [
+        [i for batch in first(stream(parquet_folder, seed=seed), 5) for i in indices(batch)] for seed in (0, 0, 1)
+    ]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 5])  # fewer processes than files, and more
+def test_resumes_after_any_batch(parquet_folder: Path, num_processes: int) -> None:
+    for process_index in range(num_processes):
+        process = {"process_index": process_index, "num_processes": num_processes, "batch_size": 3}
+        whole = first(stream(parquet_folder, **process), 23)
+        for cut in range(20):
+            position = json.loads(json.dumps(whole[cut].position))  # as a checkpoint keeps it
+            resumed = first(stream(parquet_folder, position=position, **process), 3)
+            assert all(torch.equal(a.images, b.images) for a, b in zip(resumed, whole[cut + 1 : cut + 4], strict=True))
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 5])
+def test_processes_share_the_data(parquet_folder: Path, num_processes: int) -> None:
+    shares = []
+    for rank in range(num_processes):
+        batches = stream(parquet_folder, process_index=rank, num_processes=num_processes, batch_size=1)
+        own = []
+        for batch in batches:
+            if batch.position["epoch"] > 0:
+                break
+            own += indices(batch)
+        shares.append(own)
+    assert sorted(index for share in shares for index in share) == list(range(COUNT))
+
+
+def test_loader_process_changes_nothing(parquet_folder: Path) -> None:
+    alone = first(stream(parquet_folder), 10)
+    parallel = first(streaming_loader(stream(parquet_folder), num_workers=2), 10)
+    for a, b in zip(alone, parallel, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert a.position == b.position
+
+
+def from_generator(rows: Callable[[], Iterator[bytes]], **options: object) -> StreamedBatches:
+    """A stream of the encoded images that a call of `rows` gives, anew for each epoch."""
+
+    def generate() -> Iterator[dict]:
+        for content in rows():
+            yield {"image": {"bytes": content, "path": None}}
+
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    dataset = datasets.IterableDataset.from_generator(generate, features=features)
+    return StreamedBatches(dataset, "image", ImageTransform(4, 1), seed=0, **options)
+
+
+def encoded_image() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), 100).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_next_block_is_read_while_the_present_one_is_used() -> None:
+    """And no further one."""
+    read, second_block = [], threading.Event()
+
+    def rows() -> Iterator[bytes]:
+        for number in range(100):
+            read.append(number)
+            if number == 11:
+                second_block.set()
+            yield encoded_image()
+
+    batches = iter(from_generator(rows, batch_size=2, buffer_size=6))
+    next(batches)
+    assert second_block.wait(timeout=60)
+    next(batches)
+    next(batches)  # the last of the first block
+    batches.close()  # waits for the thread
+    assert read == list(range(12))
+
+
+def test_error_of_the_reading_thread() -> None:
+    """Comes in its place."""
+
+    def rows() -> Iterator[bytes]:
+        for _ in range(8):
+            yield encoded_image()
+        raise ConnectionResetError("the storage is gone")
+
+    batches = iter(from_generator(rows, batch_size=2, buffer_size=6))
+    assert [len(next(batches).images) for _ in range(3)] == [2, 2, 2]
+    error = next(batches)
+    assert isinstance(error, TrainingError)
+    assert str(error).endswith("shard 0 (of 1, from 0) of the dataset cannot be read: the storage is gone")
+
+
+def test_closing_does_not_wait_for_a_block() -> None:
+    """Here the second epoch's: it is longer than anybody would wait for."""
+    read = []
+
+    def rows() -> Iterator[bytes]:
+        for number in range(6 if not read else 10**5):
+            read.append(number)
+            yield encoded_image()
+
+    before = threading.active_count()
+    batches = iter(from_generator(rows, batch_size=2, buffer_size=10**6))
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+    assert len(read) < 100
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_that_is_dropped_leaves_nothing_behind(parquet_folder: Path, workers: int) -> None:
+    before = set(threading.enumerate())
+    batches = iter(streaming_loader(stream(parquet_folder), workers))
+    next(batches)
+    assert len(multiprocessing.active_children()) == workers
+    del batches
+    assert not multiprocessing.active_children()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=60)  # multiprocessing does not wait for those that feed its queues
+        assert not thread.is_alive()
+
+
+def test_program_that_breaks_in_midstream_ends(parquet_folder: Path) -> None:
+    """Although its traceback keeps the stream, with its threads, from being closed."""
+    program = """
+import sys
+from diffae_hub.data.loading import ImageTransform, open_dataset
+from diffae_hub.data.streaming import StreamedBatches
+
+def train():
+    dataset = open_dataset(sys.argv[1], "train", "image", streaming=True)
+    batches = iter(StreamedBatches(dataset, "image", ImageTransform(4, 1), batch_size=4, buffer_size=6, seed=0))
+    next(batches)
+    raise RuntimeError("as out of memory")
+
+train()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(parquet_folder)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "RuntimeError: as out of memory"
+
+
+def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:
+    rows = [{"bytes": encoded_image(), "path": None}] * 4 + [{"bytes": b"damaged", "path": "broken.png"}]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "train.parquet")
+    batches = first(stream(tmp_path, batch_size=2, skip_bad_images=True), 20)
+    assert all(batch.images.shape == (2, 1, 4, 4) for batch in batches)
+    problems = [line for batch in batches for line in batch.unreadable]
+    assert len(problems) in (9, 10)  # once per epoch of four good images
+    assert len(set(problems)) == 1, "always by one name"
+    assert "broken.png" in problems[0]
+
+
+def test_a_long_run_of_unreadable_images_is_passed_over(tmp_path: Path) -> None:
+    """Longer than the shuffle buffer; random access passes over it, too."""
+    good, bad = {"bytes": encoded_image(), "path": None}, {"bytes": b"damaged", "path": None}
+    write_rows(tmp_path / "train.parquet", [bad] * 20 + [good] * 2 + [bad] * 20)
+    batches = first(stream(tmp_path, batch_size=1, buffer_size=4, skip_bad_images=True), 5)
+    assert [len(batch.unreadable) >= 20 for batch in batches][::2] == [True] * 3
+    assert sum(len(batch.unreadable) for batch in batches) == 20 + 2 * 40
+
+
+def test_a_stream_of_something_else_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long before its end."""
+    monkeypatch.setattr(streaming, "_HOPELESS", 100)
+    read = []
+
+    def rows() -> Iterator[bytes]:
+        for number in range(10**5):
+            read.append(number)
+            yield b"no image"
+
+    (error,) = from_generator(rows, batch_size=8, buffer_size=16, skip_bad_images=True)
+    assert isinstance(error, TrainingError)
+    assert "none of the first 104 images of the stream can be read; the first: " in str(error)
+    assert len(read) < 200
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_named(tmp_path: Path, workers: int) -> None:
+    for index in range(2):
+        write_rows(tmp_path / f"train-{index}.parquet", [{"bytes": encoded_image(), "path": None}] * 400)
+    batches = stream(tmp_path, skip_bad_images=True)  # opens the first
+    content = bytearray((tmp_path / "train-1.parquet").read_bytes())
+    content[4:-400] = bytes(len(content) - 404)
+    (tmp_path / "train-1.parquet").write_bytes(content)
+    *_, error = streaming_loader(batches, workers)
+    assert type(error) is TrainingError
+    assert "shard 1 (of 2, from 0) of the dataset cannot be read: " in str(error)
+    assert "Traceback" not in str(error)
+
+
+def write_rows(path: Path, images: list[dict]) -> None:
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(path)
+
+
+def test_an_image_without_a_path_has_one_name(tmp_path: Path) -> None:
+    """Its row and its shard: also in another epoch, and in a stream that was resumed in the midst of the shard."""
+    good, bad = {"bytes": encoded_image(), "path": None}, {"bytes": b"damaged", "path": None}
+    write_rows(tmp_path / "train-0.parquet", [good] * 4)
+    write_rows(tmp_path / "train-1.parquet", [good] * 5 + [bad])
+    options = {"batch_size": 1, "buffer_size": 2, "skip_bad_images": True}
+    batches = first(stream(tmp_path, **options), 18)
+    problems = [line for batch in batches for line in batch.unreadable]
+    for batch in batches:
+        resumed = first(stream(tmp_path, position=json.loads(json.dumps(batch.position)), **options), 9)
+        problems += [line for later in resumed for line in later.unreadable]
+    assert len(problems) >= 10
+    assert len(set(problems)) == 1
+    assert "row 5 of shard 1" in problems[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_stops_the_training_is_handed_over(tmp_path: Path, workers: int) -> None:
+    """And is no traceback of the loader's process."""
+    good, bad = {"bytes": encoded_image(), "path": None}, {"bytes": b"damaged", "path": "broken.png"}
+    for name, rows in (("one", [good] * 3 + [bad]), ("all", [bad] * 3), ("single", [good])):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "train.parquet", rows)
+    d2c = StreamedBatches(
+        open_dataset(str(tmp_path / "one"), "train", "image", streaming=True),
+        "image", ImageTransform(4, 1, crop="d2c"), batch_size=1, buffer_size=6, seed=0, skip_bad_images=True,
+    )  # fmt: skip
+    for batches, kind, message in (
+        (stream(tmp_path / "one"), TrainingError, "--skip_bad_images goes on without it"),
+        (stream(tmp_path / "all", skip_bad_images=True, buffer_size=4096), TrainingError, "no image of the stream"),
+        (stream(tmp_path / "single", process_index=1, num_processes=2), TrainingError, "one image per process"),
+        (d2c, UnfitImage, "--crop must be 'center' or 'random'"),
+    ):
+        *_, error = streaming_loader(batches, workers)  # the stream ends with it
+        assert type(error) is kind
+        assert message in str(error)
+        assert "Traceback" not in str(error)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_folder_of_images_can_be_streamed(tmp_path: Path, split: str) -> None:
+    """The files are those of random access: any names, the split's folder if there is one, else all of them."""
+    for index in range(5):
+        name = f"{split}/{index}.png" if split == "test" else f"a [{index}]/*{index}?.png"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 4), 10 * index, np.uint8)).save(tmp_path / name)
+    if split == "test":
+        (tmp_path / "train").mkdir()
+        Image.fromarray(np.full((4, 4), 250, np.uint8)).save(tmp_path / "train" / "other.png")
+    dataset = open_dataset(str(tmp_path), split, "image", streaming=True)
+    assert {row["image"]["path"] for row in dataset} == set(load_rows(str(tmp_path), split).paths)
+    batches = StreamedBatches(dataset, "image", ImageTransform(4, 1), batch_size=5, buffer_size=6, seed=0)
+    seen = [i for batch in first(batches, 2) for i in indices(batch)]
+    assert sorted(seen) == sorted([*range(5), *range(5)])
+
+
+def test_columns_of_a_folder_of_images(tmp_path: Path) -> None:
+    """From the metadata file beside the images, and from the names of their folders."""
+    for index, name in enumerate(("plain/a.png", "plain/b.png", "labelled/cat/c.png", "labelled/dog/d.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), 10 * index, np.uint8)).save(tmp_path / name)
+    (tmp_path / "plain" / "metadata.csv").write_text("file_name,age\na.png,3\nb.png,5\n")
+    plain = open_dataset(str(tmp_path / "plain"), "test", "image", False, ["age"])
+    assert {Path(row["image"]["path"]).name: row["age"] for row in plain} == {"a.png": 3, "b.png": 5}
+    labelled = open_dataset(str(tmp_path / "labelled"), "test", "image", False, ["label"])
+    assert labelled.features["label"].names == ["cat", "dog"]

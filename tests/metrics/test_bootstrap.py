@@ -1,0 +1,81 @@
+"""Bootstrap intervals against normal theory, the binomial distribution and their coverage."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from diffae_hub.metrics.bootstrap import bootstrap_interval
+
+
+@pytest.mark.parametrize(("confidence", "quantile"), [(0.95, 1.959964), (0.68, 0.994458)])
+def test_normal_theory(confidence: float, quantile: float) -> None:
+    values = np.random.default_rng(0).normal(30, 4, size=3000)
+    half_width = quantile * values.std() / math.sqrt(len(values))
+    low, high = bootstrap_interval(values, num_resamples=10_000, confidence=confidence)
+    assert low == pytest.approx(values.mean() - half_width, abs=0.05 * half_width)
+    assert high == pytest.approx(values.mean() + half_width, abs=0.05 * half_width)
+
+
+def test_resampled_means_of_zeros_and_ones_are_binomial() -> None:
+    # 200 draws with replacement from 5 ones and 195 zeros: a skewed distribution, in steps of 1/200.
+    values = np.repeat([1.0, 0.0], [5, 195])
+    interval = bootstrap_interval(values, num_resamples=20_000, confidence=0.9)
+    np.testing.assert_allclose(interval, binom.ppf([0.05, 0.95], 200, 5 / 200) / 200)
+
+
+def test_coverage() -> None:
+    # Exponential with mean 1, 80 values: the percentile interval of a skewed distribution covers a little too seldom.
+    samples = np.random.default_rng(1).exponential(size=(500, 80))
+    covered = 0
+    for seed, sample in enumerate(samples):
+        low, high = bootstrap_interval(sample, num_resamples=300, seed=seed)
+        covered += low <= 1 <= high
+    assert 0.89 < covered / len(samples) < 0.97
+
+
+def test_the_seed_alone_decides() -> None:
+    values = np.random.default_rng(2).normal(size=500)
+    np.random.seed(3)
+    first = bootstrap_interval(values, 200, seed=1)
+    state = np.random.get_state()[1].copy()
+    assert bootstrap_interval(values, 200, seed=1) == first
+    assert bootstrap_interval(values.tolist(), 200, seed=1) == first
+    assert bootstrap_interval(values, 200, seed=2) != first
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+
+def test_memory_does_not_grow_with_the_resamples() -> None:
+    values = np.random.default_rng(4).normal(size=50_000)
+    bootstrap_interval(values, 2)
+    tracemalloc.start()
+    bootstrap_interval(values, 100)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * values.nbytes
+
+
+def test_values_without_spread_or_not_finite() -> None:
+    assert bootstrap_interval([2.5] * 10) == (2.5, 2.5)
+    for value in (math.inf, math.nan):
+        assert all(math.isnan(end) for end in bootstrap_interval([1.0, 2.0, value]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"values": [1.0]}, r"values must be a vector of at least 2 numbers, got shape \(1,\)"),
+        ({"values": np.zeros((3, 2))}, r"got shape \(3, 2\)"),
+        ({"num_resamples": 0}, "num_resamples must be at least 1, got 0"),
+        ({"confidence": 1.0}, "confidence must be between 0 and 1, both excluded, got 1.0"),
+        ({"confidence": 95}, "confidence must be between 0 and 1, both excluded, got 95"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+    ],
+)
+def test_bad_input(arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(**{"values": [1.0, 2.0], **arguments})

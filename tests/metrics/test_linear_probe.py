@@ -1,0 +1,327 @@
+"""Linear probes against the theory of Gaussian classes, scipy's minimiser, counted pairs and numpy's least squares."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from scipy.stats import norm, pearsonr
+
+from diffae_hub.metrics import linear_probe
+from diffae_hub.metrics.linear_probe import multiclass_probe, multilabel_probe, regression_probe
+
+
+def gaussian_classes(count: int, means: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (count, D) around the mean of their class, of a covariance far from the unit one after mixing; labels."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(len(means), size=count)
+    codes = means[labels] + random.normal(size=(count, means.shape[1]))
+    mixing = np.random.default_rng(99).normal(size=(means.shape[1],) * 2)
+    return 5 + codes @ mixing * np.arange(1, means.shape[1] + 1), labels
+
+
+def pair_auroc(positive: np.ndarray, scores: np.ndarray) -> float:
+    """Share of pairs of a positive and a negative that the scores put in order, ties counting half."""
+    difference = scores[positive][:, None] - scores[~positive][None, :]
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def normalize(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (train - train.mean(0)) / train.std(0), (test - train.mean(0)) / train.std(0)
+
+
+def softmax_regression(codes: np.ndarray, labels: np.ndarray, classes: int, c: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (D, classes) and bias that minimise c * sum of negative log-likelihoods + |weights|^2 / 2."""
+    size = codes.shape[1] * classes
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, bias = values[:size].reshape(-1, classes), values[size:]
+        log_probabilities = log_softmax(codes @ weights + bias, axis=1)
+        residual = np.exp(log_probabilities) - np.eye(classes)[labels]
+        value = -c * log_probabilities[np.arange(len(labels)), labels].sum() + 0.5 * np.square(weights).sum()
+        gradient = np.concatenate([(c * codes.T @ residual + weights).ravel(), c * residual.sum(axis=0)])
+        return value, gradient
+
+    found = minimize(loss, np.zeros(size + classes), jac=True, method="BFGS", options={"gtol": 1e-7, "maxiter": 5000})
+    return found.x[:size].reshape(-1, classes), found.x[size:]
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_gaussian_classes_reach_the_theory() -> None:
+    # The best score is linear: AUROC Phi(d / sqrt 2) and accuracy Phi(d / 2) for means d standard deviations apart.
+    direction = np.array([0.6, 0.0, 0.8, 0.0])
+    for d in (0.8, 2.0):
+        means = np.stack([0 * direction, d * direction])
+        train, test = gaussian_classes(20_000, means, seed=0), gaussian_classes(20_000, means, seed=1)
+        probe = multiclass_probe(*train, *test)
+        auroc, accuracy = norm.cdf(d / math.sqrt(2)), norm.cdf(d / 2)
+        assert probe.auroc_macro == pytest.approx(auroc, abs=0.01)
+        assert probe.auroc_per_class[0] == pytest.approx(probe.auroc_per_class[1], abs=1e-12)
+        assert probe.accuracy == pytest.approx(accuracy, abs=0.01)
+        labelled = multilabel_probe(*train, *test)
+        assert labelled.auroc_per_attribute == [pytest.approx(auroc, abs=0.01)]
+        assert labelled.accuracy_per_attribute == [pytest.approx(accuracy, abs=0.01)]
+        # Precision over recall, for equally many of both classes.
+        recall = np.linspace(0, 1, 2001)[1:]
+        alarms = norm.sf(norm.isf(recall, loc=d))
+        assert labelled.average_precision_per_attribute == [
+            pytest.approx((recall / (recall + alarms)).mean(), abs=0.01)
+        ]
+
+
+def test_multiclass_equals_softmax_regression_by_another_minimiser() -> None:
+    means = np.random.default_rng(0).normal(size=(4, 5))
+    (train, train_labels), (test, test_labels) = (gaussian_classes(n, means, n) for n in (500, 400))
+    c = 0.05
+    probe = multiclass_probe(train, train_labels, test, test_labels, inverse_regularization=c)
+    x, y = normalize(train, test)
+    weights, bias = softmax_regression(x, train_labels, 4, c)
+    logits = y @ weights + bias
+    expected = [pair_auroc(test_labels == k, log_softmax(logits, axis=1)[:, k]) for k in range(4)]
+    np.testing.assert_allclose(probe.auroc_per_class, expected, atol=2e-4)  # 4 of 30,000 pairs
+    assert probe.auroc_macro == pytest.approx(np.mean(probe.auroc_per_class), abs=1e-12)
+    assert probe.accuracy == pytest.approx((logits.argmax(1) == test_labels).mean(), abs=1e-12)
+    # Ranking by the logits themselves would be another measure.
+    by_logits = [pair_auroc(test_labels == k, logits[:, k]) for k in range(4)]
+    assert np.abs(np.subtract(by_logits, expected)).max() > 0.005
+
+
+def test_labels_may_be_strings_and_a_class_may_be_missing_in_the_test_set() -> None:
+    means = 2 * np.eye(3)
+    (train, train_labels), (test, test_labels) = (gaussian_classes(n, means, n) for n in (300, 200))
+    names = np.array(["cat", "dog", "frog"])
+    by_number = multiclass_probe(train, train_labels, test, test_labels)
+    for words in (names, names.astype(object)):
+        by_name = multiclass_probe(train, words[train_labels], test, words[test_labels])
+        assert by_name.classes == ["cat", "dog", "frog"]
+        assert by_name.auroc_per_class == by_number.auroc_per_class
+        assert by_name.left_out == []
+    kept = test_labels != 1
+    probe = multiclass_probe(train, names[train_labels], test[kept], names[test_labels[kept]])
+    assert probe.left_out == ["dog"]
+    assert math.isnan(probe.auroc_per_class[1])
+    assert probe.auroc_macro == pytest.approx((probe.auroc_per_class[0] + probe.auroc_per_class[2]) / 2)
+    only = multiclass_probe(train, train_labels, test[~kept], test_labels[~kept])
+    assert only.left_out == [0, 1, 2]
+    assert math.isnan(only.auroc_macro)
+    assert 0.5 < only.accuracy <= 1
+
+
+# ---- attributes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("newton_dimensions", [1024, 0])
+def test_multilabel_equals_logistic_regression_by_another_minimiser(newton_dimensions: int, monkeypatch) -> None:
+    monkeypatch.setattr(linear_probe, "_NEWTON_DIMENSIONS", newton_dimensions)
+    random = np.random.default_rng(1)
+    train, test = (random.normal(3, 2, size=(n, 6)) for n in (500, 300))
+    directions = random.normal(size=(6, 3))
+    train_labels, test_labels = (
+        (x @ directions + random.normal(0, 4, size=(len(x), 3)) > [[9, 0, -9]]).astype(int) for x in (train, test)
+    )
+    c = 0.02
+    probe = multilabel_probe(train, train_labels, test, test_labels, inverse_regularization=c)
+    x, y = normalize(train, test)
+    for attribute in range(3):
+        # The softmax of two classes has the logistic loss in w1 - w0, and half its squared norm: c / 2 is its c.
+        weights, bias = softmax_regression(x, train_labels[:, attribute], 2, c / 2)
+        scores = (y @ weights + bias) @ [-1, 1]
+        expected = pair_auroc(test_labels[:, attribute] == 1, scores)
+        assert probe.auroc_per_attribute[attribute] == pytest.approx(expected, abs=2e-4)
+        accuracy = ((scores > 0) == test_labels[:, attribute]).mean()
+        assert probe.accuracy_per_attribute[attribute] == pytest.approx(accuracy, abs=1e-12)
+    assert probe.auroc_macro == pytest.approx(np.mean(probe.auroc_per_attribute), abs=1e-12)
+    assert probe.left_out == []
+
+
+def test_multilabel_leaves_out_what_has_one_value_only() -> None:
+    random = np.random.default_rng(2)
+    train, test = random.normal(size=(200, 4)), random.normal(size=(150, 4))
+    train_labels = (train + random.normal(size=train.shape) > 0).astype(int)
+    test_labels = (test + random.normal(size=test.shape) > 0).astype(int)
+    complete = multilabel_probe(train, train_labels, test, test_labels)
+    train_labels[:, 1] = 0  # cannot be learnt
+    test_labels[:, 3] = 1  # cannot be ranked
+    names = ["Bald", "Bangs", "Smiling", "Young"]
+    probe = multilabel_probe(train, train_labels, test, test_labels, attribute_names=names)
+    assert probe.left_out == ["Bangs", "Young"]
+    assert multilabel_probe(train, train_labels, test, test_labels).left_out == [1, 3]
+    assert np.isnan(probe.auroc_per_attribute).tolist() == [False, True, False, True]
+    assert np.isnan(probe.average_precision_per_attribute).tolist() == [False, True, False, True]
+    assert np.isnan(probe.accuracy_per_attribute).tolist() == [False, True, False, False]
+    assert probe.auroc_macro == pytest.approx((complete.auroc_per_attribute[0] + complete.auroc_per_attribute[2]) / 2)
+    nothing = multilabel_probe(train, np.zeros((200, 2)), test, np.zeros((150, 2)))
+    assert nothing.left_out == [0, 1]
+    assert math.isnan(nothing.auroc_macro)
+
+
+def test_celeba_files_write_minus_one_for_absence() -> None:
+    random = np.random.default_rng(3)
+    train, test = random.normal(size=(200, 3)), random.normal(size=(100, 3))
+    labels = [(codes[:, :2] > 0).astype(int) for codes in (train, test)]
+    assert multilabel_probe(train, labels[0], test, labels[1]) == multilabel_probe(
+        train, 2 * labels[0] - 1, test, 2 * labels[1] - 1
+    )
+
+
+# ---- continuous targets ----------------------------------------------------------------------------------------------
+
+
+def test_regression_equals_least_squares() -> None:
+    random = np.random.default_rng(4)
+    train, test = random.normal(3, 2, size=(120, 5)), random.normal(3, 2, size=(80, 5))
+    directions = random.normal(size=(5, 2))
+    train_targets, test_targets = (x @ directions + random.normal(7, 1, size=(len(x), 2)) for x in (train, test))
+    alpha = 20.0
+    probe = regression_probe(train, train_targets, test, test_targets, regularization=alpha)
+    # Ridge as least squares: a row sqrt(alpha) e_i of target 0 for each weight; the bias is not penalised.
+    x, y = normalize(train, test)
+    rows = np.block([[x, np.ones((120, 1))], [math.sqrt(alpha) * np.eye(5), np.zeros((5, 1))]])
+    solution, *_ = np.linalg.lstsq(rows, np.concatenate([train_targets, np.zeros((5, 2))]), rcond=None)
+    predicted = np.column_stack([y, np.ones(80)]) @ solution
+    for column in range(2):
+        target, prediction = test_targets[:, column], predicted[:, column]
+        r_squared = 1 - ((target - prediction) ** 2).sum() / ((target - target.mean()) ** 2).sum()
+        assert probe.r_squared[column] == pytest.approx(r_squared, rel=1e-9)
+        assert probe.mean_absolute_error[column] == pytest.approx(np.abs(target - prediction).mean(), rel=1e-9)
+        assert probe.pearson[column] == pytest.approx(pearsonr(target, prediction).statistic, rel=1e-9)
+    single = regression_probe(train, train_targets[:, 1], test, test_targets[:, 1], regularization=alpha)
+    np.testing.assert_allclose(single.r_squared, probe.r_squared[1:], rtol=1e-12)
+
+
+def test_regression_reaches_the_noise() -> None:
+    # Signal of variance 9 and noise of variance 1: R^2 0.9, correlation sqrt 0.9, mean absolute error sqrt(2 / pi).
+    random = np.random.default_rng(5)
+    train, test = random.normal(size=(20_000, 3)), random.normal(size=(20_000, 3))
+    targets = [x @ [2.0, 2.0, 1.0] + random.normal(size=len(x)) for x in (train, test)]
+    probe = regression_probe(train, targets[0], test, targets[1])
+    assert probe.r_squared == [pytest.approx(0.9, abs=0.005)]
+    assert probe.pearson == [pytest.approx(math.sqrt(0.9), abs=0.005)]
+    assert probe.mean_absolute_error == [pytest.approx(math.sqrt(2 / math.pi), abs=0.02)]
+
+
+def test_regression_of_a_constant_target() -> None:
+    random = np.random.default_rng(6)
+    train, test = random.normal(size=(50, 3)), random.normal(size=(40, 3))
+    probe = regression_probe(train, train[:, :2], test, np.column_stack([test[:, 0], np.full(40, 0.1)]))
+    assert probe.r_squared[0] > 0.9
+    assert math.isnan(probe.r_squared[1])
+    assert math.isnan(probe.pearson[1])
+    assert math.isfinite(probe.mean_absolute_error[1])
+
+
+# ---- normalisation ---------------------------------------------------------------------------------------------------
+
+
+def test_the_scale_of_the_codes_does_not_matter_and_the_test_set_does_not_normalise() -> None:
+    means = np.random.default_rng(7).normal(size=(3, 4))
+    train, labels = gaussian_classes(400, means, seed=1)
+    test, test_labels = gaussian_classes(300, means, seed=2)
+    probe = multiclass_probe(train, labels, test, test_labels)
+    scale, shift = np.array([1e-3, 1.0, 50.0, 1e4]), np.array([100.0, 0.0, -3.0, 1e5])
+    scaled = multiclass_probe(train * scale + shift, labels, test * scale + shift, test_labels)
+    np.testing.assert_allclose(scaled.auroc_per_class, probe.auroc_per_class, atol=1e-4)
+    assert scaled.accuracy == probe.accuracy
+    order = np.argsort(test[:, 0])  # halves of different means
+    halves = [multiclass_probe(train, labels, test[half], test_labels[half]).accuracy for half in np.split(order, 2)]
+    assert np.mean(halves) == pytest.approx(probe.accuracy, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.0, 1e6])
+def test_a_dimension_constant_in_training_is_ignored(value: float) -> None:
+    random = np.random.default_rng(8)
+    train, test = random.normal(size=(300, 3)), random.normal(size=(200, 3))
+    labels = [(x[:, :2] + random.normal(size=(len(x), 2)) > 0).astype(int) for x in (train, test)]
+    wide = [
+        np.column_stack([train, np.full(300, value)]).astype(np.float32),
+        np.column_stack([test, random.normal(value, 1, size=200)]).astype(np.float32),
+    ]
+    train, test = (x[:, :3] for x in wide)
+    attributes = multilabel_probe(wide[0], labels[0], wide[1], labels[1])
+    np.testing.assert_allclose(
+        attributes.auroc_per_attribute,
+        multilabel_probe(train, labels[0], test, labels[1]).auroc_per_attribute,
+        atol=1e-6,
+    )
+    classes = multiclass_probe(wide[0], labels[0][:, 0], wide[1], labels[1][:, 0])
+    assert classes.auroc_macro == pytest.approx(
+        multiclass_probe(train, labels[0][:, 0], test, labels[1][:, 0]).auroc_macro, abs=1e-4
+    )
+    np.testing.assert_allclose(
+        regression_probe(wide[0], labels[0], wide[1], labels[1]).r_squared,
+        regression_probe(train, labels[0], test, labels[1]).r_squared,
+        rtol=1e-9,
+    )
+
+
+def test_figures_repeat_bit_for_bit_and_the_input_is_left_alone() -> None:
+    means = np.random.default_rng(9).normal(size=(5, 40)) / 2
+    data = (*gaussian_classes(1000, means, seed=1), *gaussian_classes(500, means, seed=2))
+    copies = [array.copy() for array in data]
+    assert multiclass_probe(*data) == multiclass_probe(*data)
+    attributes = (data[0], data[1][:, None] == range(5), data[2], data[3][:, None] == range(5))
+    assert multilabel_probe(*attributes) == multilabel_probe(*attributes)
+    assert regression_probe(*data) == regression_probe(*data)
+    for array, copy in zip(data, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+CODES = np.random.default_rng(10).normal(size=(6, 2))
+LABELS = np.array([0, 1, 0, 1, 0, 1])
+NAN_CODES = np.where(np.arange(12).reshape(6, 2) == 3, np.nan, CODES)
+
+
+@pytest.mark.parametrize("probe", [multiclass_probe, multilabel_probe, regression_probe])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((CODES[:, :1], LABELS, CODES, LABELS), r"train_codes and test_codes must .* got \(6, 1\) and \(6, 2\)"),
+        ((CODES.ravel(), LABELS, CODES, LABELS), r"got \(12,\) and \(6, 2\)"),
+        ((CODES[:0], LABELS[:0], CODES, LABELS), r"got \(0, 2\) and \(6, 2\)"),
+        ((NAN_CODES, LABELS, CODES, LABELS), "train_codes must be finite, got NaN or infinity"),
+        ((CODES, LABELS, CODES * np.inf, LABELS), "test_codes must be finite, got NaN or infinity"),
+        ((CODES, LABELS[:5], CODES, LABELS), r"train_(labels|targets) must have shape \(6,\).* got \(5,\)"),
+        ((CODES, LABELS, CODES, LABELS[:4]), r"test_(labels|targets) must have shape \(6,\).* got \(4,\)"),
+        ((CODES, LABELS, CODES, LABELS * np.nan), "test_(labels|targets) must be .* got"),
+    ],
+)
+def test_bad_input_of_every_probe(probe, arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        probe(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("probe", "train_labels", "test_labels", "message"),
+    [
+        (multiclass_probe, LABELS, LABELS + 1, "test_labels must be classes of train_labels, 0, 1, got 2 too"),
+        (multiclass_probe, 0 * LABELS, 0 * LABELS, "train_labels must hold at least 2 classes, got 0 only"),
+        (multiclass_probe, LABELS + 0.5, LABELS, "train_labels must be integers or strings, got float64, such as 0.5"),
+        (multiclass_probe, np.eye(6), np.eye(6), r"train_labels must have shape \(6,\), .* got \(6, 6\)"),
+        (multilabel_probe, LABELS, LABELS * 2, "must be 0 or 1 .* got 0, 1, 2"),
+        (multilabel_probe, np.eye(6), LABELS, "test_labels must have as many columns as train_labels, 6, got 1"),
+        (multilabel_probe, LABELS.astype(str), LABELS, "train_labels must be numbers, got <U"),
+        (regression_probe, np.eye(6), LABELS, "test_targets must have as many columns as train_targets, 6, got 1"),
+    ],
+)
+def test_bad_labels(probe, train_labels, test_labels, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        probe(CODES, train_labels, CODES, test_labels)
+
+
+def test_bad_options() -> None:
+    data = (CODES, LABELS, CODES, LABELS)
+    for value in (0.0, -1.0, math.inf, math.nan):
+        for probe in (multiclass_probe, multilabel_probe):
+            with pytest.raises(ValueError, match=f"inverse_regularization must be above 0 and finite, got {value}"):
+                probe(*data, inverse_regularization=value)
+        with pytest.raises(ValueError, match=f"regularization must be above 0 and finite, got {value}"):
+            regression_probe(*data, regularization=value)
+    with pytest.raises(ValueError, match="attribute_names must have a name for each of 1 attributes, got 2"):
+        multilabel_probe(*data, attribute_names=["Bald", "Young"])

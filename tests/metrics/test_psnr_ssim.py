@@ -1,0 +1,100 @@
+"""PSNR and SSIM against scikit-image, torchmetrics and closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import structural_similarity as skimage_ssim
+from sklearn.datasets import load_sample_image
+from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
+from torchmetrics.functional.image import structural_similarity_index_measure as torchmetrics_ssim
+
+from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
+from diffae_hub.metrics.ssim import structural_similarity
+
+
+def photograph_pair(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two crops of real photographs and noisy versions of them, (2, 3, size, size) in [0, 1]."""
+    crops = [load_sample_image(name)[100 : 100 + size, 200 : 200 + size] for name in ("china.jpg", "flower.jpg")]
+    images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).double() / 255
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (images + 0.08 * noise).clamp(0, 1), images
+
+
+def test_psnr_of_a_constant_error() -> None:
+    reference = torch.full((2, 3, 4, 4), 0.5)
+    images = reference + torch.tensor([0.1, 0.01]).reshape(2, 1, 1, 1)
+    torch.testing.assert_close(
+        peak_signal_to_noise_ratio(images, reference), torch.tensor([20.0, 40.0]).double(), atol=1e-4, rtol=0
+    )
+    assert torch.isinf(peak_signal_to_noise_ratio(reference, reference)).all()
+
+
+def test_psnr_equals_scikit_image() -> None:
+    images, references = photograph_pair()
+    expected = [
+        peak_signal_noise_ratio(r.numpy(), i.numpy(), data_range=1) for i, r in zip(images, references, strict=True)
+    ]
+    np.testing.assert_allclose(peak_signal_to_noise_ratio(images, references).numpy(), expected, rtol=1e-9)
+
+
+def test_psnr_equals_torchmetrics() -> None:
+    images, references = photograph_pair()
+    expected = torchmetrics_psnr(images, references, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    torch.testing.assert_close(peak_signal_to_noise_ratio(images, references), expected, rtol=1e-6, atol=0)
+
+
+def test_ssim_equals_an_independent_zero_padded_computation() -> None:
+    images, references = photograph_pair()
+
+    def blur(channel: np.ndarray) -> np.ndarray:
+        return gaussian_filter(channel, sigma=1.5, truncate=5 / 1.5, mode="constant", cval=0.0)
+
+    expected = []
+    for image, reference in zip(images.numpy(), references.numpy(), strict=True):
+        channels = []
+        for x, y in zip(image, reference, strict=True):
+            mx, my = blur(x), blur(y)
+            vx, vy, vxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+            c1, c2 = 0.01**2, 0.03**2
+            channels.append(np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))))
+        expected.append(np.mean(channels))
+    np.testing.assert_allclose(structural_similarity(images, references).numpy(), expected, rtol=1e-9)
+
+
+def test_ssim_equals_scikit_image_and_torchmetrics_where_padding_does_not_matter() -> None:
+    # In a black frame wider than half a window zero-padding and their reflection are the same.
+    images, references = (torch.nn.functional.pad(batch, [6] * 4) for batch in photograph_pair())
+    ours = structural_similarity(images, references)
+    for value, image, reference in zip(ours, images, references, strict=True):
+        _, similarity = skimage_ssim(
+            reference.numpy(), image.numpy(), data_range=1, channel_axis=0, full=True,
+            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        )  # fmt: skip
+        assert float(value) == pytest.approx(similarity.mean(), abs=1e-6)
+    expected = torchmetrics_ssim(images, references, data_range=1.0, sigma=1.5, kernel_size=11, reduction="none")
+    torch.testing.assert_close(ours.double(), expected.double(), atol=1e-6, rtol=0)
+
+
+def test_ssim_of_equal_and_of_constant_images() -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(structural_similarity(images, images), torch.ones(2).double())
+    # Two constants a, b on an image much larger than the window: (2ab + c1) / (a^2 + b^2 + c1) in the interior.
+    a, b = 0.2, 0.7
+    value = structural_similarity(torch.full((1, 1, 600, 600), a).double(), torch.full((1, 1, 600, 600), b).double())
+    interior = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
+    assert float(value[0]) == pytest.approx(interior, abs=0.02)
+    assert not math.isclose(float(value[0]), 1.0, abs_tol=0.1)
+
+
+@pytest.mark.parametrize("metric", [peak_signal_to_noise_ratio, structural_similarity])
+def test_bad_input(metric) -> None:
+    with pytest.raises(ValueError, match="must have one shape"):
+        metric(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
+    with pytest.raises(ValueError, match="must be floating point"):
+        metric(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
