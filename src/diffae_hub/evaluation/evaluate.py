@@ -226,8 +226,8 @@ def _load_other(options: EvaluationOptions, device: torch.device, config: Any) -
 
 def _check_required(options: EvaluationOptions, device: torch.device) -> None:
     """Loads the weights of the required metrics, so that a missing one is known before the sampling."""
-    from ..metrics.lpips import PerceptualDistance
     from ..metrics import frechet
+    from ..metrics.lpips import PerceptualDistance
 
     for metric in options.require:
         try:
