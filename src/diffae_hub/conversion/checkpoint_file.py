@@ -36,8 +36,19 @@ _CALLED = {
     "torch._utils._rebuild_parameter",
 }
 _LITERALS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
-_LITERALS |= {"SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT"}
-_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_LITERALS |= {"SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "GLOBAL"}
+# Opcode -> how many values it takes from the stack; None for all down to the last mark.
+_MAKERS = {
+    "EMPTY_TUPLE": 0,
+    "TUPLE1": 1,
+    "TUPLE2": 2,
+    "TUPLE3": 3,
+    "TUPLE": None,
+    "REDUCE": 2,
+    "NEWOBJ": 2,
+    "BINPERSID": 1,
+}
+_ADDERS = {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None, "BUILD": 1}
 
 
 class InertRecord:
@@ -144,84 +155,67 @@ def _check_pickle(pickled: bytes) -> set[str]:
     """
     names: set[str] = set()
     memo: dict[int, _Value] = {}
-    below: list[list[_Value]] = []  # the stacks before each mark
     stack: list[_Value] = []
+    below: list[list[_Value]] = []  # the stacks before each mark
     left = MAX_PICKLE_VALUES
-
-    def key(value: _Value) -> None:
-        if value.parts is not None:
-            raise _Damaged("has a tuple as a key")
-
     try:
         for opcode, argument, _ in pickletools.genops(pickled):
-            code, made = opcode.name, None
+            code = opcode.name
             left -= 1
-            if code == "PROTO":
-                if argument != 2:
-                    raise _Damaged(f"has a pickle of protocol {argument}; torch.save writes 2")
-            elif code == "STOP":
+            if left < 0:
+                raise _Damaged(f"has a pickle of more than {MAX_PICKLE_VALUES:,} values")
+            if code == "STOP":
                 return names
-            elif code in ("BINPUT", "LONG_BINPUT"):
+            if code in ("BINPUT", "LONG_BINPUT"):
                 memo[argument] = stack[-1]
             elif code in ("BINGET", "LONG_BINGET"):
-                made = memo[argument]
-                left -= made.size
-            elif code == "GLOBAL":
-                module, _, name = argument.partition(" ")
-                renamed = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-                made = _Value(1, ".".join(renamed))
-                names.add(made.text)
-            elif code in _LITERALS:
-                if isinstance(argument, int) and argument.bit_length() > 60:
-                    raise _Damaged("has an integer of more than 60 bits")
-                text = argument if isinstance(argument, str) else None
-                made = _Value(1 + len(text or ""), text)
+                stack.append(memo[argument])
+                left -= stack[-1].size
             elif code == "MARK":
                 below.append(stack)
                 stack = []
-            elif code == "TUPLE" or code in _TUPLES:
-                if code == "TUPLE":
+            elif code in _LITERALS:
+                if isinstance(argument, int) and argument.bit_length() > 60:
+                    raise _Damaged("has an integer of more than 60 bits")
+                if code == "GLOBAL":
+                    module, _, name = argument.partition(" ")
+                    renamed = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                    argument = ".".join(renamed)
+                    names.add(argument)
+                text = argument if isinstance(argument, str) else None
+                stack.append(_Value(1 + len(text or ""), text))
+            elif code in _MAKERS or code in _ADDERS:
+                count = _MAKERS[code] if code in _MAKERS else _ADDERS[code]
+                if count is None:
                     parts, stack = stack, below.pop()
                 else:
-                    parts = [stack.pop() for _ in range(_TUPLES[code])][::-1]
-                made = _Value(1 + sum(part.size for part in parts), parts=parts)
-            elif code in ("APPENDS", "SETITEMS"):
-                items, stack = stack, below.pop()
-                stack[-1].size += sum(item.size for item in items)
-                if code == "SETITEMS":
-                    for item in items[::2]:
-                        key(item)
-            elif code in ("APPEND", "BUILD"):
-                item = stack.pop()
-                stack[-1].size += item.size
-            elif code == "SETITEM":
-                value, item = stack.pop(), stack.pop()
-                key(item)
-                stack[-1].size += value.size + item.size
-            elif code in ("REDUCE", "NEWOBJ"):
-                arguments, function = stack.pop(), stack.pop()
-                _check_call(function.text, arguments.parts)
-                made = _Value(function.size + arguments.size)
-            elif code == "BINPERSID":  # a tuple that names a storage, which torch looks up
-                for part in stack[-1].parts or ():
-                    key(part)
-                made = _Value(stack.pop().size)
-            else:
-                raise _Damaged(f"has a pickle with the opcode {code}, which torch.save does not write")
-            if left < 0:
-                raise _Damaged(f"has a pickle of more than {MAX_PICKLE_VALUES:,} values")
-            if made is not None:
-                stack.append(made)
+                    parts = [stack.pop() for _ in range(count)][::-1]
+                size = sum(part.size for part in parts)
+                if code in ("REDUCE", "NEWOBJ"):
+                    _check_call(*parts)
+                keys: list[_Value] = []
+                if code in ("SETITEM", "SETITEMS"):
+                    keys = parts[::2]
+                elif code == "BINPERSID":  # torch looks a storage up by what this tuple holds
+                    keys = parts[0].parts or []
+                if any(key.parts is not None for key in keys):
+                    raise _Damaged("has a tuple as a key")
+                if code in _ADDERS:
+                    stack[-1].size += size
+                else:
+                    stack.append(_Value(1 + size, parts=parts if "TUPLE" in code else None))
+            elif (code, argument) != ("PROTO", 2):
+                raise _Damaged(f"has a pickle with {code} {shown(str(argument))}, which torch.save does not write")
     except (ValueError, KeyError, IndexError, OverflowError, EOFError, struct.error) as error:
         raise _Damaged(f"does not hold a complete pickle: {shown(str(error))}") from error
     raise _Damaged("holds a pickle without an end")
 
 
-def _check_call(function: str | None, arguments: list[_Value] | None) -> None:
+def _check_call(function: _Value, arguments: _Value) -> None:
     """Checks a call of one of the two functions that copy what they are given."""
-    if function == "collections.OrderedDict" and arguments != []:
+    if function.text == "collections.OrderedDict" and arguments.parts != []:
         raise _Damaged("has an ordered dict that is not made empty")
-    if function == "_codecs.encode" and [part.text for part in arguments or ()][1:] != ["latin1"]:
+    if function.text == "_codecs.encode" and [part.text for part in arguments.parts or []][1:] != ["latin1"]:
         raise _Damaged("has bytes in another encoding than latin1")
 
 
