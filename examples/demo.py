@@ -2,10 +2,10 @@
 
     python examples/demo.py --output demo_output
 
-Each photograph (they come with scikit-learn) is taken in overlapping tiles of 32x32 pixels. A tile becomes a latent code
-of 512 numbers; the decoder turns the codes back into the photograph, once from random noise (stochastic autoencoding:
-the picture shows what the codes alone hold) and once from the noise that the photograph itself leads to (inversion:
-nearly exact).
+Each photograph (they come with scikit-learn) is taken in overlapping tiles of 32x32 pixels. A tile becomes a latent
+code of 512 numbers; the decoder turns the codes back into the photograph, once from random noise (stochastic
+autoencoding: the picture shows what the codes alone hold) and once from the noise that the photograph itself leads to
+(inversion: nearly exact).
 """
 
 from __future__ import annotations

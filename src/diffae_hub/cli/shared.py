@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-
 _EXACT = 1e-6  # the tolerance of `--exact`: about what float32 can do
 
 

@@ -119,7 +119,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
                         break
                     if corrections > MAX_CORRECTIONS:
                         raise ValueError(
-                            f"tolerance must be reached by {MAX_CORRECTIONS} corrections of each step, got {tolerance:g}: "
+                            f"tolerance must be reached by {MAX_CORRECTIONS} corrections of a step, got {tolerance:g}: "
                             f"{miss:.2g} is left at timestep {float(timestep):g}; take more steps or a larger one"
                         )
                     sample, model_output = corrected, network(corrected, timestep)
