@@ -71,7 +71,8 @@ def load_for_evaluation(model: str, device: torch.device, dtype: str) -> Diffusi
 
 def weights_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
     """A short hash of networks and scheduler: a folder must not mix reconstructions of two states of one model."""
-    scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
+    saved = json.loads(pipeline.scheduler.to_json_string())
+    scheduler = {name: value for name, value in saved.items() if not name.startswith("_")}
     digest = hashlib.sha256(json.dumps(scheduler, sort_keys=True).encode())
     for network in (pipeline.encoder, pipeline.decoder):
         for name, tensor in network.state_dict().items():

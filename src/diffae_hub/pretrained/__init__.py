@@ -22,3 +22,13 @@ def bundled_model_path(name: str) -> Path:
     if name not in names:
         raise ValueError(f"name must be one of the bundled models {names}, got {name!r}")
     return _ROOT / name
+
+
+def bundled_or_given(name_or_path: str | Path) -> str | Path:
+    """Folder of the bundled model of that name, or the argument itself: a folder or a Hub id.
+
+    A folder of the user's that bears a bundled model's name wins, if it holds a configuration.
+    """
+    if str(name_or_path) in bundled_model_names() and not any(Path(name_or_path).glob("*.json")):
+        return _ROOT / str(name_or_path)
+    return name_or_path
