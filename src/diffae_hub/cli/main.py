@@ -21,6 +21,7 @@ _COMMANDS = {
     "reconstruct": "encode images and decode them again",
     "interpolate": "walk from one image to another",
     "evaluate": "measure a model by the paper's protocol",
+    "train": "train or fine-tune a model on a data set",
     "encode": "write the latent codes of a data set",
     "convert": "turn official checkpoints into a pipeline folder",
     "export-official": "write checkpoints that the official code loads",
