@@ -115,8 +115,8 @@ def evaluate_row(name: str, options: argparse.Namespace) -> None:
             dataset=options.test_dataset,
             split=options.test_split,
             output=options.output / name / "evaluation",
-            modes=("stochastic", "inversion") if name in INVERTED_ROWS else ("stochastic",),
-            num_inference_steps=options.steps,
+            mode="both" if name in INVERTED_ROWS else "stochastic",
+            steps=options.steps,
             num_images=options.num_images,
             metrics=tuple(options.metrics),
             seed=options.seed,
@@ -192,7 +192,7 @@ def introduction(results: Mapping[str, Mapping[str, Any]], options: argparse.Nam
     training = common(results, lambda figures: figures["training"], "training")
     dataset = common(results, lambda figures: figures["dataset"], "test data")
     num_images = common(results, lambda figures: figures["num_images"], "number of test images")
-    steps = common(results, lambda figures: figures["num_inference_steps"], "number of steps")
+    steps = common(results, lambda figures: figures["steps"], "number of steps")
     precision = "float32" if training["mixed_precision"] == "no" else training["mixed_precision"]
     return (
         f"Each row: preset `{training['preset']}` with the paper's kind of networks (pooled latent code, no spatial "

@@ -23,6 +23,7 @@ _LAZY = {
     "SemanticEncoderModel": "diffae_hub.models.semantic_encoder",
     "VPDDIMInverseScheduler": "diffae_hub.schedulers.scheduling_vp_ddim_inverse",
     "VPDDIMScheduler": "diffae_hub.schedulers.scheduling_vp_ddim",
+    "load_codes": "diffae_hub.codes.shards",
 }
 
 __all__ = [
@@ -37,11 +38,13 @@ __all__ = [
     "VPDDIMInverseScheduler",
     "VPDDIMScheduler",
     "__version__",
+    "load_codes",
 ]
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
+    from diffae_hub.codes.shards import load_codes
     from diffae_hub.models.attribute_classifier import AttributeClassifier
     from diffae_hub.models.conditioned_unet_2d import ConditionedUNet2DModel
     from diffae_hub.models.latent_code_model import LatentCodeModel

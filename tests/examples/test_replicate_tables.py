@@ -70,7 +70,7 @@ def test_tables_hold_both_figures_and_their_rank_correlation(script: ModuleType,
                 "preset": "cifar10-32-small", "training_examples": 1234, "train_dataset": "a/train.parquet",
                 "seed": 5, "mixed_precision": "bf16",
             },
-            "dataset": "a/test.parquet", "num_images": 5, "num_inference_steps": 7,
+            "dataset": "a/test.parquet", "num_images": 5, "steps": 7,
         }  # fmt: skip
     page = script.render_tables(results, options)
     table = page.split("## Table 2")[1].split("\n\n## ")[0]
