@@ -24,6 +24,7 @@ from ..models.conditioned_unet_2d import ConditionedUNet2DModel, LatentCondition
 from ..models.latent_code_model import LatentCodeModel
 from ..models.semantic_encoder import SemanticEncoderModel
 from ..pretrained import bundled_model_names, bundled_model_path
+from ..publishing import PublishingMixin
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
 from .image_processor import DiffusionAutoencoderImageProcessor, ImageInput
@@ -54,7 +55,7 @@ class DiffusionAutoencoderPipelineOutput(BaseOutput):
     noise: torch.Tensor
 
 
-class DiffusionAutoencoderPipeline(DiffusionPipeline):
+class DiffusionAutoencoderPipeline(PublishingMixin, DiffusionPipeline):
     """A diffusion autoencoder: image -> latent code z and noise x_T -> image (section 3, "Diffusion autoencoder").
 
     Args:
