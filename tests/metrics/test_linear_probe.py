@@ -154,7 +154,9 @@ def test_multilabel_leaves_out_what_has_one_value_only() -> None:
     assert np.isnan(probe["auroc_per_attribute"]).tolist() == [False, True, False, True]
     assert np.isnan(probe["average_precision_per_attribute"]).tolist() == [False, True, False, True]
     assert np.isnan(probe["accuracy_per_attribute"]).tolist() == [False, True, False, False]
-    assert probe["auroc_macro"] == pytest.approx((complete["auroc_per_attribute"][0] + complete["auroc_per_attribute"][2]) / 2)
+    assert probe["auroc_macro"] == pytest.approx(
+        (complete["auroc_per_attribute"][0] + complete["auroc_per_attribute"][2]) / 2
+    )
     nothing = multilabel_probe(train, np.zeros((200, 2)), test, np.zeros((150, 2)))
     assert nothing["left_out"] == [0, 1]
     assert math.isnan(nothing["auroc_macro"])
