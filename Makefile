@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test quality style clean
+.PHONY: demo test docs quality style clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py --output demo_output
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
 
 quality: $(STAMP)
 	$(BIN)/ruff check .
@@ -21,14 +24,14 @@ style: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) demo_output site
 
 # A checkout that was copied elsewhere brings a .venv whose paths point to the old place: the stamp holds the path it was
 # made for, and the environment is made anew where that differs.
 $(STAMP): pyproject.toml constraints.txt .venv-location
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,eval,demo,test,quality]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,eval,demo,test,docs,quality]"
 	touch $(STAMP)
 
 .PHONY: force

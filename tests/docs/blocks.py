@@ -1,0 +1,145 @@
+"""Runs the blocks of a page of the documentation as a reader does: one after another, in one folder, on tiny data.
+
+python -m tests.docs.blocks guides/publish.md       in the present folder, in a process of its own
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import diffae_hub
+from diffae_hub.cli import main as command_line
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs"
+
+# Lines that are not run, and why.
+NOT_RUN = {
+    "pip install": "the environment of the tests has everything",
+    "hf auth login": "asks for a token; the tests have one in HF_TOKEN",
+}
+
+# (page, text on it, text that is run): the same command on less. Each text must be there.
+_TRAIN = "--config tiny.json --training-examples 32 --num-workers 0 --validation-images 2 --validation-steps 2"
+SMALLER = [
+    ("index.md", "--tiles 4", "--tiles 1 --steps 5"),
+    ("index.md", "num_images=4", "num_images=2, num_inference_steps=5"),
+    ("index.md", "num_frames=9", "num_frames=3, num_inference_steps=5"),
+    ("guides/train.md", "--preset small-64", f"--preset cifar10-32-small {_TRAIN}"),
+    ("guides/fine_tune.md", "--training-examples 100000", "--training-examples 16 --batch-size 8 --num-workers 0"),
+    ("guides/fine_tune.md", "--metrics lpips_alex", "--metrics --steps 2"),
+    ("guides/fine_tune.md", "--num-images 50", "--num-images 2"),
+    ("guides/edit.md", '"smiling": 0.3}).images', '"smiling": 0.3}, num_inference_steps=5).images'),
+    ("guides/edit.md", "--output edited", "--output edited --steps 5"),
+    ("guides/generate.md", "--output with_samples", "--output with_samples --training-examples 64"),
+    ("guides/generate.md", "num_images=4", "num_images=2, num_inference_steps=5, latent_num_inference_steps=5"),
+    ("guides/evaluate.md", "held_out --output evaluation\n", "held_out --output evaluation --metrics --steps 2\n"),
+    ("guides/evaluate.md", "--metrics lpips_alex", "--metrics --steps 2"),
+    (
+        "guides/replicate.md",
+        "40000 --rows v_prediction-SC4-2phase v_prediction-SC4-1phase",
+        "64 --rows v_prediction-SC4-1phase --num_images 2 --steps 2 --metrics",
+    ),
+    ("guides/publish.md", "me/my-autoencoder", "tester/my-autoencoder"),
+    ("guides/many_gpus.md", "accelerate launch --num_processes 4", "accelerate launch --cpu --num_processes 1"),
+    ("guides/many_gpus.md", "--preset celeba-64", f"--preset cifar10-32-small {_TRAIN}"),
+    ("guides/many_gpus.md", "--preset small-64", f"--preset cifar10-32-small {_TRAIN}"),
+    ("guides/many_gpus.md", "--dataset held_out --output", "--dataset held_out --metrics --steps 2 --output"),
+    ("guides/streaming.md", "--preset small-64", f"--preset cifar10-32-small {_TRAIN}"),
+]
+
+# What is not in the package yet; the run of a page ends, skipped, before the first block that needs it. An entry whose
+# thing is there does nothing and can be deleted.
+_public = diffae_hub.__all__.__contains__
+_pipeline = diffae_hub.DiffusionAutoencoderPipeline
+NOT_HERE_YET: dict[str, Callable[[], bool]] = {
+    "diffae-hub train ": lambda: "train" in command_line._COMMANDS,
+    "diffae_hub.cli train ": lambda: "train" in command_line._COMMANDS,
+    "diffae-hub train-latent": lambda: "train-latent" in command_line._COMMANDS,
+    "diffae-hub edit": lambda: "edit" in command_line._COMMANDS,
+    "pipe.variations(": lambda: hasattr(_pipeline, "variations"),
+    "pipe.edit(": lambda: hasattr(_pipeline, "edit"),
+    "VPDPMSolverMultistepScheduler": lambda: _public("VPDPMSolverMultistepScheduler"),
+    "load_codes": lambda: _public("load_codes"),
+    "list_models": lambda: _public("list_models"),
+}
+
+# Small networks for any preset of 32 pixels.
+_NETWORK = {"base_channels": 8, "channel_multipliers": [1, 2], "norm_num_groups": 4, "latent_dim": 16}
+TINY_EXPERIMENT = {"encoder": _NETWORK, "decoder": {**_NETWORK, "latent_spatial_size": 8}, "batch_size": 8}
+
+
+def prepare(folder: Path) -> None:
+    """The files that the pages name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    places = {"photos": 12, "held_out": 4, "faces/neutral": 12, "faces/smiling": 12}
+    for name, count in places.items():
+        Path(folder, name).mkdir(parents=True)
+        for index in range(count):
+            _picture(rng, 0.65 if name == "faces/smiling" else 0.35).save(Path(folder, name, f"{index:03d}.png"))
+    for name in ("photo.jpg", "other.jpg"):
+        _picture(rng, 0.5).save(folder / name)
+    for name in ("train", "test"):
+        pictures = [{"bytes": path.read_bytes(), "path": None} for path in sorted((folder / "photos").iterdir())]
+        pq.write_table(pa.table({"image": pictures}), folder / f"{name}.parquet")
+    Path(folder, "tiny.json").write_text(json.dumps(TINY_EXPERIMENT))
+    Path(folder, "examples").symlink_to(ROOT / "examples")
+    shutil.copytree(ROOT / "src" / "diffae_hub" / "pretrained" / "cifar10-32-small", folder / "runs/mine/pipeline")
+
+
+def _picture(rng: np.random.Generator, brightness: float) -> Image.Image:
+    y, x = np.mgrid[:36, :40] / 36
+    channels = [brightness + 0.3 * np.sin(rng.uniform(-6, 6) * x + rng.uniform(-6, 6) * y) for _ in range(3)]
+    return Image.fromarray((np.stack(channels, axis=-1).clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """(language, text) of the blocks that a reader would run, made smaller."""
+    text = (PAGES / page).read_text()
+    for name, original, smaller in SMALLER:
+        if name == page:
+            assert original in text, f"{page} no longer has {original!r}"
+            text = text.replace(original, smaller)
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", text, flags=re.DOTALL)
+    return [block for block in blocks if not block[1].startswith(tuple(NOT_RUN))]
+
+
+def run_page(page: str) -> str | None:
+    """Runs a page in the present folder: what it stopped before, or None."""
+    if page == "guides/train.md":
+        shutil.rmtree("runs/mine")
+    if page == "guides/streaming.md":
+        Path("shards").mkdir()
+    namespace: dict[str, object] = {}
+    for language, block in blocks_of(page):
+        missing = [name for name, is_here in NOT_HERE_YET.items() if name in block and not is_here()]
+        if missing:
+            return f"not here yet: {missing[0]}"
+        if language == "python":
+            exec(compile(block, page, "exec"), namespace)
+        elif block.startswith("diffae-hub "):
+            for line in block.replace("\\\n", " ").splitlines():
+                assert command_line.main(shlex.split(line)[1:]) == 0, line
+        else:
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+            subprocess.run(["bash", "-ec", block], env=environment, check=True, timeout=900)
+    return None
+
+
+if __name__ == "__main__":
+    print(run_page(sys.argv[1]) or "complete")

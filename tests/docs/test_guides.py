@@ -1,0 +1,94 @@
+"""The pages of the documentation that tell how something is done: their blocks run, and leave what they promise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from diffae_hub import DiffusionAutoencoderPipeline
+
+from ..hub_server import running_hub
+from .blocks import PAGES, ROOT, prepare, run_page
+
+# Page -> what must be there afterwards. docs/official_checkpoints.md has a test of its own, tests/conversion.
+WRITTEN = {
+    "index.md": ["out/photo_stochastic.png"],
+    "from_diffusers.md": [],
+    "model_zoo.md": [],
+    "concepts/steps.md": [],
+    "guides/train.md": ["runs/mine/pipeline/model_index.json", "from_the_code.png"],
+    "guides/fine_tune.md": ["runs/tuned/pipeline/model_index.json", "evaluation/tuned/report.md"],
+    "guides/edit.md": ["codes/codes.json", "with_attributes/attribute_classifier/config.json", "edited"],
+    "guides/generate.md": ["with_samples/latent_code_model/config.json"],
+    "guides/evaluate.md": ["evaluation/report.json", "evaluation/baselines/report.md"],
+    "guides/replicate.md": ["runs/tables/tables.md"],
+    "guides/publish.md": [],
+    "guides/many_gpus.md": ["runs/mine/pipeline", "runs/two-processes/pipeline", "evaluation/report.md"],
+    "guides/streaming.md": ["runs/streamed/pipeline/model_index.json", "codes/codes.json"],
+}
+
+
+def test_every_page_with_python_or_commands_is_run() -> None:
+    pages = {path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.md")}
+    with_blocks = {page for page in pages if "```python" in (PAGES / page).read_text()}
+    guides = {page for page in pages if page.startswith("guides/")}
+    assert with_blocks | guides <= {*WRITTEN, "official_checkpoints.md"}
+
+
+@pytest.mark.parametrize("page", [page for page in WRITTEN if page != "guides/publish.md"])
+def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    stopped = run_page(page)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if stopped:
+        pytest.skip(stopped)
+    for name in WRITTEN[page]:
+        assert Path(name).exists(), name
+
+
+def test_publishing(tmp_path: Path) -> None:
+    """The Hub's client reads its environment when it is imported: in a process of its own."""
+    work = tmp_path / "work"
+    work.mkdir()
+    prepare(work)
+    with running_hub() as hub:
+        path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+        environment = {**os.environ, **hub.environment(str(tmp_path / "home")), "PYTHONPATH": path}
+        result = subprocess.run(
+            [sys.executable, "-m", "tests.docs.blocks", "guides/publish.md"],
+            cwd=work,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-1] == "complete"
+        files = hub.repositories["tester/my-autoencoder"].commits[-1][2]
+    assert {"model_index.json", "README.md"} <= set(files)
+    assert any(name.endswith(".safetensors") for name in files)
+
+
+def test_the_loop_of_the_diffusers_page_is_the_pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own loop gives what `decode` gives."""
+    import torch
+
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    block = (PAGES / "from_diffusers.md").read_text().split("```python\n")[1].split("```")[0]
+    namespace: dict = {}
+    torch.manual_seed(0)
+    exec(compile(block, "from_diffusers.md", "exec"), namespace)
+    torch.manual_seed(0)
+    z, noise = torch.randn(1, 512), torch.randn(1, 3, 32, 32)
+    pipe = DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small")
+    decoded = pipe.decode(z, noise=noise, num_inference_steps=10, output_type="pt").images
+    torch.testing.assert_close((namespace["sample"] / 2 + 0.5).clamp(0, 1), decoded, rtol=0, atol=1e-4)

@@ -1,0 +1,102 @@
+"""The site: it builds strictly, its tables hold the figures of the JSON files, its curves are those of the formulas."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import diffae_hub
+
+from .blocks import PAGES, ROOT
+
+pytest.importorskip("mkdocs", reason="needs the extra docs")
+
+
+def load(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, PAGES / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built as `make docs` builds it: a broken link, heading, picture or reference is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_the_api_page_has_every_public_name(site: Path) -> None:
+    page = (site / "api" / "index.html").read_text()
+    for name in set(diffae_hub.__all__) - {"ModelMixin", "SchedulerMixin", "__version__"}:
+        assert f'id="diffae_hub.{name}"' in page, name
+    assert 'id="diffae_hub.DiffusionAutoencoderPipeline.decode"' in page
+
+
+def test_the_zoo_has_a_row_per_model_with_its_figures(site: Path) -> None:
+    page = (site / "model_zoo" / "index.html").read_text()
+    for path in (ROOT / "model_cards").glob("*.json"):
+        card = json.loads(path.read_text())
+        (row,) = [line for line in re.findall(r"<tr>.*?</tr>", page, flags=re.DOTALL) if path.stem in line]
+        psnr = [result["value"] for result in card["results"] if result["metric"] == "PSNR ↑"]
+        assert f"{psnr[0]:.4g} dB" in row
+        assert (site / "model_cards" / path.stem / "index.html").is_file()
+
+
+def test_the_changelog_is_the_repositorys(site: Path) -> None:
+    assert "Keep a Changelog" in (site / "changelog" / "index.html").read_text()
+    assert "## " not in (PAGES / "changelog.md").read_text()
+
+
+def test_measured_steps_are_printed_and_drawn(tmp_path: Path) -> None:
+    rows = [
+        {"mode": "stochastic", "solver": "ddim", "evaluations": 50, "psnr_db": 12.345, "lpips": 0.02},
+        {"mode": "stochastic", "solver": "ddim", "evaluations": 5, "psnr_db": 13.5},
+    ]
+    document = {"model": "m", "dataset": "d", "hardware": "h", "command": "c", "rows": rows}
+    measured = tmp_path / "steps.json"
+    measured.write_text(json.dumps(document))
+    table = load("hooks").steps(measured)
+    assert "| stochastic | ddim | 50 | 12.35 | 0.02 |" in table or "| stochastic | ddim | 50 | 12.34 | 0.02 |" in table
+    assert "| stochastic | ddim | 5 | 13.5 |  |" in table
+    load("figures").draw_steps(measured, tmp_path / "steps.svg")
+    assert (tmp_path / "steps.svg").stat().st_size > 1000
+
+
+def test_curves_are_the_papers_formulas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = load("figures")
+    drawn = {}
+    monkeypatch.setattr(figures, "save", lambda figure, file: drawn.update({file.stem: figure.axes[0].lines}))
+    monkeypatch.setattr(sys, "argv", ["figures.py", "--output", str(tmp_path)])
+    figures.main()
+    curves = {line.get_label(): line.get_xydata() for line in drawn["schedules"]}
+    t, alpha = curves["SC-4"][1:-1].T
+    np.testing.assert_allclose(alpha, np.sqrt(1 / (1 + np.tan(np.pi * t / 2) ** 2 / 16)), rtol=1e-9)
+    t, alpha = curves["linear-β"].T
+    betas = np.linspace(1e-4, 0.02, 1000)
+    table = np.concatenate([[1], np.cumprod(1 - betas)])
+    np.testing.assert_allclose(alpha, np.sqrt(table[np.round(1000 * t).astype(int)]), rtol=1e-9)
+    inverted = next(line.get_xydata() for line in drawn["inverted"] if line.get_label() == "inverted")
+    np.testing.assert_allclose(inverted[:, 1], 2 / np.pi * np.arccos(np.sqrt(inverted[:, 0])), atol=1e-9)
+    shift = {line.get_label(): line.get_ydata() for line in drawn["direction_of_s"]}
+    np.testing.assert_allclose(shift["SC-4"] - shift["SC-1"], 2 * np.log(4), rtol=1e-9)
+
+
+def test_pictures_that_pages_show_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["figures.py", "--output", str(tmp_path)])
+    load("figures").main()
+    shown = set(re.findall(r"images/(\w+\.svg)", "".join(path.read_text() for path in PAGES.rglob("*.md"))))
+    assert shown
+    assert shown <= {path.name for path in tmp_path.iterdir()}
+    assert shown <= {path.name for path in (PAGES / "images").iterdir()}
