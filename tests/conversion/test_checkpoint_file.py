@@ -112,22 +112,18 @@ def test_other_classes_become_inert_records(tmp_path: Path) -> None:
     )
 
 
-def test_reading_costs_little_memory(tmp_path: Path) -> None:
+def test_reading_costs_little_memory(tmp_path: Path, memory_growth) -> None:
     large = save(tmp_path / "large", {f"t{index}": torch.zeros(2_000_000) for index in range(20)})  # 160 MB
     dear = rewrite(tmp_path / "dear", b"\x80\x02(" + b"}" * (MAX_PICKLE_VALUES - 10) + b"t.")  # allowed, but just so
-    code = (
-        "import resource, sys\n"
-        "from diffae_hub.conversion.checkpoint_file import load_checkpoint\n"
-        "for path in sys.argv[1:]:\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "    load_checkpoint(path)\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    load = "load_checkpoint(sys.argv[{}])"
+    growth = memory_growth(
+        "from diffae_hub.conversion.checkpoint_file import load_checkpoint",
+        [load.format(1), load.format(2)],
+        large,
+        dear,
     )
-    arguments = [sys.executable, "-c", code, str(large), str(dear)]
-    result = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    kilobytes = [int(line) for line in result.stdout.split()]
-    assert kilobytes[0] < 30_000
-    assert kilobytes[1] < 300_000
+    assert growth[0] < 30e6
+    assert growth[1] < 300e6
 
 
 # ---- hostile programs ------------------------------------------------------------------------------------------------
