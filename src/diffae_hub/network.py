@@ -198,7 +198,12 @@ def download_pipeline(
     def chosen(names: Iterable[str], folder: Path) -> list[str]:
         names = list(names)
         folders = component_folders(folder / "model_index.json") if subfolder is None else [subfolder]
-        files = [file for name in folders for file in component_files(names, name, variant)]
+        files = []
+        for name in folders:
+            found = component_files(names, name, variant)
+            if not found or {f"{name}/config.json".lstrip("/")} == set(found):
+                raise LookupError(f"it lacks files of {name or 'the model'}")
+            files += found
         if variant and not any(f".{variant}" in file for file in files):
             raise HFValidationError(f"variant must be one of its weights, got {variant!r}")
         return files
@@ -207,7 +212,9 @@ def download_pipeline(
         for name in first_names:
             found = try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision)
             if isinstance(found, str):
-                return Path(found.removesuffix(name))
+                folder = Path(found.removesuffix(name))
+                with suppress(LookupError):  # a download that was interrupted
+                    return folder if chosen(_files(folder), folder) else None
         return None
 
     def from_hub(limits: _Limits) -> tuple[Path, dict[str, str]]:
@@ -250,8 +257,7 @@ def download_pipeline(
                     raise
         if folder is None:
             raise ConnectionError("it is not in the cache, and the Hub may not be asked")
-        present = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        for name in [*chosen(present, folder), *first_names]:
+        for name in [*chosen(_files(folder), folder), *first_names]:
             for attempt in range(2):
                 if not (folder / name).is_file() or _is_intact(folder / name, hashes.get(name)):
                     break
@@ -261,6 +267,10 @@ def download_pipeline(
                     raise ConnectionError(f"{name} differs from the hash that the Hub names; it was deleted")
                 repair(limits, folder, name)
     return folder
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _is_intact(path: Path, sha256: str | None) -> bool:
