@@ -152,7 +152,7 @@ def test_only_what_loading_reads_is_downloaded(hub, client: Client, stored: str,
 
 def test_a_damaged_cached_file_is_fetched_anew(hub, client: Client, stored: str, tmp_path: Path) -> None:
     folder = Path(client.run("load", stored, tmp_path / "cache")[2].strip())
-    for name in ("encoder/diffusion_pytorch_model.safetensors", "decoder/config.json"):
+    for name in ("encoder/diffusion_pytorch_model.safetensors", "decoder/config.json", "model_index.json"):
         path = folder / name
         sound = path.read_bytes()
         path.resolve().write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))

@@ -19,6 +19,7 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from ..files import check_regular_files
 from ..models.attribute_classifier import AttributeClassifier
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel, LatentConditioning
 from ..models.latent_code_model import LatentCodeModel
@@ -150,6 +151,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, DiffusionPipeline):
                 "pretrained_model_name_or_path must be a pipeline folder with a model_index.json, a Hub id "
                 f"'owner/name' or one of the bundled models {bundled_model_names()}, got {name!r}"
             )
+        check_regular_files(folder)
         _check_configurations(folder)
         kwargs["use_safetensors"] = True
         try:
