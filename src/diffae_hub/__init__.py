@@ -23,6 +23,7 @@ _LAZY = {
     "SemanticEncoderModel": "diffae_hub.models.semantic_encoder",
     "VPDDIMInverseScheduler": "diffae_hub.schedulers.scheduling_vp_ddim_inverse",
     "VPDDIMScheduler": "diffae_hub.schedulers.scheduling_vp_ddim",
+    "list_models": "diffae_hub.pretrained",
 }
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "VPDDIMInverseScheduler",
     "VPDDIMScheduler",
     "__version__",
+    "list_models",
 ]
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
         DiffusionAutoencoderPipeline,
         DiffusionAutoencoderPipelineOutput,
     )
+    from diffae_hub.pretrained import list_models
     from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler
     from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
 

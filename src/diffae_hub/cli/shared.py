@@ -56,12 +56,10 @@ def exact_tolerance(arguments: argparse.Namespace) -> float | None:
 def load_pipeline(arguments: argparse.Namespace):  # noqa: ANN202 - the class is imported only here
     """The pipeline of `--model` on `--device`."""
     import torch
-    from diffusers.utils import logging
 
     from .. import DiffusionAutoencoderPipeline
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    silence_diffusers()
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
@@ -93,11 +91,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
 
-def silence_libraries() -> None:
-    """No progress bars and warnings of other libraries."""
-    import datasets
+def silence_diffusers() -> None:
+    """No progress bars and warnings of diffusers."""
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def silence_libraries() -> None:
+    """No progress bars and warnings of other libraries."""
+    import datasets
+
+    silence_diffusers()
     datasets.disable_progress_bars()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..network import reach_hub
+from ..network import check_hub_answers
 from .weights import fetching_weights
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -279,5 +279,5 @@ def _load_dinov2(model: str) -> torch.nn.Module:
         except OSError:
             if Path(model).is_dir() or constants.HF_HUB_OFFLINE:
                 raise
-            reach_hub()
+            check_hub_answers()
             return load(local_files_only=False)

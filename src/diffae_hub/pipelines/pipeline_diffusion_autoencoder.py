@@ -16,6 +16,7 @@ from ..models.attribute_classifier import AttributeClassifier
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.latent_code_model import LatentCodeModel
 from ..models.semantic_encoder import SemanticEncoderModel
+from ..publishing import PublishingMixin
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .image_processor import DiffusionAutoencoderImageProcessor, ImageInput
 from .loading import HUB_OPTIONS, damaged_weight_files, pipeline_folder
@@ -54,7 +55,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class DiffusionAutoencoderPipeline(ManipulationMixin):
+class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
     """A diffusion autoencoder: image -> latent code z and noise x_T -> image (section 3, "Diffusion autoencoder").
 
     Arguments have one meaning in all methods:
