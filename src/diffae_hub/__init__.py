@@ -23,6 +23,7 @@ _LAZY = {
     "SemanticEncoderModel": "diffae_hub.models.semantic_encoder",
     "VPDDIMInverseScheduler": "diffae_hub.schedulers.scheduling_vp_ddim_inverse",
     "VPDDIMScheduler": "diffae_hub.schedulers.scheduling_vp_ddim",
+    "VPDPMSolverMultistepScheduler": "diffae_hub.schedulers.scheduling_vp_dpmsolver_multistep",
 }
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "SemanticEncoderModel",
     "VPDDIMInverseScheduler",
     "VPDDIMScheduler",
+    "VPDPMSolverMultistepScheduler",
     "__version__",
 ]
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     )
     from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler
     from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
+    from diffae_hub.schedulers.scheduling_vp_dpmsolver_multistep import VPDPMSolverMultistepScheduler
 
 
 def __getattr__(name: str) -> object:
