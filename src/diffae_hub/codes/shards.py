@@ -143,7 +143,7 @@ class _Shard:
 
     def _encode(self) -> None:
         if self._images:
-            self._codes.append(self._pipeline.encode(torch.stack(self._images)).float().cpu())
+            self._codes.append(self._pipeline.encode(torch.stack(self._images) / 2 + 0.5).float().cpu())
         self._images = []
 
     def write(self) -> None:

@@ -276,8 +276,9 @@ def _reconstruct(
             originals = images.batch(batch)
             with clock.measure(f"sampling_{method}") as measured:
                 output = pipeline(
-                    originals,
+                    originals / 2 + 0.5,
                     mode=mode,
+                    inversion="plain",
                     num_inference_steps=options.num_inference_steps,
                     generator=[torch.Generator().manual_seed(image_seed(options.seed, index)) for index in batch],
                     output_type="pt",
@@ -375,8 +376,10 @@ def _path_lengths(
         lines = []
         for pair in tqdm(waiting, desc="perceptual path length", unit="pair", disable=not show_progress):
             ends = images.batch(pairs[pair])
-            codes = pipeline.encode(ends)
-            noises = pipeline.invert(ends, latent_code=codes, num_inference_steps=options.num_inference_steps)
+            codes = pipeline.encode(ends / 2 + 0.5)
+            noises = pipeline.invert(
+                ends / 2 + 0.5, codes, num_inference_steps=options.num_inference_steps, inversion="plain"
+            )
             length = perceptual_path_length(
                 decode,
                 distance,
