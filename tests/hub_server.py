@@ -136,6 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
                 while not self.server.closing.wait(pause):
                     self.wfile.write(chunk)
                     self.server.sent_bytes += len(chunk)
+        elif self.fault == "nonsense":
+            self._send(200, b"[null]")
         elif self.fault == "redirected":
             self._send(302, b"", {"Location": self.path})
         elif self.fault.isdecimal():

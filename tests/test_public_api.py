@@ -22,6 +22,7 @@ FROZEN = {
     "SemanticEncoderModel",
     "VPDDIMInverseScheduler",
     "VPDDIMScheduler",
+    "VPDPMSolverMultistepScheduler",
     "__version__",
     "list_models",
     "load_codes",

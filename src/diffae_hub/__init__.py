@@ -24,6 +24,7 @@ _LAZY = {
     "VPDDIMInverseScheduler": "diffae_hub.schedulers.scheduling_vp_ddim_inverse",
     "VPDDIMScheduler": "diffae_hub.schedulers.scheduling_vp_ddim",
     "list_models": "diffae_hub.pretrained",
+    "VPDPMSolverMultistepScheduler": "diffae_hub.schedulers.scheduling_vp_dpmsolver_multistep",
     "load_codes": "diffae_hub.codes.shards",
 }
 
@@ -38,6 +39,7 @@ __all__ = [
     "SemanticEncoderModel",
     "VPDDIMInverseScheduler",
     "VPDDIMScheduler",
+    "VPDPMSolverMultistepScheduler",
     "__version__",
     "list_models",
     "load_codes",
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from diffae_hub.pretrained import list_models
     from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler
     from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
+    from diffae_hub.schedulers.scheduling_vp_dpmsolver_multistep import VPDPMSolverMultistepScheduler
 
 
 def __getattr__(name: str) -> object:

@@ -198,7 +198,12 @@ def download_pipeline(
     def chosen(names: Iterable[str], folder: Path) -> list[str]:
         names = list(names)
         folders = component_folders(folder / "model_index.json") if subfolder is None else [subfolder]
-        files = [file for name in folders for file in component_files(names, name, variant)]
+        files = []
+        for name in folders:
+            found = component_files(names, name, variant)
+            if not found or {f"{name}/config.json".lstrip("/")} == set(found):
+                raise LookupError(f"it lacks files of {name or 'the model'}")
+            files += found
         if variant and not any(f".{variant}" in file for file in files):
             raise HFValidationError(f"variant must be one of its weights, got {variant!r}")
         return files
@@ -207,7 +212,9 @@ def download_pipeline(
         for name in first_names:
             found = try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision)
             if isinstance(found, str):
-                return Path(found.removesuffix(name))
+                folder = Path(found.removesuffix(name))
+                with suppress(LookupError, ValueError):  # a download that was interrupted, or damaged
+                    return folder if chosen(_files(folder), folder) else None
         return None
 
     def from_hub(limits: _Limits) -> tuple[Path, dict[str, str]]:
@@ -225,16 +232,25 @@ def download_pipeline(
             raise ConnectionError(f"it has no {' or '.join(first_names)}")
         for name in first:  # under the name of the revision, so that it is found again without the Hub
             found = hf_hub_download(repo_id, name, revision=revision, force_download=force_download, **where)
-        folder = Path(found.removesuffix(name))
+            folder = Path(found.removesuffix(name))
+            check_hash(limits, folder, name)
         files = chosen(tree, folder)
         limits.allowed_bytes += sum(tree[name].size for name in files)
         snapshot_download(repo_id, revision=commit, allow_patterns=files, force_download=force_download, **where)
         return folder, {name: tree[name].lfs.sha256 for name in files if tree[name].lfs}
 
-    def repair(limits: _Limits, folder: Path, name: str) -> None:
-        limits.allowed_bytes += (folder / name).stat().st_size
-        (folder / name).resolve().unlink()
-        hf_hub_download(repo_id, name, revision=folder.name, force_download=True, **where)
+    def check_hash(limits: _Limits, folder: Path, name: str, sha256: str | None = None) -> None:
+        path = folder / name
+        if not path.is_file() or _is_intact(path, sha256):
+            return
+        limits.allowed_bytes += path.stat().st_size
+        path.resolve().unlink()
+        if not offline:
+            hf_hub_download(repo_id, name, revision=folder.name, force_download=True, **where)
+            if _is_intact(path, sha256):
+                return
+            path.resolve().unlink()
+        raise ConnectionError(f"{name} differs from the hash that the Hub names; it was deleted")
 
     offline = local_files_only or constants.HF_HUB_OFFLINE
     with hub_errors(f"{repo_id} cannot be loaded from the Hub"), limited_requests(repo_id) as limits:
@@ -250,17 +266,13 @@ def download_pipeline(
                     raise
         if folder is None:
             raise ConnectionError("it is not in the cache, and the Hub may not be asked")
-        present = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        for name in [*chosen(present, folder), *first_names]:
-            for attempt in range(2):
-                if not (folder / name).is_file() or _is_intact(folder / name, hashes.get(name)):
-                    break
-                if attempt or offline:
-                    with suppress(OSError):
-                        (folder / name).resolve().unlink()
-                    raise ConnectionError(f"{name} differs from the hash that the Hub names; it was deleted")
-                repair(limits, folder, name)
+        for name in chosen(_files(folder), folder):
+            check_hash(limits, folder, name, hashes.get(name))
     return folder
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _is_intact(path: Path, sha256: str | None) -> bool:

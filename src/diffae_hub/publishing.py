@@ -83,7 +83,7 @@ def publish(
     given = json.loads((folder / _FIGURES).read_text()) if (folder / _FIGURES).is_file() else {}
     page = folder / "README.md" if card is None else Path(card)
     files = _linked_files(page) if page.is_file() or card is not None else {}
-    files |= _model_files(folder)  # a card replaces none of them
+    files |= model_files(folder)  # a card replaces none of them
     if card is not None or (page.is_file() and not given):
         files["README.md"] = _with_header(page, {"model_name": repo_id, **given, **(figures or {})})
     else:
@@ -98,13 +98,13 @@ def publish(
 @contextmanager
 def _writing(repo_id: str) -> Iterator[None]:
     try:
-        with hub_errors("the Hub refused"), limited_requests(repo_id):
+        with hub_errors("the Hub did not take it"), limited_requests(repo_id):
             yield
     except (ConnectionError, ValueError) as error:
         raise ValueError(f"repo_id must name a repository that can be written, got {repo_id!r}: {error}") from error
 
 
-def _model_files(folder: Path) -> dict[str, Path | bytes]:
+def model_files(folder: Path) -> dict[str, Path | bytes]:
     """Name in the repository -> file, of the components and what loads them."""
     if (folder / _INDEX).is_file():
         folders, index = component_folders(folder / _INDEX), _for_diffusers(folder / _INDEX)

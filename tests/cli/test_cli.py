@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from skimage.metrics import peak_signal_noise_ratio
 
-from diffae_hub import ConditionedUNet2DModel, DiffusionAutoencoderPipeline, SemanticEncoderModel, VPDDIMScheduler
+from diffae_hub import (
+    ConditionedUNet2DModel,
+    DiffusionAutoencoderPipeline,
+    SemanticEncoderModel,
+    VPDDIMScheduler,
+    list_models,
+)
 from diffae_hub.cli.main import main
 from diffae_hub.cli.reconstruct import _output_names
 
@@ -159,7 +168,8 @@ def test_interpolate(model: str, photo: str, tmp_path: Path, capsys) -> None:
 
 def test_models_lists_the_bundled_model(capsys) -> None:
     assert main(["models"]) == 0
-    assert "cifar10-32-small" in capsys.readouterr().out.split()
+    assert capsys.readouterr().out.split() == list_models()
+    assert "cifar10-32-small" in list_models()
 
 
 @pytest.mark.parametrize(
@@ -199,6 +209,58 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, model, photo,
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device"), 2),
+        (RecursionError("maximum recursion depth exceeded"), 2),
+        (NotImplementedError("Cannot copy out of meta tensor; no data!"), 2),
+        (SafetensorError("Error while deserializing header"), 2),
+        (ModuleNotFoundError("No module named 'lpips'", name="lpips"), 2),
+        (RuntimeError("one\nline \x1b[31mred\u202etxt" + 5000 * "x"), 2),
+        (KeyError("weights"), 2),
+        (TimeoutError(), 2),
+    ],
+)
+def test_whatever_goes_wrong_is_one_line(error, code, monkeypatch, capsys) -> None:
+    from diffae_hub.cli import models
+
+    def fail(arguments) -> int:
+        raise error
+
+    monkeypatch.setattr(models, "run_models", fail)
+    assert main(["models"]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err[:-1].isprintable()
+    assert 5 < len(captured.err) < 1100
+
+
+def test_names_of_files_do_not_steer_the_terminal(model: str, photo: str, tmp_path: Path, capsys) -> None:
+    odd = tmp_path / "a\x1b[31m\u202e.png"
+    odd.write_bytes(Path(photo).read_bytes())
+    arguments = ["reconstruct", str(odd), "--model", model, "--steps", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.replace("\n", "").isprintable()
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop.name)
+    for output in (tmp_path / ("x" * 300), loop, loop / "out", Path("/dev/full/out")):
+        assert main([*arguments, "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error[:-1].isprintable()
+    assert main(["reconstruct", str(loop), "--model", str(loop), "--output", str(tmp_path / "out2")]) == 2
+
+
+def test_full_disk_behind_standard_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "diffae_hub.cli", "models"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
 
 
 def test_one_bad_file_among_good_ones_stops_before_any_work(model: str, photo: str, tmp_path: Path, capsys) -> None:

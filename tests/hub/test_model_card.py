@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffae_hub.hub.model_card import figures_of_run, render_model_card, write_model_card
-from diffae_hub.hub.push import push_pipeline
+from diffae_hub.hub.model_card import figures_of_run, write_model_card
+from diffae_hub.model_card import public_name, render_model_card
 from diffae_hub.training.presets import PRESETS
 
 METRICS = [
@@ -41,6 +41,7 @@ def test_header_is_yaml() -> None:
     assert header["license"] == "apache-2.0"
     assert header["library_name"] == "diffae_hub"
     assert header["tags"][-2:] == ['odd: "tag"', "# no comment"]
+    assert header["pipeline_tag"] == "image-to-image"
     assert "license" not in render_model_card(figures()), "none is claimed unasked"
 
 
@@ -67,11 +68,32 @@ def test_nothing_measured_is_said() -> None:
     assert "nothing was measured" in render_model_card(document)
 
 
-def test_missing_key_is_named() -> None:
-    document = figures()
-    del document["results"]
-    with pytest.raises(ValueError, match=r"missing \['results'\]"):
-        render_model_card(document)
+def test_a_card_of_little_shows_what_there_is() -> None:
+    card = render_model_card({"model_name": "me/x", "class_name": "SemanticEncoderModel"})
+    assert 'SemanticEncoderModel.from_pretrained("me/x")' in card
+    assert "##" not in card
+    assert not re.search(r"TODO|None|More Information|\[[a-z ]+\]", card)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/data/celeba/", "celeba"),
+        ("~/mine/train.parquet", "train.parquet"),
+        ("C:\\mine\\photos", "photos"),
+        ("../photos", "photos"),
+        ("a/b/c", "c"),
+        ("uoft-cs/cifar10", "uoft-cs/cifar10"),
+        ("CIFAR-10, train/test mixed", "CIFAR-10, train/test mixed"),
+    ],
+)
+def test_local_paths_do_not_show(name: str, shown: str) -> None:
+    assert public_name(name) == shown
+    document = figures() | {"dataset": {"name": name}}
+    card = render_model_card(document)
+    assert shown in card
+    header = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+    assert header.get("datasets") == (["uoft-cs/cifar10"] if shown == name and " " not in name else None)
 
 
 def test_card_and_figures_are_written_together(tmp_path: Path) -> None:
@@ -81,8 +103,3 @@ def test_card_and_figures_are_written_together(tmp_path: Path) -> None:
     restored = json.loads((tmp_path / "figures.json").read_text())
     assert render_model_card(restored) == (tmp_path / "README.md").read_text()
     assert "- Only small images." in (tmp_path / "README.md").read_text()
-
-
-def test_only_pipelines_are_pushed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="folder must be a pipeline folder with a model_index.json"):
-        push_pipeline(tmp_path, "name")

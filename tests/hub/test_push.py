@@ -1,4 +1,4 @@
-"""Pushing a trained pipeline with the real Hub client, to a server on loopback."""
+"""Pushing a pipeline with the real Hub client, to a server on loopback: what is sent, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,17 +6,38 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import load_file
+import pytest
+from huggingface_hub import ModelCard
 
-from ..hub_server import running_hub
+from ..hub_server import HubServer, running_hub
 from ..training.runner import arguments, write_images
 
-# The client reads its environment when it is imported: it gets a process of its own. First without a token, where the
-# script must refuse before it trains; then it trains, pushes, and loads back what it pushed, by its id alone.
-DRIVER = """
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with running_hub() as server:
+        yield server
+
+
+def run(hub: HubServer, home: Path, code: str, *argv: object) -> subprocess.CompletedProcess:
+    """Python code in a process of its own: the client reads its environment when it is imported."""
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)],
+        env={**os.environ, **hub.environment(str(home))},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "hf_test" not in result.stdout + result.stderr, "a token is never printed"
+    return result
+
+
+# First without a token, where the script must refuse before it trains; then it trains, pushes, and loads by the id.
+TRAIN = """
 import json, os, sys
 import torch
 from diffae_hub.cli.main import main
@@ -26,97 +47,187 @@ assert main(argv) == 2
 os.environ["HF_TOKEN"] = token
 assert main(argv) == 0
 from diffae_hub import DiffusionAutoencoderPipeline
-pipeline = DiffusionAutoencoderPipeline.from_pretrained("tester/tiny-digits")
-image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
-print("CODE", json.dumps(pipeline.encode(image).tolist()))
+image = torch.full((1, 1, 8, 8), 0.5)
+codes = [DiffusionAutoencoderPipeline.from_pretrained(name).encode(image) for name in ("tester/tiny-digits", argv[-1])]
+assert torch.equal(*codes)
 """
 
 
-def test_train_push_and_load_by_id(tmp_path: Path) -> None:
-    images = write_images(tmp_path / "images")
-    run_folder = tmp_path / "run"
+def test_train_push_and_load_by_id(hub: HubServer, tmp_path: Path) -> None:
+    images, run_folder = write_images(tmp_path / "images"), tmp_path / "run"
     flags = ("--push_to_hub", "--hub_model_id=tiny-digits", "--hub_private", f"--validation_dataset={images}")
     argv = arguments(images, run_folder, *flags, "--validation_steps=2", training_examples=64)
-    with running_hub() as hub:
-        result = subprocess.run(
-            [sys.executable, "-c", DRIVER, *argv],
-            env={**os.environ, **hub.environment(str(tmp_path / "home")), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert result.returncode == 0, result.stderr
-
-        assert "diffae-hub: repo_id" in result.stderr
-        assert "hf_test" not in result.stdout + result.stderr, "a token is never printed"
-        (name,) = hub.repositories
-        assert name == "tester/tiny-digits"
-        repository = hub.repositories[name]
-        assert repository.private
-        assert [title for _, title, _ in repository.commits] == ["initial commit", "Upload diffusion autoencoder"]
-        files = repository.commits[-1][2]
-
-    # What was pushed is the pipeline folder, byte for byte.
-    pipeline = run_folder / "pipeline"
-    local = {str(path.relative_to(pipeline)): path.read_bytes() for path in pipeline.rglob("*") if path.is_file()}
-    assert {path: files[path] for path in local} == local
-    assert set(files) - set(local) == {".gitattributes"}
-    for component in ("encoder", "decoder"):
-        path = f"{component}/diffusion_pytorch_model.safetensors"
-        assert load_safetensors(files[path]).keys() == load_file(pipeline / path).keys()
-
+    code = TRAIN.replace("argv[-1]", repr(str(run_folder / "pipeline")))
+    result = run(hub, tmp_path / "home", code, *argv)
+    assert "repo_id" in result.stderr, "without a token"
+    (name,) = hub.repositories
+    assert name == "tester/tiny-digits"
+    repository = hub.repositories[name]
+    assert repository.private
+    assert [title for _, title, _ in repository.commits] == ["initial commit", "Upload diffusion autoencoder"]
+    files = repository.commits[-1][2]
     # The card's figures are the run's last validation.
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     psnr = next(record["psnr_stochastic"] for record in reversed(records) if "psnr_stochastic" in record)
-    assert f"{psnr:.4g} dB" in files["README.md"].decode()
-
-    import torch
-
-    from diffae_hub import DiffusionAutoencoderPipeline
-
-    image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
-    expected = DiffusionAutoencoderPipeline.from_pretrained(pipeline).encode(image)
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith("CODE ")]
-    torch.testing.assert_close(torch.tensor(json.loads(line.removeprefix("CODE "))), expected, rtol=1e-5, atol=1e-6)
+    page = files["README.md"].decode()
+    assert f"{psnr:.4g} dB" in page
+    assert str(tmp_path) not in page
+    assert 'from_pretrained("tester/tiny-digits")' in page
+    results = ModelCard(page).data.eval_results
+    assert psnr in [result.metric_value for result in results if result.metric_type == "psnr"]
 
 
-# Pushes the folder given with the card given, by the command line, and loads it back by its id.
-PUSH_DRIVER = """
+PUSH = """
 import sys
 from diffae_hub.cli.main import main
-assert main(["push", sys.argv[1], "tiny", "--card", sys.argv[2], "--json"]) == 0
-from diffae_hub import DiffusionAutoencoderPipeline
-pipeline = DiffusionAutoencoderPipeline.from_pretrained("tester/tiny")
-assert pipeline.encoder.config.latent_dim == 8
-assert main(["push", sys.argv[1], "no/such/name"]) == 2
-assert main(["push", sys.argv[1], "tiny", "--card", "missing.md"]) == 2
-assert main(["push", "missing", "tiny"]) == 2
+sys.exit(main(["push", *sys.argv[1:]]) != 0)
+"""
+REFUSED = PUSH.replace("!= 0", "!= 2")
+
+
+def component_files(*components: str) -> set[str]:
+    names = {"config.json", "diffusion_pytorch_model.safetensors", "diffae_hub.py"}
+    return {f"{component}/{name}" for component in components for name in names}
+
+
+EXPECTED = component_files("encoder", "decoder") | {
+    ".gitattributes",
+    "README.md",
+    "model_index.json",
+    "pipeline.py",
+    "scheduler/scheduler_config.json",
+    "scheduler/diffae_hub.py",
+}
+
+
+def test_push_sends_fixed_kinds_of_files_and_the_card(hub: HubServer, model: str, tmp_path: Path) -> None:
+    folder, cards = Path(model), tmp_path / "cards"
+    (cards / "images").mkdir(parents=True)
+    (tmp_path / "secret.png").write_text("outside")
+    for name in (".README.md.partial", "pytorch_model.bin", "encoder/diffusion_pytorch_model.bin", "notes.txt"):
+        (folder / name).write_text("stray")
+    (folder / "secrets").symlink_to(tmp_path)
+    for name in ("images/a.png", "images/not_shown.png", "images/b.md", "model_index.json", "encoder/config.json"):
+        (cards / name).parent.mkdir(exist_ok=True)
+        (cards / name).write_text(name)
+    (cards / "leak.png").symlink_to(tmp_path / "secret.png")
+    links = "images/a.png images/b.md model_index.json encoder/config.json leak.png ../secret.png gone.md pipeline.py"
+    body = "# Card\n" + " ".join(f"[x]({link})" for link in links.split()) + " [y](https://example.org)\n"
+    (cards / "card.md").write_text(f"---\nlicense: mit\ntags: [mine]\n---\n{body}")
+    result = run(hub, tmp_path / "home", PUSH, folder, "tiny", "--card", cards / "card.md", "--json")
+    assert json.loads(result.stdout) == {"repo_id": "tester/tiny"}
+    files = hub.repositories["tester/tiny"].commits[-1][2]
+    assert set(files) == EXPECTED | {"images/a.png", "images/b.md"}
+    for name in ("encoder/config.json", "decoder/diffusion_pytorch_model.safetensors"):
+        assert files[name] == (folder / name).read_bytes()
+    card = ModelCard(files["README.md"].decode())
+    assert card.text.strip() == body.strip()
+    assert (card.data.license, card.data.library_name, card.data.tags) == ("mit", "diffae_hub", ["mine"])
+
+
+REPORT = {
+    "modes": ["stochastic"],
+    "results": {"stochastic": {"psnr_db": {"mean": 23.25, "interval": [23, 24]}, "fid": {"value": None}}},
+    "dataset": "uoft-cs/cifar10",
+    "split": "test",
+    "num_images": 1000,
+    "num_inference_steps": 50,
+}
+
+
+def test_results_of_an_evaluation_are_the_hubs_model_index(hub: HubServer, model: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    flags = ("--evaluation", tmp_path / "report.json", "--license", "mit", "--private")
+    run(hub, tmp_path / "home", PUSH, model, "tiny", *flags)
+    assert hub.repositories["tester/tiny"].private
+    page = hub.repositories["tester/tiny"].commits[-1][2]["README.md"].decode()
+    (result,) = ModelCard(page).data.eval_results
+    assert (result.metric_type, result.metric_value) == ("psnr", 23.25)
+    assert (result.dataset_type, result.dataset_split) == ("uoft-cs/cifar10", "test")
+    assert "| PSNR | stochastic | 23.25 dB | 1,000 images, 50 DDIM steps |" in page
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "decoder" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def spoil(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "decoder" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * torch.nan for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+
+
+def link(folder: Path) -> None:
+    weights = folder / "encoder" / "diffusion_pytorch_model.safetensors"
+    weights.rename(folder.parent / "elsewhere.safetensors")
+    weights.symlink_to(folder.parent / "elsewhere.safetensors")
+
+
+def without_encoder(folder: Path) -> None:
+    for path in (folder / "encoder").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, spoil, link, without_encoder])
+def test_what_does_not_work_is_not_sent(damage, hub: HubServer, model: str, tmp_path: Path) -> None:
+    damage(Path(model))
+    result = run(hub, tmp_path / "home", REFUSED, model, "tiny")
+    assert result.stderr.count("\n") == 1
+    assert all(len(repository.commits) == 1 for repository in hub.repositories.values())
+    assert not hub.large_files
+
+
+# Everything that publishes, and everything that loads it again, in one process.
+EVERY_WAY = """
+import json, sys
+from diffae_hub import DiffusionAutoencoderPipeline, SemanticEncoderModel
+from diffusers import DiffusionPipeline
+pipeline = DiffusionAutoencoderPipeline.from_pretrained(sys.argv[1])
+pipeline.push_to_hub("pushed", license="mit", datasets=["uoft-cs/cifar10"], base_model="tester/other")
+pipeline.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="saved", private=True)
+pipeline.encoder.push_to_hub("encoder", commit_message="Mine")
+folder = DiffusionPipeline.download("tester/pushed", trust_remote_code=True)
+names = ["tester/pushed", "tester/saved", sys.argv[2], folder]
+for name in names:
+    for loaded in (
+        DiffusionPipeline.from_pretrained(name, trust_remote_code=True),
+        DiffusionAutoencoderPipeline.from_pretrained(name),
+    ):
+        assert type(loaded) is DiffusionAutoencoderPipeline, name
+        assert type(loaded.encoder) is SemanticEncoderModel, name
+try:
+    DiffusionPipeline.from_pretrained(sys.argv[2])
+except ValueError as error:
+    assert "trust_remote_code" in str(error)
+SemanticEncoderModel.from_pretrained("tester/encoder")
+sys.modules["diffae_hub"] = None  # as if it were not installed
+for name in names:
+    try:
+        DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
+    except ImportError as error:
+        assert "pip install diffae_hub" in str(error)
+    else:
+        raise AssertionError(name)
 """
 
 
-def test_push_command_uploads_the_card_with_its_pictures(tiny_pipeline, tmp_path: Path) -> None:
-    folder, cards = tmp_path / "pipeline", tmp_path / "cards"
-    tiny_pipeline.save_pretrained(folder)
-    (folder / ".README.md.partial").write_text("half")
-    (cards / "images").mkdir(parents=True)
-    (cards / "images" / "a.png").write_bytes(b"picture")
-    (cards / "images" / "not_shown.png").write_bytes(b"another")
-    (tmp_path / "secret.txt").write_text("outside")
-    page = "# Card\n![a](images/a.png) [page](https://example.org) [up](../secret.txt) [gone](gone.md)\n"
-    (cards / "card.md").write_text(page)
-    with running_hub() as hub:
-        result = subprocess.run(
-            [sys.executable, "-c", PUSH_DRIVER, str(folder), str(cards / "card.md")],
-            env={**os.environ, **hub.environment(str(tmp_path / "home")), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert result.returncode == 0, result.stderr
-        assert '{"repo_id": "tester/tiny"}' in result.stdout
-        assert "Traceback" not in result.stderr
-        files = hub.repositories["tester/tiny"].commits[-1][2]
-    pipeline = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".README.md.partial"}
-    assert set(files) == pipeline | {".gitattributes", "README.md", "images/a.png"}
-    assert files["README.md"].decode() == page
-    assert files["images/a.png"] == b"picture"
+def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
+    hub: HubServer, model: str, tmp_path: Path
+) -> None:
+    run(hub, tmp_path / "home", EVERY_WAY, model, tmp_path / "saved")
+    assert set(hub.repositories) == {"tester/pushed", "tester/saved", "tester/encoder"}
+    for name, repository in hub.repositories.items():
+        files = repository.commits[-1][2]
+        card = ModelCard(files["README.md"].decode())
+        assert (card.data.library_name, card.data.pipeline_tag) == ("diffae_hub", "image-to-image")
+        assert f'from_pretrained("{name}")' in card.text
+        assert not any(str(tmp_path).encode() in content for content in files.values()), "no local path"
+        if name != "tester/encoder":
+            assert set(files) == EXPECTED
+    data = ModelCard(hub.repositories["tester/pushed"].commits[-1][2]["README.md"].decode()).data
+    assert (data.license, data.datasets, data.base_model) == ("mit", ["uoft-cs/cifar10"], "tester/other")
+    assert hub.repositories["tester/saved"].private
+    assert hub.repositories["tester/encoder"].commits[-1][1] == "Mine"

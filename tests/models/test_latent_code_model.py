@@ -74,32 +74,21 @@ def test_it_compiles_without_graph_breaks() -> None:
         assert torch.equal(compiled(z, timestep).sample, model(z, timestep).sample)
 
 
-@pytest.mark.parametrize(
-    ("sample", "timestep", "message"),
-    [
-        (torch.zeros(1, 7), 0, r"sample must have shape \(batch, 6\), got \(1, 7\)"),
-        (torch.zeros(6), 0, r"sample must have shape \(batch, 6\), got \(6,\)"),
-        (torch.zeros(1, 6, dtype=torch.int64), 0, "sample must be a floating-point tensor, got torch.int64"),
-        ([[0.0] * 6], 0, "sample must be a floating-point tensor, got list"),
-        (torch.zeros(3, 6), torch.zeros(2), r"timestep must be a number or have shape \(\) or \(3,\), got \(2,\)"),
-        (torch.zeros(3, 6), torch.zeros(1), r"timestep must be .* got \(1,\)"),
-        (torch.zeros(3, 6), torch.zeros(3, 1), r"timestep must be .* got \(3, 1\)"),
-    ],
-)
-def test_bad_input(sample, timestep, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LatentCodeModel(**TINY)(sample, timestep)
+@pytest.mark.parametrize("timestep", [torch.zeros(2), torch.zeros(3, 1)])
+def test_bad_timesteps(timestep: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="timestep"):
+        LatentCodeModel(**TINY)(torch.zeros(3, 6), timestep)
 
 
 @pytest.mark.parametrize("name", list(TINY))
-@pytest.mark.parametrize("value", [True, "8", 8.0, 0, -1, None])
-def test_bad_configuration(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least [12], got {value!r}"):
+@pytest.mark.parametrize("value", [0, -1, 10_000_000])
+def test_bad_configuration(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=name):
         LatentCodeModel(**{**TINY, name: value})
 
 
 def test_the_smallest_model() -> None:
     model = randomize(LatentCodeModel(1, 1, 2, 2, 1))
     assert model(torch.zeros(2, 1), 5).sample.isfinite().all()
-    with pytest.raises(ValueError, match="num_layers must be an integer of at least 2, got 1"):
+    with pytest.raises(ValueError, match="num_layers"):
         LatentCodeModel(num_layers=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from ..publishing import ensure_repository, publish
+from ..publishing import ensure_repository, model_files, publish
 from .model_card import results_of_evaluation
 
 __all__ = ["ensure_repository", "push_pipeline"]
@@ -43,6 +43,8 @@ def push_pipeline(
     Raises:
         ValueError: If the pipeline does not work, the card cannot be read, or the repository cannot be written.
     """
+    if card is not None and not Path(card).is_file():
+        raise ValueError(f"card must be a Markdown file, got {card}")
     _check_works(Path(folder))
     figures = {"license": license} if license else {}
     if evaluation is not None:
@@ -53,8 +55,7 @@ def push_pipeline(
 
 
 def _check_works(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"folder must be a pipeline folder with a model_index.json, got {folder}")
+    model_files(folder)  # what cannot be sent is refused first
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.decoder.config

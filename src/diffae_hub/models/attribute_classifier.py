@@ -15,6 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .latent_statistics import LatentStatisticsMixin
+from .layers import check_range
 from .safetensors_only import SafetensorsOnlyMixin
 
 
@@ -40,7 +41,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         attribute_names: Their names, in the order of the rows; None if they have none.
 
     Raises:
-        ValueError: If a number is below 1, or the names are not `num_attributes` different strings.
+        ValueError: If a number is out of range, or the names are not `num_attributes` different strings.
     """
 
     __module__ = "diffae_hub"
@@ -50,15 +51,13 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         self, latent_dim: int = 512, num_attributes: int = 40, attribute_names: Sequence[str] | None = None
     ) -> None:
         super().__init__()
-        for name, value in (("latent_dim", latent_dim), ("num_attributes", num_attributes)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        check_range(1, 1_000_000, latent_dim=latent_dim, num_attributes=num_attributes)
         if attribute_names is not None:
-            names = list(attribute_names)
-            if len(names) != num_attributes or len(set(names)) != num_attributes:
+            different = len(set(attribute_names))
+            if not len(attribute_names) == different == num_attributes:
                 raise ValueError(
                     f"attribute_names must be None or {num_attributes} different names, one per attribute, "
-                    f"got {len(names)}, {len(set(names))} of them different"
+                    f"got {len(attribute_names)}, {different} of them different"
                 )
         self.linear = nn.Linear(latent_dim, num_attributes)
         self.register_latent_statistics(latent_dim)
@@ -69,14 +68,11 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         """Classifies latent codes.
 
         Args:
-            latent_code: z as the encoder gives it, (B, latent_dim), floating point.
+            latent_code: z as the encoder gives it, (B, latent_dim).
             return_dict: Whether to return an [`AttributeClassifierOutput`] or a tuple.
 
         Returns:
             The logits, (B, num_attributes); a sigmoid turns them into probabilities.
-
-        Raises:
-            ValueError: If `latent_code` is not (B, latent_dim) and floating point.
         """
         self._check(latent_code)
         logits = self.linear(self.normalize(latent_code))
@@ -90,7 +86,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         w is the attribute's row of the weight. The official notebooks use a strength of 0.3.
 
         Args:
-            latent_code: z as the encoder gives it, (B, latent_dim), floating point.
+            latent_code: z as the encoder gives it, (B, latent_dim).
             attribute: Index of the attribute, 0 to num_attributes - 1, or its name.
             strength: How far; below 0 takes the attribute away.
 
@@ -98,14 +94,11 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
             Codes to decode, (B, latent_dim), without a gradient.
 
         Raises:
-            ValueError: If `latent_code` is not (B, latent_dim), floating point and finite, there is no such attribute,
-                or `strength` is not a finite number.
+            ValueError: If `latent_code` is not (B, latent_dim), `strength` is not finite, or no such attribute exists.
         """
         self._check(latent_code)
-        if not torch.isfinite(latent_code).all():
-            raise ValueError("latent_code must be finite, got NaN or infinity")
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
-            raise ValueError(f"strength must be a finite number, got {strength!r}")
+        if not math.isfinite(strength):
+            raise ValueError(f"strength must be finite, got {strength}")
         with align_module_device(self.linear):  # sequential offloading keeps the weight elsewhere between calls
             direction = nn.functional.normalize(self.linear.weight[self._index(attribute)], dim=0)
         step = strength * math.sqrt(self.config.latent_dim)
@@ -118,16 +111,13 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
                 known = "this classifier has none" if names is None else ", ".join(names)
                 raise ValueError(f"attribute must be an index or one of the names ({known}), got {attribute!r}")
             return list(names).index(attribute)
-        last = self.config.num_attributes - 1
-        if not isinstance(attribute, int) or isinstance(attribute, bool) or not 0 <= attribute <= last:
-            raise ValueError(f"attribute must be a name or an index between 0 and {last}, got {attribute!r}")
+        if not 0 <= attribute < self.config.num_attributes:
+            last = self.config.num_attributes - 1
+            raise ValueError(f"attribute must be a name or an index between 0 and {last}, got {attribute}")
         return attribute
 
     def _check(self, latent_code: torch.Tensor) -> None:
-        if not isinstance(latent_code, torch.Tensor) or not latent_code.is_floating_point():
-            kind = latent_code.dtype if isinstance(latent_code, torch.Tensor) else type(latent_code).__name__
-            raise ValueError(f"latent_code must be a floating-point tensor, got {kind}")
-        if latent_code.ndim != 2 or latent_code.shape[1] != self.config.latent_dim:
+        if latent_code.ndim != 2 or latent_code.shape[1] != self.config.latent_dim:  # (B, 1) would broadcast
             raise ValueError(
                 f"latent_code must have shape (batch, {self.config.latent_dim}), got {tuple(latent_code.shape)}"
             )

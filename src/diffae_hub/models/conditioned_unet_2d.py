@@ -18,9 +18,9 @@ from .layers import (
     Float32GroupNorm,
     SelfAttentionBlock,
     TimeEmbedding,
-    validate_common_configuration,
-    validate_image_batch,
-    validate_integers,
+    check_images,
+    check_network,
+    check_range,
     zero_initialized,
 )
 from .safetensors_only import SafetensorsOnlyMixin
@@ -43,12 +43,10 @@ class LatentConditioning:
 
     Args:
         modulations: Per residual block, in the order of execution, shape (B, C) or (B, 2C).
-        upsampling_weights: Per residual block, its folded convolution weight or None.
         spatial: Projection of the latent code to a feature map, shape (B, C, S, S), or None.
     """
 
     modulations: tuple[torch.Tensor, ...]
-    upsampling_weights: tuple[torch.Tensor | None, ...]
     spatial: torch.Tensor | None
 
 
@@ -114,9 +112,10 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
-        validate_common_configuration(
+        check_network(
             sample_size=sample_size,
             in_channels=in_channels,
+            out_channels=out_channels,
             latent_dim=latent_dim,
             base_channels=base_channels,
             channel_multipliers=channel_multipliers,
@@ -126,15 +125,11 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             dropout=dropout,
             norm_num_groups=norm_num_groups,
             norm_eps=norm_eps,
+            time_embed_dim=time_embed_dim,
             patch_size=patch_size,
         )
-        validate_integers(1, out_channels=out_channels, time_embed_dim=time_embed_dim)
-        validate_integers(0, latent_mlp_layers=latent_mlp_layers)
-        if not isinstance(latent_scale_shift, bool):
-            raise ValueError(f"latent_scale_shift must be True or False, got {latent_scale_shift!r}")
+        check_range(0, 64, latent_mlp_layers=latent_mlp_layers)
         resolutions = [sample_size // patch_size // 2**level for level in range(len(channel_multipliers))]
-        if latent_spatial_size is not None:
-            validate_integers(1, latent_spatial_size=latent_spatial_size)
         if latent_spatial_size is not None and latent_spatial_size not in resolutions:
             raise ValueError(
                 f"latent_spatial_size must be None or a resolution of the network, one of {resolutions}, "
@@ -205,37 +200,30 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         self.norm_out = Float32GroupNorm(norm_num_groups, channels, norm_eps)
         self.conv_out = zero_initialized(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1))
 
-    def _residual_blocks(self) -> list[ConditionedResidualBlock]:
-        """The residual blocks in the order of execution, the order of the tuples in `LatentConditioning`."""
-        return [*self.down_residuals, *self.middle_residuals, *self.up_residuals]
+    def _run(self, block: nn.Module, hidden: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, hidden, *conditions)
+        return block(hidden, *conditions)
 
     @apply_forward_hook
     def prepare_latent(self, latent_code: torch.Tensor) -> LatentConditioning:
         """Computes what does not depend on the timestep, so that a denoising loop does it once.
 
         Args:
-            latent_code: z, shape (B, latent_dim), floating point.
+            latent_code: z, shape (B, latent_dim).
 
         Returns:
             The conditioning to hand to [`~ConditionedUNet2DModel.forward`].
-
-        Raises:
-            ValueError: If `latent_code` is not (B, latent_dim).
         """
-        if latent_code.ndim != 2 or latent_code.shape[1] != self.config.latent_dim:
-            raise ValueError(
-                f"latent_code must have shape (batch, {self.config.latent_dim}), got {tuple(latent_code.shape)}"
-            )
         embedding = self.latent_mlp(latent_code)
         spatial = None
         if self.config.latent_spatial_size is not None:
             size = self.config.latent_spatial_size
             spatial = self.latent_spatial_projection(embedding).unflatten(1, (-1, size, size))
         activated = F.silu(embedding)
-        blocks = self._residual_blocks()
+        blocks = [*self.down_residuals, *self.middle_residuals, *self.up_residuals]
         return LatentConditioning(
             modulations=tuple(block.latent_projection(activated) for block in blocks),
-            upsampling_weights=tuple(block.upsampling_weight() for block in blocks),
             spatial=spatial,
         )
 
@@ -250,7 +238,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         """Predicts noise, x_0 or velocity.
 
         Args:
-            sample: x_t, shape (B, in_channels, H, W), floating point; H and W divisible by `downsampling_factor`
+            sample: x_t, shape (B, in_channels, H, W); H and W divisible by `downsampling_factor`
                 (equal to `sample_size` with `latent_spatial_size`).
             timestep: 1000 t, a number or a tensor of shape () or (B,), in [0, 1000].
             latent_code: z, shape (B, latent_dim). May be None if `latent_conditioning` is given.
@@ -261,53 +249,39 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             The prediction, shape (B, out_channels, H, W).
 
         Raises:
-            ValueError: If a shape is not allowed, `sample` is not floating point, or neither `latent_code` nor
-                `latent_conditioning` is given.
+            ValueError: If a shape is not allowed.
         """
-        validate_image_batch(sample, in_channels=self.config.in_channels, downsampling_factor=self.downsampling_factor)
-        if latent_conditioning is None:
-            if latent_code is None:
-                raise ValueError("latent_code or latent_conditioning must be given, got neither")
-            latent_conditioning = self.prepare_latent(latent_code)
-        batch_size, codes = sample.shape[0], latent_conditioning.modulations[0].shape[0]
-        if codes != batch_size:
-            raise ValueError(f"latent_code must have one row per image, {batch_size}, got {codes}")
         spatial_size = self.config.latent_spatial_size
-        if spatial_size is not None and tuple(sample.shape[-2:]) != (self.config.sample_size,) * 2:
+        check_images(sample, self.downsampling_factor, None if spatial_size is None else self.config.sample_size)
+        if latent_conditioning is None:
+            latent_conditioning = self.prepare_latent(latent_code)
+        if len(latent_conditioning.modulations[0]) != len(sample):
             raise ValueError(
-                f"sample height and width must be {self.config.sample_size} with latent_spatial_size, "
-                f"got {sample.shape[-2]} x {sample.shape[-1]}"
+                f"latent_code must have one row per image, {len(sample)}, got {len(latent_conditioning.modulations[0])}"
             )
-
-        timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32)
-        if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch_size)):
-            raise ValueError(f"timestep must have shape () or ({batch_size},), got {tuple(timestep.shape)}")
-        time = F.silu(self.time_embedding(timestep.expand(batch_size), sample.dtype))
-        invariants = zip(latent_conditioning.modulations, latent_conditioning.upsampling_weights, strict=True)
-
-        def run(residual: nn.Module, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-            modulation, upsampling_weight = next(invariants)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden = self._gradient_checkpointing_func(residual, hidden, time, modulation)
-                return self._gradient_checkpointing_func(attention, hidden)
-            return attention(residual(hidden, time, modulation, upsampling_weight))
+        time = F.silu(self.time_embedding(timestep, len(sample), like=sample))
+        downs = len(self.down_residuals)
+        modulations = latent_conditioning.modulations
+        down, middle, up = modulations[:downs], modulations[downs : downs + 2], modulations[downs + 2 :]
 
         hidden = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))
         skips = [hidden]
-        for residual, attention in zip(self.down_residuals, self.down_attentions, strict=True):
-            hidden = run(residual, attention, hidden)
+        for residual, attention, modulation in zip(self.down_residuals, self.down_attentions, down, strict=True):
+            hidden = self._run(residual, hidden, time, modulation)
+            hidden = self._run(attention, hidden)
             skips.append(hidden)
 
-        hidden = run(self.middle_residuals[0], self.middle_attention, hidden)
-        hidden = run(self.middle_residuals[1], nn.Identity(), hidden)
+        hidden = self._run(self.middle_residuals[0], hidden, time, middle[0])
+        hidden = self._run(self.middle_attention, hidden)
+        hidden = self._run(self.middle_residuals[1], hidden, time, middle[1])
 
-        added = spatial_size is None
-        for residual, attention in zip(self.up_residuals, self.up_attentions, strict=True):
-            if not added and hidden.shape[-1] == spatial_size:
-                hidden, added = hidden + latent_conditioning.spatial, True
+        for residual, attention, modulation in zip(self.up_residuals, self.up_attentions, up, strict=True):
+            if hidden.shape[-1] == spatial_size:  # the up path enters that resolution
+                hidden, spatial_size = hidden + latent_conditioning.spatial, None
             if residual.resample is None:
                 hidden = torch.cat([hidden, skips.pop()], dim=1)
-            hidden = run(residual, attention, hidden)
+            hidden = self._run(residual, hidden, time, modulation)
+            hidden = self._run(attention, hidden)
 
         output = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(hidden))), self.config.patch_size)
         return ConditionedUNet2DOutput(sample=output) if return_dict else (output,)

@@ -1,4 +1,4 @@
-"""LatentCodeModel: (z_t, timestep) -> noise, an MLP that models the distribution of latent codes (official DiffAE)."""
+"""LatentCodeModel: (z_t, timestep) -> noise or velocity, a model of the distribution of codes (official DiffAE)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from .latent_statistics import LatentStatisticsMixin
-from .layers import TimeEmbedding, validate_integers
+from .layers import TimeEmbedding, check_range
 from .safetensors_only import SafetensorsOnlyMixin
 
 
@@ -21,7 +21,7 @@ class LatentCodeModelOutput(BaseOutput):
     """Output of [`LatentCodeModel`].
 
     Args:
-        sample: The predicted noise, shape (B, latent_dim).
+        sample: The prediction, shape (B, latent_dim).
     """
 
     sample: torch.Tensor
@@ -48,12 +48,13 @@ class LatentCodeLayer(nn.Module):
 
 
 class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
-    """The latent code model of a diffusion autoencoder: a noise-predicting MLP with skip connections of its input.
+    """The latent code model of a diffusion autoencoder: an MLP with skip connections of its input.
 
     The input is concatenated as [hidden, input] before every layer but the first; the last layer is a plain Linear. It
-    works on codes normalised with the mean and standard deviation of the training codes, which are part of its saved
-    state. The defaults have the size of the official model for FFHQ and CelebA (54,109,696 parameters); horse and
-    bedroom have 20 layers (117,106,176).
+    predicts noise in the official checkpoints; the scheduler that belongs to it says what. It works on codes normalised
+    with the mean and standard deviation of the training codes, which are part of its saved state. The defaults have the
+    size of the official model for FFHQ and CelebA (54,109,696 parameters); horse and bedroom have 20 layers
+    (117,106,176).
 
     Args:
         latent_dim: Width of the latent code.
@@ -63,7 +64,7 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
         time_embed_dim: Width of the time embedding.
 
     Raises:
-        ValueError: If an argument is no integer or out of range; the message names it.
+        ValueError: If an argument is out of range; the message names it.
     """
 
     __module__ = "diffae_hub"
@@ -78,8 +79,9 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
         time_embed_dim: int = 512,
     ) -> None:
         super().__init__()
-        validate_integers(1, latent_dim=latent_dim, hidden_dim=hidden_dim, time_embed_dim=time_embed_dim)
-        validate_integers(2, num_layers=num_layers, time_sinusoid_dim=time_sinusoid_dim)
+        check_range(1, 1_000_000, latent_dim=latent_dim, hidden_dim=hidden_dim, time_embed_dim=time_embed_dim)
+        check_range(2, 1_000, num_layers=num_layers)
+        check_range(2, 65_536, time_sinusoid_dim=time_sinusoid_dim)
         self.time_embedding = TimeEmbedding(time_sinusoid_dim, time_embed_dim)
         self.layers = nn.ModuleList(
             LatentCodeLayer(latent_dim if index == 0 else hidden_dim + latent_dim, hidden_dim, time_embed_dim)
@@ -91,31 +93,20 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> LatentCodeModelOutput | tuple[torch.Tensor]:
-        """Predicts the noise in normalised, noised codes.
+        """Predicts the noise (or what the model was trained for) in normalised, noised codes.
 
         Args:
-            sample: z_t, (B, latent_dim), floating point.
-            timestep: A number or a tensor of shape () or (B,). The official schedule has the indices 0 to 999; the
-                value is not checked, because that would wait for the device at every step.
+            sample: z_t, (B, latent_dim).
+            timestep: A number or a tensor of shape () or (B,). The official schedule has the indices 0 to 999.
             return_dict: Whether to return a [`LatentCodeModelOutput`] or a tuple.
 
         Returns:
-            The predicted noise, (B, latent_dim).
+            The prediction, (B, latent_dim).
 
         Raises:
-            ValueError: If `sample` is not (B, latent_dim) and floating point, or `timestep` not () or (B,).
+            ValueError: If `timestep` is not one number or (B,).
         """
-        if not isinstance(sample, torch.Tensor) or not sample.is_floating_point():
-            kind = sample.dtype if isinstance(sample, torch.Tensor) else type(sample).__name__
-            raise ValueError(f"sample must be a floating-point tensor, got {kind}")
-        if sample.ndim != 2 or sample.shape[1] != self.config.latent_dim:
-            raise ValueError(f"sample must have shape (batch, {self.config.latent_dim}), got {tuple(sample.shape)}")
-        timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32)
-        if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] != sample.shape[0]):
-            raise ValueError(
-                f"timestep must be a number or have shape () or ({sample.shape[0]},), got {tuple(timestep.shape)}"
-            )
-        activated_time = F.silu(self.time_embedding(timestep.expand(sample.shape[0]), sample.dtype))
+        activated_time = F.silu(self.time_embedding(timestep, len(sample), like=sample))
         hidden = sample
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden if index == 0 else torch.cat([hidden, sample], dim=1), activated_time)

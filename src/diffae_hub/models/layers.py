@@ -6,12 +6,11 @@ that architecture (section 8, tables 6 and 7).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import nn
 
 
@@ -51,36 +50,27 @@ class Float32GroupNorm(nn.GroupNorm):
         return normed.to(hidden.dtype)
 
 
-class TimeEmbedding(nn.Module):
+class TimeEmbedding(TimestepEmbedding):
     """Sinusoid of the timestep (cosines first, float32), then Linear, SiLU, Linear.
 
     Args:
-        base_channels: Dimension of the sinusoid.
+        sinusoid_dim: Dimension of the sinusoid.
         embed_dim: Dimension of the result.
     """
 
-    def __init__(self, base_channels: int, embed_dim: int) -> None:
-        super().__init__()
-        self.base_channels = base_channels
-        self.linear_1 = nn.Linear(base_channels, embed_dim)
-        self.linear_2 = nn.Linear(embed_dim, embed_dim)
+    def __init__(self, sinusoid_dim: int, embed_dim: int) -> None:
+        super().__init__(sinusoid_dim, embed_dim)
+        self.sinusoid = Timesteps(sinusoid_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
 
-    def forward(self, timestep: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Embeds `timestep`, shape (B,), in units of 1000 t.
+    def forward(self, timestep: torch.Tensor | float, batch_size: int, like: torch.Tensor) -> torch.Tensor:
+        """(B, embed_dim) of a timestep in units of 1000 t, a number or () or (1,) or (B,); device and dtype as `like`.
 
-        Args:
-            timestep: (B,), float32.
-            dtype: What the linear layers compute in; None means their weights' dtype. Storage may differ from it
-                (diffusers' layerwise casting).
-
-        Returns:
-            (B, embed_dim), in `dtype`.
+        The dtype is that of the activations: storage may differ from it (diffusers' layerwise casting).
         """
-        sinusoid = get_timestep_embedding(
-            timestep, self.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0
-        )  # frequencies exp(-ln(10000) i / half), float32
-        sinusoid = sinusoid.to(self.linear_1.weight.dtype if dtype is None else dtype)
-        return self.linear_2(F.silu(self.linear_1(sinusoid)))
+        timestep = torch.as_tensor(timestep, device=like.device, dtype=torch.float32)
+        if timestep.ndim > 1 or timestep.numel() not in (1, batch_size):
+            raise ValueError(f"timestep must be a number or of shape ({batch_size},), got {tuple(timestep.shape)}")
+        return super().forward(self.sinusoid(timestep.expand(batch_size)).to(like.dtype))
 
 
 def _resample(hidden: torch.Tensor, resample: str | None) -> torch.Tensor:
@@ -94,25 +84,6 @@ def _resample(hidden: torch.Tensor, resample: str | None) -> torch.Tensor:
 def _silu(hidden: torch.Tensor) -> torch.Tensor:
     """SiLU of a tensor that nobody else reads: in place where no gradient is recorded, which saves a feature map."""
     return F.silu(hidden, inplace=not torch.is_grad_enabled())
-
-
-def fold_upsampling(weight: torch.Tensor) -> torch.Tensor:
-    """Weight of the transposed convolution that equals nearest 2x upsampling and a 3x3 convolution with padding 1.
-
-    The convolution of the upsampled image reads every pixel of the original several times. Summing the weights that
-    meet the same pixel leaves one transposed 4x4 convolution of stride 2 and padding 1: 16 products per pixel and pair
-    of channels instead of 36.
-
-    Args:
-        weight: Weight of the convolution, (out_channels, in_channels, 3, 3).
-
-    Returns:
-        The weight for `torch.nn.functional.conv_transpose2d`, (in_channels, out_channels, 4, 4).
-    """
-    weight = weight.flip(2, 3).transpose(0, 1)
-    weight = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
-    weight = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
-    return weight.contiguous(memory_format=torch.channels_last)
 
 
 class EncoderResidualBlock(nn.Module):
@@ -194,23 +165,8 @@ class ConditionedResidualBlock(nn.Module):
         self.conv_2 = zero_initialized(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def upsampling_weight(self) -> torch.Tensor | None:
-        """The folded weight of `conv_1` ([`fold_upsampling`]) where using it pays, else None.
-
-        It pays in sampling, where it serves many steps, and on the CPU, where it halves the convolution's time.
-        Training keeps the two plain steps, as do half precisions, which the sums of weights would round again.
-        """
-        weight = self.conv_1.weight
-        if self.resample != "up" or torch.is_grad_enabled() or weight.device.type != "cpu":
-            return None
-        return fold_upsampling(weight) if weight.dtype == torch.float32 else None
-
     def forward(
-        self,
-        hidden: torch.Tensor,
-        activated_time: torch.Tensor,
-        latent_modulation: torch.Tensor,
-        upsampling_weight: torch.Tensor | None = None,
+        self, hidden: torch.Tensor, activated_time: torch.Tensor, latent_modulation: torch.Tensor
     ) -> torch.Tensor:
         """Applies the block.
 
@@ -219,17 +175,11 @@ class ConditionedResidualBlock(nn.Module):
             activated_time: SiLU of the time embedding, (B, time_embed_dim).
             latent_modulation: This block's `latent_projection` of SiLU of the latent code, (B, C or 2C). It does not
                 depend on the timestep, so the caller computes it once per trajectory.
-            upsampling_weight: Result of [`~ConditionedResidualBlock.upsampling_weight`]; None convolves the upsampled
-                feature map.
 
         Returns:
             (B, out_channels, H', W').
         """
-        residual = _silu(self.norm_1(hidden))
-        if upsampling_weight is not None:
-            residual = F.conv_transpose2d(residual, upsampling_weight, self.conv_1.bias, stride=2, padding=1)
-        else:
-            residual = self.conv_1(_resample(residual, self.resample))
+        residual = self.conv_1(_resample(_silu(self.norm_1(hidden)), self.resample))
 
         # Both modulations are one affine map per channel; composing them on (B, C) first reads the image once.
         time_scale, time_shift = self.time_projection(activated_time).chunk(2, dim=1)
@@ -285,85 +235,55 @@ class SelfAttentionBlock(nn.Module):
         return hidden + attended.transpose(1, 2).reshape(batch, channels, height, width)
 
 
-def validate_integers(at_least: int, **values: object) -> None:
-    """Raises ValueError, naming the argument, unless every value is an integer of at least `at_least`."""
+def check_range(minimum: float, maximum: float, **values: float) -> None:
+    """Raises ValueError, naming the argument, unless every value is between `minimum` and `maximum`."""
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-            raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+        if not minimum <= value <= maximum:
+            raise ValueError(f"{name} must be between {minimum} and {maximum}, got {value!r}")
 
 
-def _is_sequence_of_positive_integers(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and all(
-        isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def validate_common_configuration(
+def check_network(
     *,
     sample_size: int,
-    in_channels: int,
     latent_dim: int,
     base_channels: int,
     channel_multipliers: Sequence[int],
     layers_per_block: int,
     attention_resolutions: Sequence[int],
-    num_attention_heads: int,
-    dropout: float,
     norm_num_groups: int,
     norm_eps: float,
+    dropout: float,
     patch_size: int,
+    **channels: int,
 ) -> None:
-    """Checks the part of the configuration that the encoder and the decoder share.
+    """Checks what the encoder and the decoder share. The upper ends are generous: they stop absurd cost only.
 
     Raises:
         ValueError: Names the argument, what is allowed and what came.
     """
-    validate_integers(
-        1,
-        sample_size=sample_size,
-        in_channels=in_channels,
-        latent_dim=latent_dim,
-        base_channels=base_channels,
-        layers_per_block=layers_per_block,
-        num_attention_heads=num_attention_heads,
-        norm_num_groups=norm_num_groups,
-        patch_size=patch_size,
-    )
-    if not channel_multipliers or not _is_sequence_of_positive_integers(channel_multipliers):
-        raise ValueError(
-            f"channel_multipliers must be a non-empty sequence of positive integers, got {channel_multipliers!r}"
-        )
-    if not _is_sequence_of_positive_integers(attention_resolutions):
-        raise ValueError(
-            f"attention_resolutions must be a sequence of positive integers, got {attention_resolutions!r}"
-        )
+    check_range(1, 65_536, sample_size=sample_size, base_channels=base_channels, patch_size=patch_size, **channels)
+    check_range(1, 1_000_000, latent_dim=latent_dim)
+    check_range(1, 64, layers_per_block=layers_per_block)
+    check_range(1, 65_536, norm_num_groups=norm_num_groups)
+    check_range(1e-12, 1, norm_eps=norm_eps)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+    if not 1 <= len(channel_multipliers) <= 16 or min(channel_multipliers) < 1:
+        raise ValueError(f"channel_multipliers must be 1 to 16 positive integers, got {channel_multipliers!r}")
+    if any(resolution < 1 for resolution in attention_resolutions):
+        raise ValueError(f"attention_resolutions must be positive integers, got {attention_resolutions!r}")
     factor = patch_size * 2 ** (len(channel_multipliers) - 1)
     if sample_size % factor:
         raise ValueError(
             f"sample_size must be divisible by {factor} (patch_size, and one halving per channel multiplier after the "
             f"first), got {sample_size}"
         )
-    if not _is_number(dropout) or not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}")
-    if not _is_number(norm_eps) or not 0.0 < norm_eps < math.inf:
-        raise ValueError(f"norm_eps must be a finite number above 0, got {norm_eps!r}")
 
 
-def validate_image_batch(sample: torch.Tensor, *, in_channels: int, downsampling_factor: int) -> None:
-    """Checks shape and dtype of a batch of images before a network sees it.
-
-    Raises:
-        ValueError: If `sample` is not floating point, (B, in_channels, H, W) with H and W divisible by
-            `downsampling_factor`.
-    """
-    if not sample.is_floating_point():
-        raise ValueError(f"sample must be floating point, got {sample.dtype}")
-    if sample.ndim != 4 or sample.shape[1] != in_channels:
-        raise ValueError(f"sample must have shape (batch, {in_channels}, height, width), got {tuple(sample.shape)}")
+def check_images(sample: torch.Tensor, downsampling_factor: int, fixed_size: int | None) -> None:
+    """Raises ValueError for sizes at which a network would drop pixels, or fail far inside."""
     height, width = sample.shape[-2:]
     if height % downsampling_factor or width % downsampling_factor or not height or not width:
         raise ValueError(f"sample height and width must be divisible by {downsampling_factor}, got {height} x {width}")
+    if fixed_size is not None and (height, width) != (fixed_size, fixed_size):
+        raise ValueError(f"sample height and width must be {fixed_size} for this model, got {height} x {width}")

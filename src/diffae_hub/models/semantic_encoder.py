@@ -16,8 +16,8 @@ from .layers import (
     EncoderResidualBlock,
     Float32GroupNorm,
     SelfAttentionBlock,
-    validate_common_configuration,
-    validate_image_batch,
+    check_images,
+    check_network,
 )
 from .safetensors_only import SafetensorsOnlyMixin
 
@@ -88,7 +88,7 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
-        validate_common_configuration(
+        check_network(
             sample_size=sample_size,
             in_channels=in_channels,
             latent_dim=latent_dim,
@@ -137,7 +137,7 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         """Encodes images.
 
         Args:
-            sample: Images in [-1, 1], shape (B, in_channels, H, W), floating point; H and W divisible by
+            sample: Images in [-1, 1], shape (B, in_channels, H, W); H and W divisible by
                 `downsampling_factor` (equal to `sample_size` with `latent_head="flatten"`).
             return_dict: Whether to return a [`SemanticEncoderOutput`] or a tuple.
 
@@ -145,15 +145,10 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             The latent code, shape (B, latent_dim).
 
         Raises:
-            ValueError: If the shape or dtype of `sample` is not allowed.
+            ValueError: If the height or width is not allowed.
         """
-        validate_image_batch(sample, in_channels=self.config.in_channels, downsampling_factor=self.downsampling_factor)
         flatten = self.config.latent_head == "flatten"
-        if flatten and tuple(sample.shape[-2:]) != (self.config.sample_size, self.config.sample_size):
-            raise ValueError(
-                f"sample height and width must be {self.config.sample_size} with latent_head='flatten', "
-                f"got {sample.shape[-2]} x {sample.shape[-1]}"
-            )
+        check_images(sample, self.downsampling_factor, self.config.sample_size if flatten else None)
         hidden = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:

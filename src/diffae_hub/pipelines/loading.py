@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from ..files import check_regular_files
+from ..network import download_pipeline
 from ..pretrained import bundled_model_names, bundled_model_path
 
 INDEX = "model_index.json"
@@ -38,48 +39,27 @@ def pipeline_folder(source: str | Path, variant: str | None = None, **hub_option
     elif is_hub_id and not folder.exists():
         if revision:
             hub_options["revision"] = revision
-        try:
-            folder = _download(repository, variant, hub_options)
-        except Exception as error:  # the client's own, and those of the HTTP library below it
-            reason = " ".join(str(error).split("\n\n")[0].split())
-            raise OSError(f"{name} cannot be loaded from the Hub: {reason or type(error).__name__}") from error
+        folder = download_pipeline(repository, variant=variant, **hub_options)
     if not name or not (folder / INDEX).is_file():
         raise ValueError(
             f"pretrained_model_name_or_path must be a pipeline folder with a {INDEX}, a Hub id 'owner/name' or one of "
             f"the bundled models {bundled_model_names()}, got {name!r}"
         )
+    check_regular_files(folder)
     for component in _components(folder / INDEX):
         for path in (folder / component).glob("*config.json"):
             _read_object(path)
     return folder
 
 
-def _download(repository: str, variant: str | None, options: dict[str, Any]) -> Path:
-    index = Path(hf_hub_download(repository, INDEX, **options))
-    options["revision"] = index.parent.name  # the commit, so that all files are of one
-    components = _components(index)
-    patterns = [INDEX, *(f"{name}/{file}" for name in components for file in ("config.json", "scheduler_config.json"))]
-    patterns += [pattern for name in components for pattern in _weights(name, variant)]
-    folder = Path(snapshot_download(repository, allow_patterns=patterns, **options))
-    models = [name for name in components if (folder / name / "config.json").is_file()]
-    plain = [name for name in models if not any(any(folder.glob(pattern)) for pattern in _weights(name, variant))]
-    if variant is not None and plain == models:
-        raise ValueError(f"variant must be one that the repository has, got {variant!r}")
-    if variant is not None and plain:
-        patterns = [pattern for name in plain for pattern in _weights(name, None)]
-        snapshot_download(repository, allow_patterns=patterns, **options)
-    return folder
-
-
-def _weights(component: str, variant: str | None) -> list[str]:
-    stem, infix = f"{component}/diffusion_pytorch_model", f".{variant}" if variant else ""
-    return [f"{stem}{infix}.safetensors", f"{stem}{infix}-[0-9]*.safetensors", f"{stem}.safetensors.index{infix}.json"]
-
-
 def _components(index: Path) -> list[str]:
     """Names of the components that a model_index.json lists; only classes of ours and of diffusers are loaded."""
-    names = []
-    for name, value in _read_object(index).items():
+    names, content = [], _read_object(index)
+    if missing := sorted({"_class_name", "encoder", "decoder", "scheduler"} - set(content)):
+        raise ValueError(
+            f"{index} must name encoder, decoder, scheduler and the pipeline's class, {missing} is missing"
+        )
+    for name, value in content.items():
         if name.startswith("_") or value == [None, None]:
             continue
         if not (isinstance(value, list) and len(value) == 2 and value[0] in ("diffae_hub", "diffusers")):

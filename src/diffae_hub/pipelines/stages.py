@@ -57,6 +57,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         if num_inference_steps is not None:
+            trained_scheduler(self.scheduler)  # one that walks another schedule would decode to nonsense
             copy.deepcopy(self.scheduler).set_timesteps(num_inference_steps)
         if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
             raise ValueError(

@@ -9,6 +9,9 @@ from .scheduling_vp_ddim import VPDDIMScheduler
 
 # They walk jumps that only distilled networks have learned.
 DISTILLED_ONLY = ("LCMScheduler", "TCDScheduler")
+# The first step, from alpha = 0, is infinitely long for a Runge-Kutta step in sigma / alpha: Heun's reached 6 dB.
+SINGULAR_AT_PURE_NOISE = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+PURE_NOISE = 1e-6
 # alphas_cumprod in float32 is a product of up to 1000 rounded factors.
 ALPHA_BAR_TOLERANCE = 1e-4
 
@@ -18,7 +21,7 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
 
     Args:
         scheduler: one of ours, or one of diffusers' that was made from ours,
-            `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`. Stochastic ones, such as DDPM, are allowed.
+            `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`. A stochastic one, such as DDPM, may be.
 
     Raises:
         ValueError: if the scheduler cannot be known to share the model's noise schedule and prediction type.
@@ -43,6 +46,11 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
         raise ValueError(
             f"scheduler {name} must walk the model's noise schedule. Take one of diffusers' that have trained_betas, "
             "DPMSolverMultistepScheduler for instance, and change none of its betas"
+        )
+    if name in SINGULAR_AT_PURE_NOISE and float(alpha_bar[-1]) < PURE_NOISE:
+        raise ValueError(
+            f"scheduler must not be {name} for a model that starts from pure noise. Take DPMSolverMultistepScheduler, "
+            "which is of second order too"
         )
     if config.prediction_type != trained.config.prediction_type:
         raise ValueError(

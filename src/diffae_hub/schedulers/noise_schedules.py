@@ -20,6 +20,8 @@ LINEAR_BETA_START = 1e-4
 LINEAR_BETA_END = 0.02
 CONSTANT_BETA = 0.008
 CONSTANT_BETA_STEPS = 1000
+# diffusers' solvers divide by alpha: the smallest alpha^2 that they give themselves.
+SMALLEST_ALPHA_BAR = 2**-24
 
 
 def shifted_cosine(t: torch.Tensor, scaling_factor: float = 4.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,6 +132,36 @@ def alpha_sigma(
     if device.type == "mps":
         return alpha.float().to(device), sigma.float().to(device)
     return alpha, sigma
+
+
+def time_at_log_ratio(noise_schedule: str, log_ratio: torch.Tensor, scaling_factor: float = 4.0) -> torch.Tensor:
+    """The time t at which ln(alpha_t / sigma_t), half the log-SNR, is `log_ratio`; by bisection, float64, same shape.
+
+    Where the schedule does not reach the value, the nearer end, 0 or 1.
+    """
+    low, high = torch.zeros_like(log_ratio, dtype=torch.float64), torch.ones_like(log_ratio, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        alpha, sigma = alpha_sigma(noise_schedule, middle, scaling_factor)
+        too_clean = torch.log(alpha / sigma) > log_ratio
+        low, high = torch.where(too_clean, middle, low), torch.where(too_clean, high, middle)
+    return high
+
+
+def discrete_betas(
+    noise_schedule: str, num_steps: int, scaling_factor: float = 4.0, max_time: float = 1.0
+) -> list[float]:
+    """The betas of diffusers' solvers: prod_{j<=i} (1 - beta_j) = alpha^2 at t = (i + 1) / num_steps, at least 2^-24.
+
+    Args:
+        noise_schedule: as in `alpha_sigma`.
+        num_steps: how many betas.
+        scaling_factor: as in `alpha_sigma`.
+        max_time: later times count as this one.
+    """
+    t = (torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps).clamp(max=max_time)
+    alpha_bar = (alpha_sigma(noise_schedule, t, scaling_factor)[0] ** 2).clamp(min=SMALLEST_ALPHA_BAR)
+    return (1 - alpha_bar / F.pad(alpha_bar[:-1], (1, 0), value=1.0)).tolist()
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

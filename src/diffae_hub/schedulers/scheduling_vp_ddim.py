@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 from ..pretrained import bundled_or_given
-from .noise_schedules import NOISE_SCHEDULES, alpha_sigma, check_choice
+from .noise_schedules import NOISE_SCHEDULES, alpha_sigma, check_choice, discrete_betas
 
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 TIMESTEP_SPACINGS = ("uniform", "trailing", "leading")
@@ -21,8 +21,6 @@ MAX_TRAIN_TIMESTEPS = 100_000
 
 # Noise prediction divides by alpha, which is 0 at t = 1: the last time at which it is used.
 EPSILON_MAX_TIME = 0.999
-# diffusers' solvers divide by alpha too: the smallest alpha^2 that they are given is the one they use themselves.
-SMALLEST_ALPHA_BAR = 2**-24
 
 # Classes of this package, and what one of them has in its configuration and another has not.
 OWN_CLASSES = ("VPDDIMScheduler", "VPDDIMInverseScheduler", "VPDPMSolverMultistepScheduler")
@@ -146,30 +144,22 @@ class VPDDIMScheduler(SchedulerMixin, ConfigMixin):
     @property
     def config(self) -> FrozenDict:
         """The arguments, and for diffusers' solvers `trained_betas` and "trailing" in place of "uniform"."""
-        own = self._internal_dict
-        if self.__dict__.get("_config_source") is not own:
-            self._config_source = own
-            self._config = FrozenDict(self._config_for_solvers({k: v for k, v in own.items() if k[0] != "_"}))
+        if self.__dict__.get("_config_source") is not self._internal_dict:
+            self._config_source = self._internal_dict
+            # Without `_use_default_values`: a solver would put its own defaults in place of ours.
+            own = {name: value for name, value in self._internal_dict.items() if not name.startswith("_")}
+            leading, last = own["timestep_spacing"] == "leading", self._last_time(own["prediction_type"])
+            more = {
+                "timestep_spacing": "leading" if leading else "trailing",
+                "trained_betas": discrete_betas(
+                    own["noise_schedule"], own["num_train_timesteps"], own["scaling_factor"], last
+                ),
+                # A solver of diffusers keeps it, so that our scheduler can be made from its configuration again.
+                "_trained_as": own,
+                "_class_name": type(self).__name__,
+            }
+            self._config = FrozenDict(own | more)
         return self._config
-
-    def _config_for_solvers(self, own: dict[str, Any]) -> dict[str, Any]:
-        # Without `_use_default_values`: solvers that leave out our defaults would put their own in place.
-        total = own["num_train_timesteps"]
-        t = torch.arange(1, total + 1, dtype=torch.float64) / total
-        if own["prediction_type"] == "epsilon":
-            t = t.clamp(max=EPSILON_MAX_TIME)
-        alpha, _ = alpha_sigma(own["noise_schedule"], t, own["scaling_factor"])
-        alpha_bar = (alpha**2).clamp(min=SMALLEST_ALPHA_BAR)
-        betas = 1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]])
-        spacing = "leading" if own["timestep_spacing"] == "leading" else "trailing"
-        return {
-            **own,
-            "timestep_spacing": spacing,
-            "trained_betas": betas.tolist(),
-            # A solver of diffusers keeps it, so that our scheduler can be made from its configuration again.
-            "_trained_as": own,
-            "_class_name": type(self).__name__,
-        }
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -335,10 +325,14 @@ class VPDDIMScheduler(SchedulerMixin, ConfigMixin):
         times = self._uniform_times(num_inference_steps).flip(0)
         return total * times[:-1], self._levels_at(times)
 
+    @staticmethod
+    def _last_time(prediction_type: str) -> float:
+        return EPSILON_MAX_TIME if prediction_type == "epsilon" else 1.0
+
     def _uniform_times(self, num_inference_steps: int) -> torch.Tensor:
         """K + 1 equally spaced times from 0 to 1, float64; noise prediction ends at 0.999."""
         times = torch.tensor(range(num_inference_steps + 1), dtype=torch.float64) / num_inference_steps
-        return times.clamp(max=EPSILON_MAX_TIME) if self.config.prediction_type == "epsilon" else times
+        return times.clamp(max=self._last_time(self.config.prediction_type))
 
     def _leading_indices(self, num_inference_steps: int) -> torch.Tensor:
         """0, s, 2s, ... below num_train_timesteps, with the smallest integer stride s that gives K of them; float64."""

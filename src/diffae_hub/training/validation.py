@@ -71,7 +71,9 @@ def validate(
     for name, (mode, steps) in modes.items():
         generator = torch.Generator(images.device).manual_seed(seed)
         chunks = [
-            pipeline(chunk, mode=mode, num_inference_steps=steps, generator=generator, output_type="pt").images.cpu()
+            pipeline(
+                chunk / 2 + 0.5, mode=mode, num_inference_steps=steps, generator=generator, output_type="pt"
+            ).images.cpu()
             for chunk in images.split(_CHUNK)
         ]
         pictures[name] = torch.cat(chunks)

@@ -1,0 +1,239 @@
+"""What diffusers expects of a pipeline: saving, variants, dtypes, callbacks, offloading, components."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline, LatentCodeModel, VPDDIMScheduler
+
+MODES = ("stochastic", "inversion")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 16, 16, generator=seeded(9))
+
+
+def run(pipeline, images: torch.Tensor, mode: str = "stochastic", **options: object) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 3, "generator": seeded(), "output_type": "latent"} | options
+    return pipeline(images, mode=mode, **options).images
+
+
+# ---- saving and loading ----------------------------------------------------------------------------------------------
+
+
+def test_round_trip_is_bit_equal(tiny_pipeline, images, tmp_path: Path) -> None:
+    before = [run(tiny_pipeline, images, mode) for mode in MODES]
+    tiny_pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
+    assert all(torch.equal(run(loaded, images, mode), old) for mode, old in zip(MODES, before, strict=True))
+
+
+def test_saved_folder(tiny_pipeline, tmp_path: Path) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"][-1] == "DiffusionAutoencoderPipeline"  # behind the name of its loader file
+    for name, class_name in (("encoder", "SemanticEncoderModel"), ("decoder", "ConditionedUNet2DModel")):
+        assert index[name] == ["diffae_hub", class_name]
+    assert index["scheduler"] == ["diffae_hub", "VPDDIMScheduler"]
+    weights = [path.suffix for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 5_000]
+    assert set(weights) == {".safetensors"}
+    with pytest.raises(ValueError, match="safe_serialization"):
+        tiny_pipeline.save_pretrained(tmp_path / "a", safe_serialization=False)
+
+
+def test_optional_components_are_registered_when_assigned(tiny_pipeline, images, tmp_path: Path) -> None:
+    parts = {
+        "attribute_classifier": AttributeClassifier(8, num_attributes=2, attribute_names=["a", "b"]),
+        "latent_code_model": LatentCodeModel(8, hidden_dim=16, num_layers=2, time_sinusoid_dim=8, time_embed_dim=12),
+        "latent_scheduler": VPDDIMScheduler(noise_schedule="constant_beta", prediction_type="epsilon"),
+    }
+    for name, part in parts.items():
+        setattr(tiny_pipeline, name, part)
+    tiny_pipeline.scheduler = VPDDIMScheduler(scaling_factor=2.0)
+    tiny_pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.attribute_classifier.linear.weight, parts["attribute_classifier"].linear.weight)
+    assert loaded.latent_scheduler.config.noise_schedule == "constant_beta"
+    assert loaded.latent_code_model.config.hidden_dim == 16
+    assert loaded.scheduler.config.scaling_factor == 2.0
+    loaded.attribute_classifier = None
+    loaded.save_pretrained(tmp_path / "without")
+    assert DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "without").attribute_classifier is None
+    with pytest.raises(ValueError, match="^attribute_classifier"):
+        loaded.attribute_classifier = AttributeClassifier(9, num_attributes=2)
+
+
+def test_variants(tiny_pipeline, tmp_path: Path) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    tiny_pipeline.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    names = {path.name for path in (tmp_path / "decoder").glob("*.safetensors")}
+    assert names == {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"}
+    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(loaded.decoder.conv_in.weight, tiny_pipeline.decoder.conv_in.weight.float())
+    with pytest.raises(ValueError, match="bf8"):
+        DiffusionAutoencoderPipeline.from_pretrained(tmp_path, variant="bf8")
+
+
+def test_dtype_for_all_or_by_component(tiny_pipeline, images, tmp_path: Path) -> None:
+    expected = run(tiny_pipeline, images)
+    tiny_pipeline.save_pretrained(tmp_path)
+    for dtype, encoder, decoder in (
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        ({"decoder": torch.bfloat16}, torch.float32, torch.bfloat16),
+        ({"default": torch.float16, "decoder": torch.float32}, torch.float16, torch.float32),
+    ):
+        loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path, dtype=dtype)
+        assert (loaded.encoder.dtype, loaded.decoder.dtype) == (encoder, decoder)
+        for mode in MODES:  # the trajectory is float32
+            assert run(loaded, images, mode).dtype == torch.float32
+        error = (run(loaded, images) - expected).norm() / expected.norm()
+        assert error < 0.15
+
+
+def test_casting_makes_no_noise(tiny_pipeline, capfd) -> None:
+    tiny_pipeline.to(torch.bfloat16)
+    assert "float32" not in capfd.readouterr().err
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    record = logger.makeRecord(logger.name, logging.WARNING, "", 0, "should be kept in float32: ['norm']", (), None)
+    assert logger.filter(record)  # where there is something to say, it is said
+
+
+# ---- calling ---------------------------------------------------------------------------------------------------------
+
+
+def test_batch_consistency(tiny_pipeline, images) -> None:
+    together = run(tiny_pipeline, images, generator=[seeded(7), seeded(8)])
+    for index, seed in enumerate((7, 8)):
+        alone = run(tiny_pipeline, list(images[index : index + 1]), generator=[seeded(seed)])
+        torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
+
+
+def test_return_tuple(tiny_pipeline, images) -> None:
+    result = tiny_pipeline(images, num_inference_steps=1, return_dict=False, output_type="pt")
+    assert [tuple(part.shape) for part in result] == [(2, 3, 16, 16), (2, 8), (2, 3, 16, 16)]
+
+
+def test_callback_sees_and_changes_every_step(tiny_pipeline, images) -> None:
+    seen = []
+
+    def callback(pipeline, step, timestep, tensors):
+        seen.append((step, float(timestep), set(tensors)))
+        return {"sample": torch.zeros_like(tensors["sample"]).double()} if step == 3 else None
+
+    output = run(
+        tiny_pipeline, images, num_inference_steps=4, callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["sample", "latent_code"],
+    )  # fmt: skip
+    assert [entry[:2] for entry in seen] == [(0, 1000.0), (1, 750.0), (2, 500.0), (3, 250.0)]
+    assert all(entry[2] == {"sample", "latent_code"} for entry in seen)
+    assert torch.equal(output, torch.zeros(2, 3, 16, 16))
+
+
+def test_callbacks_of_diffusers_say_what_they_receive(tiny_pipeline, images) -> None:
+    class Halving(PipelineCallback):
+        tensor_inputs = ["latent_code", "sample"]
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            assert list(callback_kwargs) == self.tensor_inputs
+            return {"sample": callback_kwargs["sample"] / 2}
+
+    plain = run(tiny_pipeline, images, num_inference_steps=1)
+    for callback in (Halving(), MultiPipelineCallbacks([Halving()])):
+        halved = run(tiny_pipeline, images, num_inference_steps=1, callback_on_step_end=callback)
+        torch.testing.assert_close(halved, plain / 2)
+
+
+def test_interrupt_skips_the_rest_of_one_call(tiny_pipeline, images) -> None:
+    samples = []
+
+    def callback(pipeline, step, timestep, tensors):
+        samples.append(tensors["sample"])
+        pipeline._interrupt = step == 1
+
+    output = run(tiny_pipeline, images, num_inference_steps=5, callback_on_step_end=callback)
+    assert len(samples) == 2
+    assert torch.equal(output, samples[-1])
+    assert not torch.equal(run(tiny_pipeline, images, num_inference_steps=5), output)
+
+
+def test_progress_bars_have_names(tiny_pipeline, images, capfd) -> None:
+    tiny_pipeline.set_progress_bar_config(disable=False)
+    tiny_pipeline(images, mode="inversion", num_inference_steps=2)
+    text = capfd.readouterr().err
+    assert all(f"{name}: 100%" in text for name in ("encode", "invert", "decode"))
+
+
+def test_components_and_from_pipe(tiny_pipeline, images) -> None:
+    expected = run(tiny_pipeline, images)
+    assert {"encoder", "decoder", "scheduler"} <= set(tiny_pipeline.components)
+    for other in (
+        DiffusionAutoencoderPipeline(**tiny_pipeline.components),
+        DiffusionAutoencoderPipeline.from_pipe(tiny_pipeline),
+    ):
+        assert other.decoder is tiny_pipeline.decoder
+        assert torch.equal(run(other, images), expected)
+
+
+def test_offload(tiny_pipeline, images) -> None:
+    expected = [run(tiny_pipeline, images, mode) for mode in MODES]
+    tiny_pipeline.attribute_classifier = AttributeClassifier(8, num_attributes=1, attribute_names=["a"])
+    edited = tiny_pipeline.edit(images[0], {"a": 0.3}, num_inference_steps=2, output_type="pt").images
+    tiny_pipeline.enable_model_cpu_offload(device="cpu")
+    for mode, before in zip(MODES, expected, strict=True):
+        torch.testing.assert_close(run(tiny_pipeline, images, mode), before)
+    again = tiny_pipeline.edit(images[0], {"a": 0.3}, num_inference_steps=2, output_type="pt").images
+    torch.testing.assert_close(again, edited)
+
+
+def test_compiled_decoder(tiny_pipeline, images, tmp_path: Path) -> None:
+    expected = run(tiny_pipeline, images)
+    tiny_pipeline.decoder = torch.compile(tiny_pipeline.decoder, backend="eager")
+    torch.testing.assert_close(run(tiny_pipeline, images), expected, atol=1e-5, rtol=1e-5)
+    tiny_pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
+    torch.testing.assert_close(run(loaded, images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_channels_last_changes_nothing_but_rounding(tiny_pipeline, images) -> None:
+    before = run(tiny_pipeline, images, "inversion")
+    for network in (tiny_pipeline.encoder, tiny_pipeline.decoder):
+        network.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(run(tiny_pipeline, images, "inversion"), before, atol=1e-5, rtol=1e-5)
+
+
+# ---- diffusers' own schedulers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", [DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_diffusers_solvers_decode_to_the_same_image(tiny_pipeline, images, solver: type) -> None:
+    code, noise = tiny_pipeline.encode(images), torch.randn(2, 3, 16, 16, generator=seeded(1))
+    inverted = tiny_pipeline.invert(images, num_inference_steps=10)
+
+    def decode(steps: int) -> torch.Tensor:
+        return tiny_pipeline.decode(code, noise, num_inference_steps=steps, output_type="latent").images
+
+    converged = decode(1000)
+    tiny_pipeline.scheduler = solver.from_config(tiny_pipeline.scheduler.config)
+    assert float((decode(250) - converged).std() / converged.std()) < 0.1
+    # Inversion walks the trained schedule, whatever decodes.
+    assert torch.equal(tiny_pipeline.invert(images, num_inference_steps=10), inverted)
+
+
+def test_a_scheduler_of_another_schedule_is_refused(tiny_pipeline, images) -> None:
+    tiny_pipeline.scheduler = DDIMScheduler()
+    for call in (tiny_pipeline, tiny_pipeline.invert):
+        with pytest.raises(ValueError, match="^scheduler"):
+            call(images, num_inference_steps=2)
