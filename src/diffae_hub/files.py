@@ -130,7 +130,7 @@ def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool 
     try:
         found = json.loads(path.read_text())
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"output must be a new folder or hold {what}; {path} is of something else: {error}") from error
     if different:
         key = different[0]
@@ -162,9 +162,11 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text())
-        missing = [key for key in keys if key not in found]
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must hold a JSON object: {error}") from error
-    if missing or not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object with {', '.join(keys)}, got none of {missing}")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}")
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise ValueError(f"{path} must hold {', '.join(missing)}, which are missing")
     return found

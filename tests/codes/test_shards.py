@@ -15,14 +15,16 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from diffae_hub import load_codes
 from diffae_hub.cli.main import main
-from diffae_hub.codes.shards import load_codes
+from diffae_hub.codes.fingerprints import encoder_fingerprint
+from diffae_hub.codes.shards import encode_dataset
 from diffae_hub.data.loading import load_rows
 
 
 def encode(dataset: str, model: str, output: Path, *more: str) -> list[str]:
     arguments = ["encode", dataset, "--split", "test", "--model", model, "--output", str(output), "--device", "cpu"]
-    return [*arguments, "--columns", "label", "--shard_size", "4", "--batch_size", "3", *more]
+    return [*arguments, "--columns", "label", "--shard-size", "4", "--batch-size", "3", *more]
 
 
 @pytest.fixture
@@ -40,8 +42,9 @@ def test_codes_are_the_encoders(
     assert main(encode(test_images, model, tmp_path / "codes", *more)) == 0
     assert "11 codes" in capsys.readouterr().out
     assert len(list((tmp_path / "codes").glob(f"codes-*.{file_format}"))) == 3
-    codes = load_codes(tmp_path / "codes", ["label"])
+    codes = load_codes(str(tmp_path / "codes"), ["label", "source"])
     assert codes["index"].tolist() == list(range(11))
+    assert codes["source"].tolist() == [f"row {index}" for index in range(11)]
     assert codes["label"].tolist() == [index % 2 for index in range(11)]
     np.testing.assert_allclose(codes["latent_code"], expected, atol=1e-5)
     summary = json.loads((tmp_path / "codes" / "codes.json").read_text())
@@ -64,69 +67,101 @@ def test_continues_with_the_shards_that_are_missing(
     np.testing.assert_allclose(load_file(shards[1])["latent_code"], expected[4:8], atol=1e-5)
 
 
-def test_two_processes_share_the_shards(model: str, test_images: str, expected: np.ndarray, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "diffae_hub.cli", *encode(test_images, model, tmp_path / "codes")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=900)
-    np.testing.assert_allclose(load_codes(tmp_path / "codes")["latent_code"], expected, atol=1e-5)
+def test_a_folder_of_classes_gives_labels_and_paths(tiny_pipeline, tmp_path: Path) -> None:
+    colors = {"blue": (0, 0, 255), "red": (255, 0, 0)}
+    paths = []
+    for name, color in colors.items():
+        for index in range(3):
+            path = tmp_path / "photos" / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), color).save(path)
+            paths.append(str(path))
+    assert encode_dataset(tiny_pipeline, tmp_path / "photos", tmp_path / "codes", columns=["label"]) == 6
+    codes = load_codes(tmp_path / "codes", ["label", "source"])
+    assert codes["source"].tolist() == paths
+    summary = json.loads((tmp_path / "codes" / "codes.json").read_text())
+    assert [summary["class_names"]["label"][label] for label in codes["label"]] == ["blue"] * 3 + ["red"] * 3
+    assert summary["encoder"] == encoder_fingerprint(tiny_pipeline)
+    expected = tiny_pipeline.encode([Image.open(path) for path in paths]).numpy()
+    np.testing.assert_allclose(codes["latent_code"], expected, atol=1e-5)
+    assert encode_dataset(tiny_pipeline, str(tmp_path / "photos"), str(tmp_path / "unlabelled")) == 6
+    assert load_codes(tmp_path / "unlabelled", ["source"])["source"].tolist() == paths
+
+
+def test_codes_of_another_encoder_are_told_apart(tiny_pipeline, test_images: str, tmp_path: Path) -> None:
+    encode_dataset(tiny_pipeline, test_images, tmp_path / "codes")
+    before = encoder_fingerprint(tiny_pipeline)
+    with torch.no_grad():
+        tiny_pipeline.decoder.conv_out.bias.add_(1)
+    assert encode_dataset(tiny_pipeline, test_images, tmp_path / "codes") == 11  # codes do not depend on the decoder
+    with torch.no_grad():
+        tiny_pipeline.encoder.head.bias.add_(1)
+    assert encoder_fingerprint(tiny_pipeline) != before
+    with pytest.raises(ValueError, match="encoder"):
+        encode_dataset(tiny_pipeline, test_images, tmp_path / "codes")
+
+
+def test_codes_that_are_not_finite_are_never_written(tiny_pipeline, test_images: str, tmp_path: Path) -> None:
+    with torch.no_grad():
+        tiny_pipeline.encoder.head.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="finite"):
+        encode_dataset(tiny_pipeline, test_images, tmp_path / "codes")
+    assert [path.name for path in (tmp_path / "codes").iterdir()] == ["settings.json"]
 
 
 def test_bad_input(model: str, test_images: str, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "codes"
     assert main(encode(test_images, model, folder)) == 0
     capsys.readouterr()
-    assert main(encode(test_images, model, folder, "--shard_size", "5")) == 2
-    assert "same settings" in capsys.readouterr().err
-    assert main([*encode(test_images, model, tmp_path / "other"), "--columns", "nonsense"]) == 2
-    assert "columns must be among" in capsys.readouterr().err
-    assert main(encode(test_images, model, folder, "--format", "safetensors")) == 2
-    assert "format must be that of the codes" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="codes must be a folder with a codes.json"):
+    for more in (["--shard-size", "5"], ["--format", "safetensors"]):
+        assert main(encode(test_images, model, folder, *more)) == 2
+        assert more[0][2:].replace("-", "_") in capsys.readouterr().err
+    with pytest.raises(ValueError, match="codes"):
         load_codes(tmp_path)
-    with pytest.raises(ValueError, match=r"columns must be among \['label'\], got \['other'\]"):
+    with pytest.raises(ValueError, match="columns"):
         load_codes(folder, ["other"])
+    for broken in ("{", "[]", "{}"):
+        (folder / "codes.json").write_text(broken)
+        with pytest.raises(ValueError, match="codes.json"):
+            load_codes(folder)
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("more", "argument"),
     [
-        (["--columns", "nonsense"], "columns must be among"),
-        (["--columns", "label", "label"], "columns must differ from one another"),
-        (["--columns", "image"], "columns must differ from one another and from index, latent_code, image"),
-        (["--num_images", "0"], "num_images must be at least 1, got 0"),
+        (["--columns", "nonsense"], "columns"),
+        (["--columns", "label", "label"], "columns"),
+        (["--columns", "image"], "columns"),
+        (["--num-images", "0"], "num_images"),
         (["--crop", "d2c"], "178x218"),
-        (["--device", "nonsense"], "device must be a device of this machine, got 'nonsense'"),
-        (["--model", "nonsense"], "model 'nonsense' cannot be loaded"),
+        (["--device", "nonsense"], "device"),
+        (["--model", "nonsense"], "nonsense"),
     ],
 )
 def test_what_is_refused_leaves_the_folder_free(
-    more: list[str], message: str, model: str, test_images: str, tmp_path: Path, capsys
+    more: list[str], argument: str, model: str, test_images: str, tmp_path: Path, capsys
 ) -> None:
     folder = tmp_path / "codes"
     assert main([*encode(test_images, model, folder), *more]) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert argument in error
     assert len(error.splitlines()) == 1
-    assert main(encode(test_images, model, folder)) == 0
-
-
-def test_output_that_is_a_file(model: str, test_images: str, tmp_path: Path, capsys) -> None:
-    (tmp_path / "file").write_text("precious")
-    assert main(encode(test_images, model, tmp_path / "file")) == 2
-    assert "output must be a folder" in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == "precious"
+    assert not folder.exists()
 
 
 def test_output_that_holds_something_else(model: str, test_images: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert main(encode(test_images, model, tmp_path / "file")) == 2
+    assert "output" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
     folder = tmp_path / "documents"
     folder.mkdir()
     (folder / "precious.txt").write_text("x")
     assert main(encode(test_images, model, folder)) == 2
-    assert "output must be a new or empty folder" in capsys.readouterr().err
+    assert "output" in capsys.readouterr().err
     (folder / "settings.json").write_text("not JSON")
     assert main(encode(test_images, model, folder)) == 2
-    assert "settings.json is of something else" in capsys.readouterr().err
+    assert "settings.json" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["precious.txt", "settings.json"]
 
 
@@ -136,7 +171,7 @@ def test_number_of_images_may_change(
 ) -> None:
     folder = tmp_path / "codes"
     for count in (6, 11, 3, 11):
-        arguments = encode(test_images, model, folder, "--format", file_format, "--num_images", str(count))
+        arguments = encode(test_images, model, folder, "--format", file_format, "--num-images", str(count))
         assert main(arguments) == 0
         codes = load_codes(folder, ["label"])
         assert codes["index"].tolist() == list(range(count))
@@ -163,16 +198,13 @@ def test_column_named_like_a_part_of_the_image(model: str, test_images: str, exp
     np.testing.assert_allclose(codes["latent_code"], expected, atol=1e-5)
 
 
-def test_processes_on_the_cpu_know_of_one_another_without_a_device(model: str, test_images: str, tmp_path) -> None:
+def test_two_processes_share_the_shards(model: str, test_images: str, expected: np.ndarray, tmp_path: Path) -> None:
+    """Without `--device`, too, they know of one another: one report, by the first."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = encode(test_images, model, tmp_path / "codes", "--json")
     del arguments[arguments.index("--device") : arguments.index("--device") + 2]
+    command += ["-m", "diffae_hub.cli", *arguments]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        [*command, "-m", "diffae_hub.cli", *arguments],
-        env=environment,
-        check=True,
-        stdout=subprocess.PIPE,
-        timeout=900,
-    )
-    assert json.loads(process.stdout)["count"] == 11  # one report, by the first
+    process = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, timeout=900)
+    assert json.loads(process.stdout)["count"] == 11
+    np.testing.assert_allclose(load_codes(tmp_path / "codes")["latent_code"], expected, atol=1e-5)

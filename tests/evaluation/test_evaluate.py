@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,8 @@ from diffae_hub.cli.main import main
 from diffae_hub.conversion.official_configuration import CELEBA_ATTRIBUTES
 from diffae_hub.data.loading import load_rows
 from diffae_hub.evaluation.baselines import jpeg_reconstruct
-from diffae_hub.evaluation.evaluate import image_pairs
 from diffae_hub.evaluation.evaluation_folder import EvaluationFolder
+from diffae_hub.evaluation.measure import measure
 from diffae_hub.evaluation.options import EvaluationOptions
 from diffae_hub.evaluation.paper_tables import (
     TABLE_1,
@@ -37,13 +36,14 @@ from diffae_hub.evaluation.paper_tables import (
     TABLE_11_AVERAGE,
     format_papers,
 )
-from diffae_hub.evaluation.report import format_figure
+from diffae_hub.evaluation.reconstruct import image_pairs
+from diffae_hub.evaluation.report import format_figure, write_report
 
 from ..conftest import write_parquet
 
 
 def run(*arguments: str) -> list[str]:
-    return ["evaluate", *arguments, "--steps", "3", "--device", "cpu", "--batch_size", "4", "--json"]
+    return ["evaluate", *arguments, "--steps", "3", "--device", "cpu", "--batch-size", "4", "--json"]
 
 
 @pytest.fixture
@@ -54,6 +54,30 @@ def evaluated(model: str, test_images: str, tmp_path: Path, capsys):
     return json.loads(capsys.readouterr().out), output
 
 
+def roughness(image: np.ndarray) -> float:
+    """Mean distance of inner pixels from the mean of their four neighbours."""
+    inner = image[1:-1, 1:-1]
+    return np.abs(inner - (image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:]) / 4).mean()
+
+
+@torch.no_grad()
+def plain_inversion(pipeline, image: torch.Tensor, code: torch.Tensor, steps: int) -> torch.Tensor:
+    """x_T by the DDIM step read backwards, t = 0 to 1 in `steps` equal steps, for velocity prediction and SC-4."""
+
+    def level(t: float) -> tuple[float, float]:
+        """alpha = cos(arctan(tan(pi t / 2) / S)), sigma likewise."""
+        angle = np.arctan2(np.sin(np.pi * t / 2), 4 * np.cos(np.pi * t / 2))
+        return float(np.cos(angle)), float(np.sin(angle))
+
+    for k in range(steps):
+        (alpha, sigma), (next_alpha, next_sigma) = level(k / steps), level((k + 1) / steps)
+        velocity = pipeline.decoder(image, torch.tensor(1000 * k / steps), code).sample
+        original, noise = alpha * image - sigma * velocity, sigma * image + alpha * velocity
+        image = next_alpha * original + next_sigma * noise
+    return image
+
+
+@torch.no_grad()
 def test_figures_are_those_of_the_reconstructions(evaluated, tiny_pipeline, test_images: str) -> None:
     figures, output = evaluated
     rows = load_rows(test_images, "test")
@@ -62,15 +86,22 @@ def test_figures_are_those_of_the_reconstructions(evaluated, tiny_pipeline, test
         expected = []
         for index, original in enumerate(originals):
             image = torch.from_numpy(original).permute(2, 0, 1)[None].float() * 2 - 1
-            generator = torch.Generator().manual_seed(index)  # an image's noise depends on its index only
-            result = tiny_pipeline(image, mode=mode, num_inference_steps=3, generator=generator, output_type="np")
-            expected.append(peak_signal_noise_ratio(original, result.images[0].astype(np.float64), data_range=1))
+            code = tiny_pipeline.encoder(image).latent_code
+            if mode == "stochastic":  # an image's noise depends on its index only
+                noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(index))
+            else:
+                noise = plain_inversion(tiny_pipeline, image, code, 3)
+            result = tiny_pipeline.decode(code, noise=noise, num_inference_steps=3, output_type="np").images[0]
+            expected.append(peak_signal_noise_ratio(original, result.astype(np.float64), data_range=1))
         measured = figures["results"][mode]["psnr_db"]
         assert measured["count"] == len(originals)
         assert measured["mean"] == pytest.approx(np.mean(expected), abs=1e-3)
         assert measured["interval"][0] < measured["mean"] < measured["interval"][1]
         written = np.asarray(Image.open(output / mode / "0000003.png")) / 255
         assert peak_signal_noise_ratio(originals[3], written, data_range=1) == pytest.approx(expected[3], abs=0.3)
+        files = [np.asarray(Image.open(output / mode / f"{index:07d}.png")) / 255 for index in range(len(originals))]
+        energies = [np.mean([roughness(image) for image in images]) for images in (files, originals)]
+        assert figures["results"][mode]["sharpness"]["value"] == pytest.approx(energies[0] / energies[1], rel=0.01)
     assert figures["results"]["inversion"]["psnr_db"]["mean"] > figures["results"]["stochastic"]["psnr_db"]["mean"]
 
 
@@ -81,7 +112,7 @@ def test_report_holds_our_figures_and_the_papers(evaluated) -> None:
     assert "| paper: v, SC-4, 2-phase | 30.351 | 0.9552 | 0.003217 | 2.1149 | 2.7153 |" in page
     assert "| paper: v, SC-4, 2-phase | 50.113 | 0.9996 |" in page
     assert json.loads((output / "report.json").read_text()) == figures
-    for name in ("reconstructions.png", "interpolation.png"):
+    for name in ("reconstructions.png", "interpolation.png", "psnr.png"):
         assert f"]({name})" in page
         assert min(Image.open(output / name).size) > 16
     assert not list(output.rglob("*.partial"))
@@ -91,16 +122,16 @@ def test_two_processes_give_the_figures_of_one(
     model: str, test_images: str, train_images: str, torch_home: Path, tmp_path: Path
 ) -> None:
     """All figures: reconstructions, LPIPS, path length, probe, baselines."""
-    arguments = run(model, "--dataset", test_images, "--train_dataset", train_images)
-    arguments += ["--path_length_pairs", "3", "--path_length_intervals", "2", "--baselines", "pca", "jpeg"]
-    arguments += ["--probe", "multiclass", "--label_columns", "label", "--metrics", "lpips_vgg"]
+    arguments = run(model, "--dataset", test_images, "--train-dataset", train_images)
+    arguments += ["--path-length-pairs", "3", "--path-length-intervals", "2", "--baselines", "pca", "jpeg"]
+    arguments += ["--probe", "multiclass", "--label-columns", "label", "--metrics", "lpips_vgg"]
     environment = {
         **os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TORCH_HOME": str(torch_home)
     }  # fmt: skip
     reports = []
     for count in (1, 2):
         output = tmp_path / str(count)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         command += ["-m", "diffae_hub.cli", *arguments, "--output", str(output)]
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=900)
         reports.append(json.loads((output / "report.json").read_text()))
@@ -117,29 +148,40 @@ def test_two_processes_give_the_figures_of_one(
     assert two["probe"]["auroc_macro"] == pytest.approx(one["probe"]["auroc_macro"], abs=1e-3)
 
 
-def test_killed_evaluation_goes_on_where_it_was(evaluated, model: str, test_images: str, tmp_path: Path) -> None:
+# Runs the command line, and stops itself for good at the third call of a function: in the midst of a batch's
+# files, or with its files but without its scores.
+KILLED = """
+import os, signal, sys
+from diffae_hub.cli.main import main
+from diffae_hub.evaluation import evaluation_folder
+
+owner = evaluation_folder if sys.argv[1] == "write_png" else evaluation_folder.EvaluationFolder
+function, calls = getattr(owner, sys.argv[1]), []
+
+def stopping(*arguments, **options):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*arguments, **options)
+
+setattr(owner, sys.argv[1], stopping)
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("place", ["write_png", "append"])
+def test_killed_evaluation_goes_on_where_it_was(
+    place: str, evaluated, model: str, test_images: str, tmp_path: Path
+) -> None:
     figures, _ = evaluated
     output = tmp_path / "killed"
-    arguments = run(model, "--dataset", test_images, "--output", str(output), "--metrics", "--batch_size", "1")
+    arguments = run(model, "--dataset", test_images, "--output", str(output), "--metrics", "--batch-size", "1")
+    process = subprocess.run([sys.executable, "-c", KILLED, place, *arguments], capture_output=True, timeout=900)
+    assert process.returncode == -signal.SIGKILL
     scores = output / "scores_stochastic_0.jsonl"
-
-    def killed_in_the_middle() -> bool:
-        """False if the evaluation, which is short, was faster than this test."""
-        shutil.rmtree(output, ignore_errors=True)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "diffae_hub.cli", *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and not (scores.is_file() and len(scores.read_bytes().splitlines()) >= 2):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return not (output / "report.json").exists()
-
-    assert any(killed_in_the_middle() for _ in range(10))
-    with scores.open("ab") as file:
-        file.write(b'{"index": 9, "psnr')  # as if killed inside a write
+    assert len(scores.read_text().splitlines()) == (1 if place == "write_png" else 2)
+    with scores.open("ab") as file:  # a line edited by hand, one that was killed half way
+        file.write(b'{"index": 5, "psnr_db": "high"}\n{"index": 9, "psnr')
     first = output / "stochastic" / "0000000.png"
     before = first.stat().st_mtime_ns
 
@@ -151,19 +193,49 @@ def test_killed_evaluation_goes_on_where_it_was(evaluated, model: str, test_imag
         assert again[mode]["psnr_db"]["mean"] == pytest.approx(figures["results"][mode]["psnr_db"]["mean"], abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["settings.json", "timings.json"])
+def test_a_broken_file_in_the_folder_is_named(name: str, evaluated, model: str, test_images: str, capsys) -> None:
+    _, output = evaluated
+    for content in ("{", "[1]", "[" * 100_000):
+        (output / name).write_text(content)
+        assert main(run(model, "--dataset", test_images, "--output", str(output), "--metrics")) == 2
+        error = capsys.readouterr().err
+        assert name in error
+        assert len(error.splitlines()) == 1
+
+
+def test_the_steps_meet_in_the_folder_only(evaluated, tmp_path: Path) -> None:
+    """Measured and reported again from a copy of the folder, without the model, the figures are the same."""
+    figures, output = evaluated
+    shutil.copytree(output, tmp_path / "copy")
+    for name in ("report.json", "report.md"):
+        (tmp_path / "copy" / name).unlink()
+    measure(tmp_path / "copy")
+    again = write_report(tmp_path / "copy", figures["command"])
+    assert again["results"] == figures["results"]
+    assert (tmp_path / "copy" / "report.md").read_text() == (output / "report.md").read_text()
+    (tmp_path / "copy" / "run.json").write_text('{"weights": 1}')
+    with pytest.raises(ValueError, match="run.json"):
+        measure(tmp_path / "copy")
+    options = json.loads((output / "options.json").read_text())
+    (tmp_path / "copy" / "options.json").write_text(json.dumps({**options, "metrics": ["fid"]}))
+    with pytest.raises(ValueError, match="metrics"):
+        measure(tmp_path / "copy")
+
+
 def test_metric_without_weights_is_na_and_can_be_required(
     model: str, test_images: str, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    arguments = run(model, "--dataset", test_images, "--num_images", "3", "--mode", "stochastic")
-    arguments += ["--output", str(tmp_path / "out"), "--dinov2_model", str(tmp_path / "none"), "--metrics", "fd_dinov2"]
+    arguments = run(model, "--dataset", test_images, "--num-images", "3", "--mode", "stochastic")
+    arguments += ["--output", str(tmp_path / "out"), "--dinov2-model", str(tmp_path / "none"), "--metrics", "fd_dinov2"]
     assert main(arguments) == 0
     figures = json.loads(capsys.readouterr().out)
     assert "unavailable" in figures["results"]["stochastic"]["fd_dinov2"]
     page = (tmp_path / "out" / "report.md").read_text()
     assert "FD-DINOv2 ↓ n/a: " in page
     assert main([*arguments, "--require", "fd_dinov2"]) == 2
-    assert "fd_dinov2 is required" in capsys.readouterr().err
+    assert "fd_dinov2" in capsys.readouterr().err
 
 
 def test_baselines_probe_and_other_model(
@@ -173,8 +245,8 @@ def test_baselines_probe_and_other_model(
         tiny_pipeline.decoder.conv_out.bias.add_(0.5)
     tiny_pipeline.save_pretrained(tmp_path / "other")
     arguments = run(model, "--dataset", test_images, "--mode", "stochastic", "--output", str(tmp_path / "out"))
-    arguments += ["--train_dataset", train_images, "--baselines", "mean_image", "pca", "jpeg", "--metrics"]
-    arguments += ["--compare", str(tmp_path / "other"), "--probe", "multiclass", "--label_columns", "label"]
+    arguments += ["--train-dataset", train_images, "--baselines", "mean_image", "pca", "jpeg", "--metrics"]
+    arguments += ["--compare", str(tmp_path / "other"), "--probe", "multiclass", "--label-columns", "label"]
     assert main(arguments) == 0
     results = json.loads(capsys.readouterr().out)["results"]
 
@@ -214,37 +286,36 @@ def test_path_length_is_measured_and_continued(
     """By the real LPIPS-VGG, on a trunk made here; the formula itself has its own test."""
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     arguments = run(model, "--dataset", test_images, "--mode", "stochastic", "--metrics")
-    arguments += ["--path_length_intervals", "4", "--path_length_pairs"]
+    arguments += ["--path-length-intervals", "4", "--path-length-pairs"]
     out = ["--output", str(tmp_path / "out")]
 
-    def measure(*more: str) -> dict:
+    def path_length(*more: str) -> dict:
         assert main([*arguments, *more]) == 0
         return json.loads(capsys.readouterr().out)["results"]["perceptual_path_length"]
 
     def recorded() -> list[list[int]]:
-        files = sorted((tmp_path / "out").glob("path_lengths_4_*.jsonl"))
-        return [[json.loads(line)["pair"] for line in file.read_text().splitlines()] for file in files]
+        return [json.loads(line)["images"] for line in (tmp_path / "out" / "path_lengths_4_0.jsonl").open()]
 
-    first = measure("2", *out)
+    first = path_length("2", *out)
     assert first["count"] == first["cross_fade"]["count"] == 2
     assert first["mean"] > 0
     assert first["cross_fade"]["mean"] > 0
     assert "one image fading into the other" in (tmp_path / "out" / "report.md").read_text()
-    second = measure("3", *out)
+    second = path_length("3", *out)
     assert second["count"] == 3
-    assert recorded() == [[0, 1], [2]], "only the new pair was measured"
+    assert recorded() == [list(pair) for pair in image_pairs(11, 3, seed=0)], "only the new pair was measured"
     # Of other images, the pairs are others too: nothing measured before may stand for them, nor be lost.
-    fewer = measure("3", "--num_images", "5", *out)
-    assert fewer == measure("3", "--num_images", "5", "--output", str(tmp_path / "new"))
+    fewer = path_length("3", "--num-images", "5", *out)
+    assert fewer == path_length("3", "--num-images", "5", "--output", str(tmp_path / "new"))
     files = recorded()
-    assert measure("3", *out) == second
+    assert path_length("3", *out) == second
     assert recorded() == files
 
 
 def test_a_folder_belongs_to_one_evaluation(evaluated, model: str, test_images: str, tmp_path: Path, capsys) -> None:
     _, output = evaluated
     assert main(run(model, "--dataset", test_images, "--output", str(output), "--seed", "1", "--metrics")) == 2
-    assert "seed=0, got 1" in capsys.readouterr().err
+    assert "seed" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("x")
     assert main(run(model, "--dataset", test_images, "--output", str(tmp_path / "full"), "--metrics")) == 2
@@ -258,19 +329,19 @@ def test_parts_of_an_evaluation_belong_to_their_data(
     tiny_pipeline.save_pretrained(tmp_path / "other")
     arguments = run(model, "--dataset", test_images, "--mode", "stochastic", "--output", str(tmp_path / "out"))
     arguments += ["--metrics", "--baselines", "mean_image", "--compare", str(tmp_path / "other")]
-    assert main([*arguments, "--train_dataset", train_images]) == 0
+    assert main([*arguments, "--train-dataset", train_images]) == 0
     for more, message in (
-        (["--train_dataset", test_images, "--train_split", "test"], "an evaluation (baselines) of the same settings"),
-        (["--train_dataset", train_images, "--baseline_images", "3"], "images=40, got 3"),
-        (["--train_dataset", train_images, "--image_column", "other"], "image_column must be one of"),
+        (["--train-dataset", test_images, "--train-split", "test"], "train_dataset"),
+        (["--train-dataset", train_images, "--baseline-images", "3"], "images"),
+        (["--train-dataset", train_images, "--image-column", "other"], "image_column"),
     ):
         assert main([*arguments, *more]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
     with torch.no_grad():
         tiny_pipeline.encoder.head.bias.add_(1)
     tiny_pipeline.save_pretrained(tmp_path / "other")
-    assert main([*arguments, "--train_dataset", train_images]) == 2
-    assert "an evaluation (compare) of the same settings" in capsys.readouterr().err
+    assert main([*arguments, "--train-dataset", train_images]) == 2
+    assert "weights" in capsys.readouterr().err
 
 
 def test_a_schedule_is_part_of_the_model(evaluated, model: str, test_images: str, capsys) -> None:
@@ -278,7 +349,7 @@ def test_a_schedule_is_part_of_the_model(evaluated, model: str, test_images: str
     configuration = Path(model) / "scheduler" / "scheduler_config.json"
     configuration.write_text(configuration.read_text().replace('"scaling_factor": 4.0', '"scaling_factor": 2.0'))
     assert main(run(model, "--dataset", test_images, "--output", str(output), "--metrics")) == 2
-    assert "weights=" in capsys.readouterr().err
+    assert "weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "encode"])
@@ -292,7 +363,7 @@ def test_output_inside_the_data_is_refused(command: str, model: str, tmp_path: P
         assert main([*run(model, "--dataset", str(photos), "--metrics"), *output]) == 2
     else:
         assert main(["encode", str(photos), "--model", model, *output]) == 2
-    assert "output must lie outside the folder of the data" in capsys.readouterr().err
+    assert "output" in capsys.readouterr().err
     assert sorted(path.name for path in photos.iterdir()) == ["blue.png", "red.png"]
 
 
@@ -305,7 +376,7 @@ def test_an_unreadable_image_is_named_before_the_sampling(model: str, tmp_path: 
     assert main(arguments) == 2
     assert "3.png" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert main([*arguments, "--num_images", "3"]) == 0
+    assert main([*arguments, "--num-images", "3"]) == 0
 
 
 def test_a_required_metric_is_looked_for_before_the_sampling(
@@ -315,33 +386,34 @@ def test_a_required_metric_is_looked_for_before_the_sampling(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     arguments = run(model, "--dataset", test_images, "--output", str(tmp_path / "out"))
     assert main([*arguments, "--metrics", "lpips_vgg", "--require", "lpips_vgg"]) == 2
-    assert "lpips_vgg is required, but cannot be had" in capsys.readouterr().err
+    assert "lpips_vgg" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "argument"),
     [
-        ({"modes": ("other",)}, "modes must be among stochastic, inversion, got 'other'"),
-        ({"metrics": ("fid",)}, "metrics must be among .*, got 'fid'"),
-        ({"require": ("fid",)}, "require must be among .*, got 'fid'"),
-        ({"require": ("fd_vgg16",)}, "require must be among what is measured; fd_vgg16 is not: add it by metrics"),
-        ({"require": ("perceptual_path_length",)}, "add it by path_length_pairs"),
-        ({"num_images": 1}, "num_images must be at least 2, got 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"baselines": ("pca",)}, "train_dataset must be given for pca"),
-        ({"probe": "multiclass", "train_dataset": "x"}, "label_columns must be given"),
-        ({"dtype": "int8"}, "dtype must be among"),
-        ({"seed": 2**64}, "seed must be at most"),
-        (
-            {"probe": "multiclass", "train_dataset": "x", "label_columns": ("a", "b")},
-            "label_columns must be one column for multiclass, got a, b",
-        ),
+        ({"mode": "other"}, "mode"),
+        ({"metrics": ("fid",)}, "metrics"),
+        ({"require": ("fd_vgg16",)}, "require"),
+        ({"require": ("perceptual_path_length",)}, "path_length_pairs"),
+        ({"num_images": 1}, "num_images"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"baselines": ("pca",)}, "train_dataset"),
+        ({"probe": "multiclass", "train_dataset": "x"}, "label_columns"),
+        ({"probe": "multiclass", "train_dataset": "x", "label_columns": ("a", "b")}, "label_columns"),
+        ({"seed": 2**64}, "seed"),
     ],
 )
-def test_bad_options(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_options(options: dict, argument: str) -> None:
+    with pytest.raises(ValueError, match=argument):
         EvaluationOptions(**{"model": "m", "dataset": "d", "output": Path("o"), **options})
+
+
+def test_options_are_their_file(tmp_path: Path) -> None:
+    options = EvaluationOptions("m", "d", tmp_path, metrics=("fd_vgg16",), num_images=3, label_columns=("a", "b"))
+    options.save(tmp_path)
+    assert EvaluationOptions.load(tmp_path) == options
 
 
 def test_bad_data(model: str, test_images: str, tmp_path: Path, capsys) -> None:
@@ -350,25 +422,25 @@ def test_bad_data(model: str, test_images: str, tmp_path: Path, capsys) -> None:
     assert "none" in error
     assert len(error.splitlines()) == 1
     arguments = run(model, "--dataset", test_images, "--output", str(tmp_path / "out"), "--metrics")
-    assert main([*arguments, "--paper_dataset", "MNIST"]) == 2
+    assert main([*arguments, "--paper-dataset", "MNIST"]) == 2
     assert "CIFAR-10 32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--steps", "2000"], "num_inference_steps must be between 1 and 1000, got 2000"),
-        (["--compare", "nonsense"], "model 'nonsense' cannot be loaded"),
+        (["--steps", "2000"], "steps"),
+        (["--compare", "nonsense"], "nonsense"),
         (["--crop", "d2c"], "178x218"),
-        (["--device", "nonsense"], "device must be a device of this machine, got 'nonsense'"),
-        (["--train_dataset", "nonsense", "--baselines", "pca"], "dataset 'nonsense'"),
-        (["--probe", "regression", "--label_columns", "nonsense"], "columns must be among"),
+        (["--device", "nonsense"], "device"),
+        (["--train-dataset", "nonsense", "--baselines", "pca"], "nonsense"),
+        (["--probe", "regression", "--label-columns", "nonsense"], "columns"),
     ],
 )
 def test_what_is_refused_leaves_the_folder_free(
     more: list[str], message: str, model: str, test_images: str, train_images: str, tmp_path: Path, capsys
 ) -> None:
-    arguments = run(model, "--dataset", test_images, "--train_dataset", train_images, "--mode", "stochastic")
+    arguments = run(model, "--dataset", test_images, "--train-dataset", train_images, "--mode", "stochastic")
     arguments += ["--output", str(tmp_path / "out"), "--metrics"]
     assert main([*arguments, *more]) == 2
     error = capsys.readouterr().err
@@ -383,11 +455,11 @@ def test_one_image_and_an_output_that_is_a_file(model: str, tmp_path: Path, caps
     Image.new("RGB", (20, 20)).save(picture)
     arguments = run(model, "--dataset", str(picture.parent), "--metrics")
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
-    assert "dataset must hold at least 2 images, got 1" in capsys.readouterr().err
+    assert "dataset" in capsys.readouterr().err
     Image.new("RGB", (20, 20), "red").save(picture.with_name("b.png"))
     before = picture.read_bytes()
     assert main([*arguments, "--output", str(picture)]) == 2
-    assert "output must be a folder, got the file" in capsys.readouterr().err
+    assert "output" in capsys.readouterr().err
     assert picture.read_bytes() == before
 
 
@@ -403,10 +475,10 @@ def test_probe_of_a_column_of_lists(probe: str, model: str, tmp_path: Path, caps
         table = pq.read_table(names[split])
         lists = [[index % 2, (index // 2) % 2, 1] for index in range(count)]
         pq.write_table(table.append_column("labels", pa.array(lists)), names[split])
-    arguments = run(model, "--dataset", names["test"], "--train_dataset", names["train"], "--mode", "stochastic")
-    arguments += ["--output", str(tmp_path / "out"), "--probe", probe, "--label_columns", "labels", "--metrics"]
+    arguments = run(model, "--dataset", names["test"], "--train-dataset", names["train"], "--mode", "stochastic")
+    arguments += ["--output", str(tmp_path / "out"), "--probe", probe, "--label-columns", "labels", "--metrics"]
     for count in (6, 8, 5):  # in one folder
-        assert main([*arguments, "--num_images", str(count)]) == 0
+        assert main([*arguments, "--num-images", str(count)]) == 0
         out = capsys.readouterr().out
         result = json.loads(out, parse_constant=pytest.fail)["results"]["probe"]
         assert result["test_codes"] == count
@@ -426,8 +498,8 @@ def test_the_papers_figures_stand_beside_its_own_classes_only(named: bool, model
     import datasets
     import pyarrow.parquet as pq
 
-    arguments = run(model, "--mode", "stochastic", "--probe", "multiclass", "--label_columns", "digit", "--metrics")
-    for split, option, count in (("train", "--train_dataset", 40), ("test", "--dataset", 20)):
+    arguments = run(model, "--mode", "stochastic", "--probe", "multiclass", "--label-columns", "digit", "--metrics")
+    for split, option, count in (("train", "--train-dataset", 40), ("test", "--dataset", 20)):
         path = write_parquet(tmp_path / f"{split}.parquet", count, seed=3)
         digits = [index % 10 for index in range(count)]
         feature = datasets.ClassLabel(names=list(TABLE_11)) if named else datasets.Value("int64")
@@ -449,8 +521,8 @@ def test_the_papers_figures_stand_beside_its_own_classes_only(named: bool, model
 def test_repeated_run_does_not_count_codes_as_encoded_again(
     model: str, test_images: str, train_images: str, tmp_path: Path, capsys
 ) -> None:
-    arguments = run(model, "--dataset", test_images, "--train_dataset", train_images, "--mode", "stochastic")
-    arguments += ["--output", str(tmp_path / "out"), "--probe", "multiclass", "--label_columns", "label", "--metrics"]
+    arguments = run(model, "--dataset", test_images, "--train-dataset", train_images, "--mode", "stochastic")
+    arguments += ["--output", str(tmp_path / "out"), "--probe", "multiclass", "--label-columns", "label", "--metrics"]
     timings = []
     for _ in range(2):
         assert main(arguments) == 0
@@ -467,12 +539,15 @@ def test_figures_that_are_not_finite_are_not_available() -> None:
 
 
 def test_equal_images_count_with_a_finite_figure(tmp_path: Path) -> None:
-    folder = EvaluationFolder(tmp_path / "out", {})
+    folder = EvaluationFolder(tmp_path)
     images = torch.rand(2, 3, 16, 16)
     folder.add("same", [0, 1], images, torch.stack([images[0], 1 - images[1]]))
     scores = folder.scores("same")
-    assert scores[0] == {"psnr_db": 100.0, "ssim": pytest.approx(1.0)}
+    assert (scores[0]["psnr_db"], scores[0]["ssim"]) == (100.0, pytest.approx(1.0))
     assert scores[1]["psnr_db"] < 20
+    with pytest.raises(ValueError, match="image 3"):
+        folder.add("broken", [2, 3], images, images * torch.tensor([1.0, torch.nan])[:, None, None, None])
+    assert folder.scores("broken") == {}
 
 
 def test_pairs_are_drawn_by_the_seed_and_extend() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from scipy.signal import convolve2d
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.metrics import structural_similarity as skimage_ssim
 from sklearn.datasets import load_sample_image
@@ -15,6 +16,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetric
 from torchmetrics.functional.image import structural_similarity_index_measure as torchmetrics_ssim
 
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
+from diffae_hub.metrics.sharpness import high_pass_energy
 from diffae_hub.metrics.ssim import structural_similarity
 
 
@@ -94,7 +96,23 @@ def test_ssim_of_equal_and_of_constant_images() -> None:
 
 @pytest.mark.parametrize("metric", [peak_signal_to_noise_ratio, structural_similarity])
 def test_bad_input(metric) -> None:
-    with pytest.raises(ValueError, match="must have one shape"):
-        metric(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
-    with pytest.raises(ValueError, match="must be floating point"):
-        metric(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    floats, pixels = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    for pair in ((floats, floats[..., 1:]), (pixels, pixels)):
+        with pytest.raises(ValueError, match="images"):
+            metric(*pair)
+
+
+def test_high_pass_energy_equals_a_convolution_and_tells_blur_from_noise() -> None:
+    noisy, images = photograph_pair()
+    kernel = np.array([[0, -0.25, 0], [-0.25, 1, -0.25], [0, -0.25, 0]])
+    expected = [
+        np.mean([np.abs(convolve2d(channel, kernel, mode="valid")).mean() for channel in image])
+        for image in images.numpy()
+    ]
+    np.testing.assert_allclose(high_pass_energy(images).numpy(), expected, rtol=1e-9)
+    blurred = torch.from_numpy(gaussian_filter(images.numpy(), sigma=(0, 0, 1, 1)))
+    assert (high_pass_energy(blurred) < 0.6 * high_pass_energy(images)).all()
+    assert (high_pass_energy(noisy) > 1.3 * high_pass_energy(images)).all()
+    # A plane has none, wherever it leads.
+    plane = torch.linspace(0, 1, 16)[:, None] + torch.linspace(0, 0.5, 16)
+    assert float(high_pass_energy(plane[None, None])) < 1e-7
