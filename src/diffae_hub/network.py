@@ -54,7 +54,8 @@ class _Limits:
     def after(self, response: Any) -> None:
         """Refuses headers that would name a file elsewhere, and bounds the body."""
         address, headers = str(response.request.url), response.headers
-        for name in ("etag", "x-linked-etag", "x-repo-commit"):  # they become names of files in the cache
+        # The answer to HEAD names the file in the cache.
+        for name in ("etag", "x-linked-etag", "x-repo-commit") if response.request.method == "HEAD" else ():
             if not re.fullmatch(r'(W/)?"?[\w.:+=-]*"?', headers.get(name, "")) or ".." in headers.get(name, ""):
                 raise ConnectionError(f"{address} was answered with a header {name} that is no name: {headers[name]!r}")
         if response.status_code >= 429 or response.status_code == 409:
@@ -62,7 +63,7 @@ class _Limits:
                 headers.pop(name, None)
         elif not 300 <= response.status_code < 400:
             self._answers[response.request.method, address] += 1
-        if any(part in address for part in self._addresses):
+        if response.request.method in ("POST", "PUT") or any(part in address for part in self._addresses):
             if "location" in headers:
                 self._addresses.add(headers["location"].partition("?")[0])
             self._bound_body(response)

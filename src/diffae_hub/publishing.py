@@ -25,7 +25,13 @@ _PICTURES_AND_PAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".md")
 # The file that a Markdown image or link names, unless it is an address or a place in the page.
 _MARKDOWN_TARGET = re.compile(r"\]\(([^)\s:#]+)\)")
 _ALIAS = "diffae_hub.__init__"  # the package by a name that no loader file bears
-_LOADER = '"""Lets diffusers find the classes: pip install diffae_hub."""\n\nfrom diffae_hub import {}\n'
+_LOADER = '''"""Lets diffusers find the class."""
+
+try:
+    from diffae_hub import {}
+except ModuleNotFoundError as error:
+    raise ImportError("this model needs a package: pip install diffae_hub") from error
+'''
 
 
 def ensure_repository(repo_id: str, private: bool | None = False, token: str | None = None) -> str:

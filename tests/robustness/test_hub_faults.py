@@ -172,7 +172,8 @@ def test_a_cached_pipeline_needs_no_hub(mode: str, hub, client: Client, stored: 
     ("where", "mode"),
     [
         *(("/api/repos/create", mode) for mode in ("silent", "endless", "nonsense", "401", "500")),
-        *(("/large/|info/lfs", mode) for mode in ("silent", "closed", "slow", "dropped", "403")),
+        *(("/large/|info/lfs", mode) for mode in ("silent", "closed", "dropped", "403")),
+        ("PUT /large/", "endless"),
         *(("/commit/", mode) for mode in ("silent", "redirected", "404", "429")),
     ],
 )
