@@ -33,7 +33,7 @@ def make_images(folder: Path, count: int) -> None:
 def encode(dataset: str, count: int, output: Path, options: argparse.Namespace) -> tuple[float, float]:
     """(peak memory in MiB, seconds) of one run."""
     command = [sys.executable, "-m", "diffae_hub.cli", "encode", dataset, "--model", options.model, "--json"]
-    command += ["--num_images", str(count), "--output", str(output), "--shard_size", str(options.shard_size)]
+    command += ["--num-images", str(count), "--output", str(output), "--shard-size", str(options.shard_size)]
     command += ["--streaming"] * options.streaming
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

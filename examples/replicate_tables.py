@@ -2,7 +2,7 @@
 
     python examples/replicate_tables.py --train_dataset train.parquet --test_dataset test.parquet --output runs/tables
 
-Each row is one run of `train_two_phase.py` in its own folder and one evaluation of its model. A row that is done is
+Each row is one run of `diffae-hub train` in its own folder and one evaluation of its model. A row that is done is
 left alone and one that was interrupted goes on, so the command can be given again until the tables are complete, or
 with `--rows` for some of them; `--stages report` only writes OUTPUT/tables.md from what there is. The paper's figures
 stand beside ours, with Spearman's rank correlation of the two for each metric.
@@ -62,18 +62,18 @@ CIFAR = "CIFAR-10 32"
 
 
 def training_command(name: str, options: argparse.Namespace) -> list[str]:
-    """The run of `train_two_phase.py` that trains a row."""
+    """The run of `diffae-hub train` that trains a row."""
     method = ROWS[name]
-    command = [sys.executable, str(Path(__file__).with_name("train_two_phase.py"))]
+    command = [sys.executable, "-m", "diffae_hub.cli", "train"]
     command += ["--preset", options.preset, "--dataset", options.train_dataset, "--split", options.train_split]
-    command += ["--output_dir", str(options.output / name), "--resume_from_checkpoint", "latest"]
-    command += ["--training_examples", str(options.training_examples), "--seed", str(options.seed)]
-    command += ["--warmup_examples", str(options.training_examples // 20)]
-    command += ["--prediction_type", method.prediction_type, "--noise_schedule", method.noise_schedule]
-    command += ["--phase1_fraction", "0.25" if method.two_phase else "0", "--keep_checkpoints", "1"]
-    command += ["--mixed_precision", options.mixed_precision, "--num_workers", str(options.num_workers)]
+    command += ["--output", str(options.output / name), "--resume-from-checkpoint", "latest"]
+    command += ["--training-examples", str(options.training_examples), "--seed", str(options.seed)]
+    command += ["--warmup-examples", str(options.training_examples // 20)]
+    command += ["--prediction-type", method.prediction_type, "--noise-schedule", method.noise_schedule]
+    command += ["--phase1-fraction", "0.25" if method.two_phase else "0", "--keep-checkpoints", "1"]
+    command += ["--mixed-precision", options.mixed_precision, "--num-workers", str(options.num_workers)]
     if method.scaling_factor:
-        command += ["--scaling_factor", str(method.scaling_factor)]
+        command += ["--scaling-factor", str(method.scaling_factor)]
     return command + ([] if name == BEYOND else PAPER_NETWORK)
 
 
@@ -115,8 +115,8 @@ def evaluate_row(name: str, options: argparse.Namespace) -> None:
             dataset=options.test_dataset,
             split=options.test_split,
             output=options.output / name / "evaluation",
-            modes=("stochastic", "inversion") if name in INVERTED_ROWS else ("stochastic",),
-            num_inference_steps=options.steps,
+            mode="both" if name in INVERTED_ROWS else "stochastic",
+            steps=options.steps,
             num_images=options.num_images,
             metrics=tuple(options.metrics),
             seed=options.seed,
@@ -192,7 +192,7 @@ def introduction(results: Mapping[str, Mapping[str, Any]], options: argparse.Nam
     training = common(results, lambda figures: figures["training"], "training")
     dataset = common(results, lambda figures: figures["dataset"], "test data")
     num_images = common(results, lambda figures: figures["num_images"], "number of test images")
-    steps = common(results, lambda figures: figures["num_inference_steps"], "number of steps")
+    steps = common(results, lambda figures: figures["steps"], "number of steps")
     precision = "float32" if training["mixed_precision"] == "no" else training["mixed_precision"]
     return (
         f"Each row: preset `{training['preset']}` with the paper's kind of networks (pooled latent code, no spatial "

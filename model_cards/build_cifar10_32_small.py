@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.devices import weights_fingerprint
+from diffae_hub.codes.fingerprints import weights_fingerprint
 from diffae_hub.evaluation.paper_tables import TABLE_4, TWO_PHASE
 from diffae_hub.evaluation.report import METRIC_NAMES, baseline_title
 from diffae_hub.hub.model_card import render_model_card
@@ -183,7 +183,7 @@ def main() -> None:
         "summary": "A small diffusion autoencoder for 32x32 images, trained by the two-phase method (velocity prediction, "
         "SC-4) on a CPU. It ships inside diffae_hub, for trying things out and for tests; it is no benchmark of the method."
         f"\n\n![{report['pictures']['reconstructions.png']}]({picture})"
-        f"\n\n*Test images, from the top: {report['pictures']['reconstructions.png'].lower()}; {report['num_inference_steps']} steps.*",
+        f"\n\n*Test images, from the top: {report['pictures']['reconstructions.png'].lower()}; {report['steps']} steps.*",
         "license": "apache-2.0",
         "dataset": {
             "name": "CIFAR-10, 50,000 training images",
@@ -203,7 +203,7 @@ def main() -> None:
         },
         "results": results,
         "evaluation": "Means over images of the CIFAR-10 test split (JPEG-recompressed likewise), in test order; "
-        f"{report['num_inference_steps']} DDIM steps (inversion: as many of inversion and of decoding); averaged (EMA) "
+        f"{report['steps']} DDIM steps (inversion: as many of inversion and of decoding); averaged (EMA) "
         f"weights. The whole report, with the command: {links}.\n\n"
         f"For comparison, the paper's CIFAR-10 model, {paper_parameters / own_parameters:.0f} times the parameters and "
         f"{paper.training_examples / 1e6:.0f}M examples: {papers['stochastic']:.3f} dB stochastic, {papers['inversion']:.3f} dB "

@@ -3,6 +3,9 @@
 The real client runs against it (`HF_ENDPOINT`, `HF_HUB_DISABLE_XET=1`, a token in `HF_TOKEN`, set before its import).
 Served are: creating a repository, the question which files are large, the upload of large files by Git LFS, commits,
 repository information, file listings and downloads. Everything lives in memory.
+
+`HubServer.fault = (mode, pattern)` makes it misbehave where "METHOD path" matches the pattern; the modes are those of
+`_Handler._misbehave` and `_Handler._send`.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 OWNER = "tester"
@@ -52,6 +56,9 @@ class HubServer(ThreadingHTTPServer):
         self.large_files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, bool]] = []
         self.lock = threading.Lock()
+        self.fault: tuple[str, str] | None = None
+        self.closing = threading.Event()
+        self.sent_bytes = 0
 
     @property
     def url(self) -> str:
@@ -66,7 +73,14 @@ class HubServer(ThreadingHTTPServer):
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": TOKEN,
+            "OMP_NUM_THREADS": "1",
         }
+
+    def store(self, name: str, folder: Path, title: str = "stored") -> None:
+        """Puts the files of a folder into a repository, without a client."""
+        repository = self.repositories.setdefault(name, Repository(private=False))
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        repository.commit(title, files)
 
 
 def _git_identity(content: bytes) -> str:
@@ -84,13 +98,51 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, b"" if document is None else json.dumps(document).encode(), headers)
 
     def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        headers, length = {"Content-Type": "application/json", **(headers or {})}, len(content)
+        if self.fault == "wrong content":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        elif self.fault == "dropped":
+            content = content[: length // 2]
+        elif self.fault == "truncated":
+            content = content[: length // 2]
+            length = len(content)
+        elif self.fault == "hostile etag":
+            headers |= {"ETag": '"../../../../evil"', "X-Linked-Etag": '"../../../../evil"'}
+        elif self.fault == "hostile commit":
+            headers |= {"X-Repo-Commit": "../../../../evil"}
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+        for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+            self.close_connection = self.close_connection or self.fault == "dropped"
+
+    def _misbehave(self) -> bool:
+        """Whether the request was answered, or not, by a fault that needs no repository."""
+        if self.fault == "silent":
+            self.server.closing.wait()
+        elif self.fault == "closed":
+            self.close_connection = True
+        elif self.fault in ("endless", "slow"):
+            self.send_response(200)
+            for name in ("ETag", "X-Repo-Commit"):
+                self.send_header(name, "0" * 40)
+            self.end_headers()
+            self.close_connection = True
+            chunk, pause = (b"0" * 2**20, 0.0) if self.fault == "endless" else (b"0", 0.2)
+            with suppress(OSError):  # until the client has enough
+                while not self.server.closing.wait(pause):
+                    self.wfile.write(chunk)
+                    self.server.sent_bytes += len(chunk)
+        elif self.fault == "redirected":
+            self._send(302, b"", {"Location": self.path})
+        elif self.fault.isdecimal():
+            self._send(int(self.fault), b'{"error": "\x1b[31mno\x1b[0m"}', {"Retry-After": "86400"})
+        else:
+            return False
+        return True
 
     def _refuse(self, status: int, code: str) -> None:
         self._reply(status, {"error": code}, {"X-Error-Code": code, "X-Error-Message": code})
@@ -108,6 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         path, body = unquote(urlsplit(self.path).path), self._body()
         authorised = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        mode, pattern = self.server.fault or ("", "^$")
+        self.fault = mode if re.search(pattern, f"{self.command} {path}") else ""
+        if self.fault and self._misbehave():
+            return
         with self.server.lock:
             self.server.requests.append((self.command, path, authorised))
             if upload := re.fullmatch(r"/large/([0-9a-f]{64})", path):
@@ -253,5 +309,6 @@ def running_hub() -> Iterator[HubServer]:
     try:
         yield server
     finally:
+        server.closing.set()
         server.shutdown()
         server.server_close()

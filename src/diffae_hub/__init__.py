@@ -16,13 +16,15 @@ _LAZY = {
     "AttributeClassifier": "diffae_hub.models.attribute_classifier",
     "ConditionedUNet2DModel": "diffae_hub.models.conditioned_unet_2d",
     "DiffusionAutoencoderPipeline": "diffae_hub.pipelines.pipeline_diffusion_autoencoder",
-    "DiffusionAutoencoderPipelineOutput": "diffae_hub.pipelines.pipeline_diffusion_autoencoder",
+    "DiffusionAutoencoderPipelineOutput": "diffae_hub.pipelines.pipeline_output",
     "LatentCodeModel": "diffae_hub.models.latent_code_model",
     "ModelMixin": "diffusers",
     "SchedulerMixin": "diffusers",
     "SemanticEncoderModel": "diffae_hub.models.semantic_encoder",
     "VPDDIMInverseScheduler": "diffae_hub.schedulers.scheduling_vp_ddim_inverse",
     "VPDDIMScheduler": "diffae_hub.schedulers.scheduling_vp_ddim",
+    "list_models": "diffae_hub.pretrained",
+    "load_codes": "diffae_hub.codes.shards",
 }
 
 __all__ = [
@@ -37,11 +39,14 @@ __all__ = [
     "VPDDIMInverseScheduler",
     "VPDDIMScheduler",
     "__version__",
+    "list_models",
+    "load_codes",
 ]
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
+    from diffae_hub.codes.shards import load_codes
     from diffae_hub.models.attribute_classifier import AttributeClassifier
     from diffae_hub.models.conditioned_unet_2d import ConditionedUNet2DModel
     from diffae_hub.models.latent_code_model import LatentCodeModel
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
         DiffusionAutoencoderPipeline,
         DiffusionAutoencoderPipelineOutput,
     )
+    from diffae_hub.pretrained import list_models
     from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler
     from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
 

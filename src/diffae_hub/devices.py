@@ -1,9 +1,7 @@
-"""Where an evaluation runs: the processes that share it, the device, the model on it."""
+"""Where codes and evaluations are made: the processes that share them, the device, the model on it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import sys
 from pathlib import Path
@@ -52,32 +50,13 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def load_for_evaluation(model: str, device: torch.device, dtype: str) -> DiffusionAutoencoderPipeline:
-    """The pipeline on its device, in channels_last, quiet.
-
-    Raises:
-        ValueError: If it cannot be loaded.
-    """
-    try:
-        pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {model!r} cannot be loaded: {error}") from error
-    pipeline.to(device, getattr(torch, dtype))
+def load_pipeline(model: str, device: torch.device, dtype: str = "float32") -> DiffusionAutoencoderPipeline:
+    """The pipeline on its device, in channels_last, without progress bars."""
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(model).to(device, getattr(torch, dtype))
     for network in (pipeline.encoder, pipeline.decoder):
         network.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def weights_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
-    """A short hash of networks and scheduler: a folder must not mix reconstructions of two states of one model."""
-    scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(scheduler, sort_keys=True).encode())
-    for network in (pipeline.encoder, pipeline.decoder):
-        for name, tensor in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def processor_name() -> str:

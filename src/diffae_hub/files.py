@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,3 +140,19 @@ def check_new_or_continued(folder: Path, what: str) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file():
         raise ValueError(f"output must be a new or empty folder, or {what} to continue, got {folder}")
+
+
+def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """A file of ours that holds a JSON object with these keys.
+
+    Raises:
+        ValueError: If it does not, as after editing by hand; the message names the file.
+    """
+    try:
+        found = json.loads(path.read_text())
+        missing = [key for key in keys if key not in found]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} must hold a JSON object: {error}") from error
+    if missing or not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object with {', '.join(keys)}, got none of {missing}")
+    return found

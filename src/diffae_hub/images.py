@@ -1,12 +1,12 @@
-"""Pictures: reading files, PIL images of any mode as floats, tiles, joining, showing results beside originals."""
+"""Pictures: the one door to image files, PIL images of any mode as floats, tiles, grids, and 8-bit pixels."""
 
 from __future__ import annotations
 
 import io
+import math
 import stat
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,19 +14,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 RESIZE_MODES = ("crop", "stretch", "none")
 
+# Pillow opens many more, some by running another program (EPS). Of a GIF the first picture is taken.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # Just below Pillow's own limit, between once and twice which it only warns: such a picture is refused here as well.
 MAX_PIXELS = 89_000_000
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Pictures are shown at least this large, each pixel as a square: a 32x32 thumbnail is otherwise a dot on a screen.
 _SHOWN_SIZE = 256
 _GAP = 8
@@ -36,46 +28,36 @@ def read_image(path: str | Path) -> Image.Image:
     """Reads and fully decodes an image file.
 
     Args:
-        path: The file.
+        path: A regular file of one of the `FORMATS`; its name may end in anything.
 
     Returns:
         The decoded picture, in the mode the file has.
 
     Raises:
-        ValueError: If the path is missing or a folder, the file is not an image, is damaged or truncated, or has more
-            than `MAX_PIXELS` pixels. The message names the file.
+        ValueError: If there is no such file, it is not an image, is damaged or truncated, or has more than `MAX_PIXELS`
+            pixels. The message names the file.
     """
-    path = Path(path)
     try:
-        mode = path.stat().st_mode
+        mode = Path(path).stat().st_mode
     except OSError as error:  # a name that is too long, too
         raise ValueError(f"image must be the path of an image file, but {path} does not exist") from error
-    if stat.S_ISDIR(mode):
-        raise ValueError(f"image must be the path of an image file, but {path} is a folder")
-    return _decoded(path, path)
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise ValueError(f"image must be the path of an image file, but {path} is {what}")
+    return _decoded(Path(path), path)
 
 
 def read_image_bytes(content: bytes, name: str) -> Image.Image:
-    """Fully decodes an image file that is in memory, under the same limit as [`read_image`].
-
-    Args:
-        content: The file's bytes.
-        name: What to call it in an error.
-
-    Returns:
-        The decoded picture, in the mode the file has.
-
-    Raises:
-        ValueError: As [`read_image`]; the message has the name.
-    """
+    """Fully decodes an image file that is in memory, as [`read_image`] does; errors call it `name`."""
     return _decoded(io.BytesIO(content), name)
 
 
 def _decoded(source: Path | io.BytesIO, name: str | Path) -> Image.Image:
+    Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
+            with Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise Image.DecompressionBombError
@@ -84,63 +66,19 @@ def _decoded(source: Path | io.BytesIO, name: str | Path) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image must have at most {MAX_PIXELS:,} pixels, but {name} has more") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"image must be an image file, but the content of {name} is none that Pillow knows") from error
+        raise ValueError(
+            f"image must be a file of one of the formats {', '.join(FORMATS)}, but {name} is none"
+        ) from error
     except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
         raise ValueError(f"image must be an intact image file, but {name} cannot be decoded: {error}") from error
 
 
-def exif_orientation(image: Image.Image) -> int:
-    """How a picture is to be turned, 1 (not at all) to 8; 1 also where the EXIF block is broken."""
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # SyntaxError, struct.error and others; the pixels are intact
-        return 1
-    return orientation if orientation in _UPRIGHT else 1
-
-
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF block says, without that block, or unchanged.
-
-    Unlike `ImageOps.exif_transpose`, it needs nothing of the block but the orientation to be intact.
-    """
-    orientation = exif_orientation(image)
-    if orientation == 1:
-        return image
-    image = image.transpose(_UPRIGHT[orientation])
-    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):  # would turn it again
-        image.info.pop(key, None)
-    return image
-
-
-def _convert_mode(image: Image.Image, channels: int) -> Image.Image:
-    """To "L" or "RGB", explicitly: EXIF orientation applied, transparency on white, 16-bit scaled to 8-bit."""
-    if 0 in image.size:
-        raise ValueError(f"images must have at least one pixel, got a PIL image of size {image.size}")
+    """The picture turned as its EXIF block says; as it is where that block is broken."""
     try:
-        image.load()  # a file is decoded only now
-    except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
-        raise ValueError(f"images must be intact, got a PIL image that cannot be decoded: {error}") from error
-    image = upright(image)
-    if image.mode == "I":  # 32-bit integers, as which some versions of Pillow read 16-bit files
-        lowest, highest = image.getextrema()
-        if lowest < 0 or highest > 65535:
-            raise ValueError(
-                "images must be in 0 .. 65535 as PIL images of mode 'I', whose range is unknown otherwise, got values "
-                f"in {lowest} .. {highest}; pass a numpy array in [0, 1]"
-            )
-    if image.mode.startswith("I;16") or image.mode == "I":
-        array = np.asarray(image, dtype=np.float64)  # 16-bit grayscale; Pillow would clip it at 255
-        image = Image.fromarray((array / 257.0).round().clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError(
-            "images must not be PIL images of mode 'F', whose range is unknown; pass a numpy array in [0, 1]"
-        )
-    if image.mode == "La":
-        image = image.convert("LA")  # the only mode that Pillow converts it to
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+        return ImageOps.exif_transpose(image)
+    except Exception:  # SyntaxError, struct.error and others; the pixels are intact
+        return image
 
 
 def pil_to_array(
@@ -165,82 +103,128 @@ def pil_to_array(
         ValueError: If an argument is not allowed, or with `resize_mode="none"` the size differs.
     """
     if channels not in (1, 3):
-        raise ValueError(f"images must be tensors or arrays for a model of {channels} channels; PIL serves 1 or 3")
+        raise ValueError(f"image must be a tensor or array for a model of {channels} channels; PIL serves 1 or 3")
     if resize_mode not in RESIZE_MODES:
         raise ValueError(f"resize_mode must be one of {RESIZE_MODES}, got {resize_mode!r}")
-    image = _convert_mode(image, channels)
+    image = _eight_bit(image, channels)
     if size is not None and image.size != tuple(size):
         if resize_mode == "none":
-            raise ValueError(f"images must be {size[0]}x{size[1]} pixels with resize_mode='none', got {image.size}")
+            raise ValueError(f"image must be {size[0]}x{size[1]} pixels with resize_mode='none', got {image.size}")
         if resize_mode == "crop":
             image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
         else:
             image = image.resize(size, Image.Resampling.LANCZOS)
-    array = np.asarray(image, dtype=np.float32) / 255.0
+    array = np.asarray(image, dtype=np.float32) / np.float32(255)
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def tile_grid(picture: Image.Image, tiles_along_shorter_side: int) -> tuple[int, int]:
-    """Rows and columns of tiles of a picture, as it is to be shown (EXIF orientation).
-
-    Args:
-        picture: Any mode.
-        tiles_along_shorter_side: Tiles along the shorter side; along the longer as many as fit. 1 gives a single tile.
-    """
-    width, height = picture.size
-    if exif_orientation(picture) >= 5:  # turned by 90 degrees
-        width, height = height, width
-    count, shorter = tiles_along_shorter_side, min(width, height)
-    rows, columns = (max(1, count * side // shorter) if count > 1 else 1 for side in (height, width))
-    return rows, columns
-
-
-def split_into_tiles(
-    picture: Image.Image, encoder_config: Any, tiles_along_shorter_side: int
-) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Resizes and centre-crops a picture to whole tiles of the model's size, and cuts it.
-
-    Args:
-        picture: Any mode.
-        encoder_config: Gives `sample_size` and `in_channels`.
-        tiles_along_shorter_side: As in [`tile_grid`]; the single tile of 1 is cropped from the centre.
-
-    Returns:
-        The tiles, (rows * columns, C, size, size) in [-1, 1], float32, row by row, and (rows, columns).
-    """
-    size, (rows, columns) = encoder_config.sample_size, tile_grid(picture, tiles_along_shorter_side)
-    array = pil_to_array(picture, channels=encoder_config.in_channels, size=(columns * size, rows * size))
-    image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1) * 2 - 1
-    tiles = image.unfold(1, size, size).unfold(2, size, size)  # (C, rows, columns, size, size)
-    return tiles.permute(1, 2, 0, 3, 4).reshape(rows * columns, -1, size, size).contiguous(), (rows, columns)
+def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
+    """To "L" or "RGB", upright, transparency on white, 16-bit scaled to 8-bit."""
+    if 0 in image.size:
+        raise ValueError(f"image must have at least one pixel, got a PIL image of size {image.size}")
+    try:
+        image.load()  # a file is decoded only now
+    except Exception as error:  # as in `_decoded`
+        raise ValueError(f"image must be intact, got a PIL image that cannot be decoded: {error}") from error
+    image = upright(image)
+    if image.mode == "F":
+        raise ValueError("image must not be of PIL's mode 'F', whose range is unknown; pass a numpy array in [0, 1]")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _from_sixteen_bit(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # the only mode that Pillow converts it to
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
 
 
-def join_tiles(tiles: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Tiles (rows * columns, C, size, size), row by row -> one picture (C, rows * size, columns * size)."""
-    rows, columns = grid
-    _, channels, size, _ = tiles.shape
-    return tiles.reshape(rows, columns, channels, size, size).permute(2, 0, 3, 1, 4).reshape(
-        channels, rows * size, columns * size
-    )  # fmt: skip
+def _from_sixteen_bit(image: Image.Image) -> Image.Image:
+    """16-bit grayscale, also as 32-bit integers, to 8 bits; Pillow itself would clip it at 255."""
+    lowest, highest = image.getextrema() if image.mode == "I" else (0, 65535)
+    if lowest < 0 or highest > 65535:
+        raise ValueError(
+            f"image must be in 0 .. 65535 as a PIL image of mode 'I', got values in {lowest} .. {highest}; "
+            "pass a numpy array in [0, 1]"
+        )
+    deep = np.asarray(image)
+    pixels = np.empty(deep.shape, np.uint8)
+    for top in range(0, len(deep), 256):  # in strips: a large picture would need several copies of itself
+        pixels[top : top + 256] = (deep[top : top + 256].astype(np.uint32) + 128) // 257
+    return Image.fromarray(pixels)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1], of any shape, as 8-bit pixels: clamped and rounded."""
+    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
     """Picture (C, H, W) in [0, 1], C of 1 or 3 -> PIL."""
-    array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    array = to_uint8(image).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
 
 
-def _shown(image: torch.Tensor) -> torch.Tensor:
-    factor = max(1, -(-_SHOWN_SIZE // max(image.shape[-2:])))
-    return image.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+class Tiles:
+    """Square tiles that cover pictures, overlapping, and the way back.
+
+    Args:
+        height: Of the pictures, at least `size`.
+        width: As `height`.
+        size: Height and width of a tile.
+        overlap: Pixels that neighbours share at least, below `size`; spread evenly, so that the tiles end where the
+            picture ends.
+    """
+
+    def __init__(self, height: int, width: int, size: int, overlap: int) -> None:
+        self.height, self.width, self.size = height, width, size
+        self.corners = [(top, left) for top in _starts(height, size, overlap) for left in _starts(width, size, overlap)]
+        # The nearer to a tile's edge, the less it counts: neighbours fade into each other.
+        ramp = torch.arange(1, size + 1, dtype=torch.float32)
+        ramp = torch.minimum(ramp, ramp.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
+        self._weight = ramp[:, None] * ramp
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def split(self, pictures: torch.Tensor) -> torch.Tensor:
+        """(B, C, height, width) -> (B * tiles, C, size, size), picture by picture, row by row."""
+        cut = [pictures[..., top : top + self.size, left : left + self.size] for top, left in self.corners]
+        return torch.stack(cut, dim=1).flatten(0, 1)
+
+    def join(self, tiles: torch.Tensor) -> torch.Tensor:
+        """The inverse of [`~Tiles.split`]; where tiles overlap, their weighted mean."""
+        tiles = tiles.unflatten(0, (-1, len(self)))
+        weight = self._weight.to(tiles)
+        pictures = tiles.new_zeros(tiles.shape[0], tiles.shape[2], self.height, self.width)
+        total = tiles.new_zeros(self.height, self.width)
+        for index, (top, left) in enumerate(self.corners):
+            place = (..., slice(top, top + self.size), slice(left, left + self.size))
+            pictures[place] += weight * tiles[:, index]
+            total[place] += weight
+        return pictures / total
+
+
+def _starts(length: int, size: int, overlap: int) -> list[int]:
+    count = 1 + math.ceil((length - size) / (size - overlap))
+    return [round(index * (length - size) / max(1, count - 1)) for index in range(count)]
+
+
+def image_grid(images: torch.Tensor | list[torch.Tensor], columns: int) -> Image.Image:
+    """Pictures of equal size (C, H, W) in [0, 1], row by row with white gaps, small ones enlarged."""
+    factor = max(1, -(-_SHOWN_SIZE // max(images[0].shape[-2:])))
+    channels, height, width = images[0].shape[0], *(factor * side + _GAP for side in images[0].shape[-2:])
+    grid = torch.ones(channels, -(-len(images) // columns) * height - _GAP, columns * width - _GAP)
+    for index, image in enumerate(images):
+        top, left = index // columns * height, index % columns * width
+        shown = image.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+        grid[:, top : top + height - _GAP, left : left + width - _GAP] = shown
+    return to_pil(grid)
 
 
 def film_strip(images: torch.Tensor | list[torch.Tensor]) -> Image.Image:
-    """Pictures of equal size (C, H, W) in [0, 1], left to right with white gaps, small ones enlarged."""
-    shown = [_shown(image) for image in images]
-    gap = torch.ones(shown[0].shape[0], shown[0].shape[1], _GAP)
-    pieces = [piece for image in shown for piece in (image, gap)][:-1]
-    return to_pil(torch.cat(pieces, dim=-1))
+    """Pictures left to right; see [`image_grid`]."""
+    return image_grid(images, columns=len(images))
 
 
 def side_by_side(original: torch.Tensor, reconstruction: torch.Tensor) -> Image.Image:

@@ -19,6 +19,7 @@ from diffae_hub.data.loading import (
     ImageTensorDataset,
     ImageTransform,
     ResumableBatchSampler,
+    TrainingError,
     UnfitImage,
     load_rows,
     open_dataset,
@@ -26,7 +27,6 @@ from diffae_hub.data.loading import (
     training_loader,
 )
 from diffae_hub.data.sources import ImageFolder
-from diffae_hub.training.faults import TrainingError
 
 GRADIENT = np.add.outer(np.arange(8) * 16, np.arange(8) * 8).astype(np.uint8)  # 0 .. 168, row and column differ
 

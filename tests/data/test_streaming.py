@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 
 from diffae_hub.data import streaming
-from diffae_hub.data.loading import Batch, ImageTransform, UnfitImage, load_rows, open_dataset
+from diffae_hub.data.loading import Batch, ImageTransform, TrainingError, UnfitImage, load_rows, open_dataset
 from diffae_hub.data.streaming import StreamedBatches, streaming_loader
-from diffae_hub.training.faults import TrainingError
 
 COUNT = 23
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from diffae_hub.evaluation.paper_tables import TABLE_2
-from diffae_hub.training.configuration import parse_arguments, resolve_experiment
+
+from ..training.runner import parsed
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "replicate_tables.py"
 
@@ -39,7 +40,7 @@ def options(tmp_path: Path) -> Namespace:
 def test_every_row_is_a_valid_experiment_of_its_method(script: ModuleType, options: Namespace) -> None:
     assert len(script.ROWS) == 18
     for name, method in script.ROWS.items():
-        preset = resolve_experiment(parse_arguments(script.training_command(name, options)[2:]))
+        _, preset = parsed(script.training_command(name, options)[4:])
         scheduler = preset.build_scheduler().config
         assert scheduler.prediction_type == method.prediction_type
         assert scheduler.noise_schedule == method.noise_schedule
@@ -69,7 +70,7 @@ def test_tables_hold_both_figures_and_their_rank_correlation(script: ModuleType,
                 "preset": "cifar10-32-small", "training_examples": 1234, "train_dataset": "a/train.parquet",
                 "seed": 5, "mixed_precision": "bf16",
             },
-            "dataset": "a/test.parquet", "num_images": 5, "num_inference_steps": 7,
+            "dataset": "a/test.parquet", "num_images": 5, "steps": 7,
         }  # fmt: skip
     page = script.render_tables(results, options)
     table = page.split("## Table 2")[1].split("\n\n## ")[0]

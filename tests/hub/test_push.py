@@ -12,21 +12,19 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import load_file
 
 from ..hub_server import running_hub
-from ..training.runner import SCRIPT, arguments, write_images
+from ..training.runner import arguments, write_images
 
 # The client reads its environment when it is imported: it gets a process of its own. First without a token, where the
 # script must refuse before it trains; then it trains, pushes, and loads back what it pushed, by its id alone.
 DRIVER = """
-import importlib.util, json, os, sys
+import json, os, sys
 import torch
-specification = importlib.util.spec_from_file_location("train_two_phase", sys.argv[1])
-script = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(script)
-argv = sys.argv[2:]
+from diffae_hub.cli.main import main
+argv = ["train", *sys.argv[1:]]
 token = os.environ.pop("HF_TOKEN")
-assert script.main(argv) == 2
+assert main(argv) == 2
 os.environ["HF_TOKEN"] = token
-assert script.main(argv) == 0
+assert main(argv) == 0
 from diffae_hub import DiffusionAutoencoderPipeline
 pipeline = DiffusionAutoencoderPipeline.from_pretrained("tester/tiny-digits")
 image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
@@ -41,7 +39,7 @@ def test_train_push_and_load_by_id(tmp_path: Path) -> None:
     argv = arguments(images, run_folder, *flags, "--validation_steps=2", training_examples=64)
     with running_hub() as hub:
         result = subprocess.run(
-            [sys.executable, "-c", DRIVER, str(SCRIPT), *argv],
+            [sys.executable, "-c", DRIVER, *argv],
             env={**os.environ, **hub.environment(str(tmp_path / "home")), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -49,7 +47,7 @@ def test_train_push_and_load_by_id(tmp_path: Path) -> None:
         )
         assert result.returncode == 0, result.stderr
 
-        assert "train_two_phase.py: repo_id must name a repository that can be written" in result.stderr
+        assert "diffae-hub: repo_id" in result.stderr
         assert "hf_test" not in result.stdout + result.stderr, "a token is never printed"
         (name,) = hub.repositories
         assert name == "tester/tiny-digits"

@@ -60,16 +60,16 @@ def test_two_gaussian_classes_reach_the_theory() -> None:
         train, test = gaussian_classes(20_000, means, seed=0), gaussian_classes(20_000, means, seed=1)
         probe = multiclass_probe(*train, *test)
         auroc, accuracy = norm.cdf(d / math.sqrt(2)), norm.cdf(d / 2)
-        assert probe.auroc_macro == pytest.approx(auroc, abs=0.01)
-        assert probe.auroc_per_class[0] == pytest.approx(probe.auroc_per_class[1], abs=1e-12)
-        assert probe.accuracy == pytest.approx(accuracy, abs=0.01)
+        assert probe["auroc_macro"] == pytest.approx(auroc, abs=0.01)
+        assert probe["auroc_per_class"][0] == pytest.approx(probe["auroc_per_class"][1], abs=1e-12)
+        assert probe["accuracy"] == pytest.approx(accuracy, abs=0.01)
         labelled = multilabel_probe(*train, *test)
-        assert labelled.auroc_per_attribute == [pytest.approx(auroc, abs=0.01)]
-        assert labelled.accuracy_per_attribute == [pytest.approx(accuracy, abs=0.01)]
+        assert labelled["auroc_per_attribute"] == [pytest.approx(auroc, abs=0.01)]
+        assert labelled["accuracy_per_attribute"] == [pytest.approx(accuracy, abs=0.01)]
         # Precision over recall, for equally many of both classes.
         recall = np.linspace(0, 1, 2001)[1:]
         alarms = norm.sf(norm.isf(recall, loc=d))
-        assert labelled.average_precision_per_attribute == [
+        assert labelled["average_precision_per_attribute"] == [
             pytest.approx((recall / (recall + alarms)).mean(), abs=0.01)
         ]
 
@@ -83,9 +83,9 @@ def test_multiclass_equals_softmax_regression_by_another_minimiser() -> None:
     weights, bias = softmax_regression(x, train_labels, 4, c)
     logits = y @ weights + bias
     expected = [pair_auroc(test_labels == k, log_softmax(logits, axis=1)[:, k]) for k in range(4)]
-    np.testing.assert_allclose(probe.auroc_per_class, expected, atol=2e-4)  # 4 of 30,000 pairs
-    assert probe.auroc_macro == pytest.approx(np.mean(probe.auroc_per_class), abs=1e-12)
-    assert probe.accuracy == pytest.approx((logits.argmax(1) == test_labels).mean(), abs=1e-12)
+    np.testing.assert_allclose(probe["auroc_per_class"], expected, atol=2e-4)  # 4 of 30,000 pairs
+    assert probe["auroc_macro"] == pytest.approx(np.mean(probe["auroc_per_class"]), abs=1e-12)
+    assert probe["accuracy"] == pytest.approx((logits.argmax(1) == test_labels).mean(), abs=1e-12)
     # Ranking by the logits themselves would be another measure.
     by_logits = [pair_auroc(test_labels == k, logits[:, k]) for k in range(4)]
     assert np.abs(np.subtract(by_logits, expected)).max() > 0.005
@@ -98,18 +98,18 @@ def test_labels_may_be_strings_and_a_class_may_be_missing_in_the_test_set() -> N
     by_number = multiclass_probe(train, train_labels, test, test_labels)
     for words in (names, names.astype(object)):
         by_name = multiclass_probe(train, words[train_labels], test, words[test_labels])
-        assert by_name.classes == ["cat", "dog", "frog"]
-        assert by_name.auroc_per_class == by_number.auroc_per_class
-        assert by_name.left_out == []
+        assert by_name["classes"] == ["cat", "dog", "frog"]
+        assert by_name["auroc_per_class"] == by_number["auroc_per_class"]
+        assert by_name["left_out"] == []
     kept = test_labels != 1
     probe = multiclass_probe(train, names[train_labels], test[kept], names[test_labels[kept]])
-    assert probe.left_out == ["dog"]
-    assert math.isnan(probe.auroc_per_class[1])
-    assert probe.auroc_macro == pytest.approx((probe.auroc_per_class[0] + probe.auroc_per_class[2]) / 2)
+    assert probe["left_out"] == ["dog"]
+    assert math.isnan(probe["auroc_per_class"][1])
+    assert probe["auroc_macro"] == pytest.approx((probe["auroc_per_class"][0] + probe["auroc_per_class"][2]) / 2)
     only = multiclass_probe(train, train_labels, test[~kept], test_labels[~kept])
-    assert only.left_out == [0, 1, 2]
-    assert math.isnan(only.auroc_macro)
-    assert 0.5 < only.accuracy <= 1
+    assert only["left_out"] == [0, 1, 2]
+    assert math.isnan(only["auroc_macro"])
+    assert 0.5 < only["accuracy"] <= 1
 
 
 # ---- attributes ------------------------------------------------------------------------------------------------------
@@ -132,11 +132,11 @@ def test_multilabel_equals_logistic_regression_by_another_minimiser(newton_dimen
         weights, bias = softmax_regression(x, train_labels[:, attribute], 2, c / 2)
         scores = (y @ weights + bias) @ [-1, 1]
         expected = pair_auroc(test_labels[:, attribute] == 1, scores)
-        assert probe.auroc_per_attribute[attribute] == pytest.approx(expected, abs=2e-4)
+        assert probe["auroc_per_attribute"][attribute] == pytest.approx(expected, abs=2e-4)
         accuracy = ((scores > 0) == test_labels[:, attribute]).mean()
-        assert probe.accuracy_per_attribute[attribute] == pytest.approx(accuracy, abs=1e-12)
-    assert probe.auroc_macro == pytest.approx(np.mean(probe.auroc_per_attribute), abs=1e-12)
-    assert probe.left_out == []
+        assert probe["accuracy_per_attribute"][attribute] == pytest.approx(accuracy, abs=1e-12)
+    assert probe["auroc_macro"] == pytest.approx(np.mean(probe["auroc_per_attribute"]), abs=1e-12)
+    assert probe["left_out"] == []
 
 
 def test_multilabel_leaves_out_what_has_one_value_only() -> None:
@@ -149,15 +149,17 @@ def test_multilabel_leaves_out_what_has_one_value_only() -> None:
     test_labels[:, 3] = 1  # cannot be ranked
     names = ["Bald", "Bangs", "Smiling", "Young"]
     probe = multilabel_probe(train, train_labels, test, test_labels, attribute_names=names)
-    assert probe.left_out == ["Bangs", "Young"]
-    assert multilabel_probe(train, train_labels, test, test_labels).left_out == [1, 3]
-    assert np.isnan(probe.auroc_per_attribute).tolist() == [False, True, False, True]
-    assert np.isnan(probe.average_precision_per_attribute).tolist() == [False, True, False, True]
-    assert np.isnan(probe.accuracy_per_attribute).tolist() == [False, True, False, False]
-    assert probe.auroc_macro == pytest.approx((complete.auroc_per_attribute[0] + complete.auroc_per_attribute[2]) / 2)
+    assert probe["left_out"] == ["Bangs", "Young"]
+    assert multilabel_probe(train, train_labels, test, test_labels)["left_out"] == [1, 3]
+    assert np.isnan(probe["auroc_per_attribute"]).tolist() == [False, True, False, True]
+    assert np.isnan(probe["average_precision_per_attribute"]).tolist() == [False, True, False, True]
+    assert np.isnan(probe["accuracy_per_attribute"]).tolist() == [False, True, False, False]
+    assert probe["auroc_macro"] == pytest.approx(
+        (complete["auroc_per_attribute"][0] + complete["auroc_per_attribute"][2]) / 2
+    )
     nothing = multilabel_probe(train, np.zeros((200, 2)), test, np.zeros((150, 2)))
-    assert nothing.left_out == [0, 1]
-    assert math.isnan(nothing.auroc_macro)
+    assert nothing["left_out"] == [0, 1]
+    assert math.isnan(nothing["auroc_macro"])
 
 
 def test_celeba_files_write_minus_one_for_absence() -> None:
@@ -187,11 +189,11 @@ def test_regression_equals_least_squares() -> None:
     for column in range(2):
         target, prediction = test_targets[:, column], predicted[:, column]
         r_squared = 1 - ((target - prediction) ** 2).sum() / ((target - target.mean()) ** 2).sum()
-        assert probe.r_squared[column] == pytest.approx(r_squared, rel=1e-9)
-        assert probe.mean_absolute_error[column] == pytest.approx(np.abs(target - prediction).mean(), rel=1e-9)
-        assert probe.pearson[column] == pytest.approx(pearsonr(target, prediction).statistic, rel=1e-9)
+        assert probe["r_squared"][column] == pytest.approx(r_squared, rel=1e-9)
+        assert probe["mean_absolute_error"][column] == pytest.approx(np.abs(target - prediction).mean(), rel=1e-9)
+        assert probe["pearson"][column] == pytest.approx(pearsonr(target, prediction).statistic, rel=1e-9)
     single = regression_probe(train, train_targets[:, 1], test, test_targets[:, 1], regularization=alpha)
-    np.testing.assert_allclose(single.r_squared, probe.r_squared[1:], rtol=1e-12)
+    np.testing.assert_allclose(single["r_squared"], probe["r_squared"][1:], rtol=1e-12)
 
 
 def test_regression_reaches_the_noise() -> None:
@@ -200,19 +202,19 @@ def test_regression_reaches_the_noise() -> None:
     train, test = random.normal(size=(20_000, 3)), random.normal(size=(20_000, 3))
     targets = [x @ [2.0, 2.0, 1.0] + random.normal(size=len(x)) for x in (train, test)]
     probe = regression_probe(train, targets[0], test, targets[1])
-    assert probe.r_squared == [pytest.approx(0.9, abs=0.005)]
-    assert probe.pearson == [pytest.approx(math.sqrt(0.9), abs=0.005)]
-    assert probe.mean_absolute_error == [pytest.approx(math.sqrt(2 / math.pi), abs=0.02)]
+    assert probe["r_squared"] == [pytest.approx(0.9, abs=0.005)]
+    assert probe["pearson"] == [pytest.approx(math.sqrt(0.9), abs=0.005)]
+    assert probe["mean_absolute_error"] == [pytest.approx(math.sqrt(2 / math.pi), abs=0.02)]
 
 
 def test_regression_of_a_constant_target() -> None:
     random = np.random.default_rng(6)
     train, test = random.normal(size=(50, 3)), random.normal(size=(40, 3))
     probe = regression_probe(train, train[:, :2], test, np.column_stack([test[:, 0], np.full(40, 0.1)]))
-    assert probe.r_squared[0] > 0.9
-    assert math.isnan(probe.r_squared[1])
-    assert math.isnan(probe.pearson[1])
-    assert math.isfinite(probe.mean_absolute_error[1])
+    assert probe["r_squared"][0] > 0.9
+    assert math.isnan(probe["r_squared"][1])
+    assert math.isnan(probe["pearson"][1])
+    assert math.isfinite(probe["mean_absolute_error"][1])
 
 
 # ---- normalisation ---------------------------------------------------------------------------------------------------
@@ -225,11 +227,11 @@ def test_the_scale_of_the_codes_does_not_matter_and_the_test_set_does_not_normal
     probe = multiclass_probe(train, labels, test, test_labels)
     scale, shift = np.array([1e-3, 1.0, 50.0, 1e4]), np.array([100.0, 0.0, -3.0, 1e5])
     scaled = multiclass_probe(train * scale + shift, labels, test * scale + shift, test_labels)
-    np.testing.assert_allclose(scaled.auroc_per_class, probe.auroc_per_class, atol=1e-4)
-    assert scaled.accuracy == probe.accuracy
+    np.testing.assert_allclose(scaled["auroc_per_class"], probe["auroc_per_class"], atol=1e-4)
+    assert scaled["accuracy"] == probe["accuracy"]
     order = np.argsort(test[:, 0])  # halves of different means
-    halves = [multiclass_probe(train, labels, test[half], test_labels[half]).accuracy for half in np.split(order, 2)]
-    assert np.mean(halves) == pytest.approx(probe.accuracy, abs=1e-12)
+    halves = [multiclass_probe(train, labels, test[half], test_labels[half])["accuracy"] for half in np.split(order, 2)]
+    assert np.mean(halves) == pytest.approx(probe["accuracy"], abs=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.1, 0.0, 1e6])
@@ -244,17 +246,17 @@ def test_a_dimension_constant_in_training_is_ignored(value: float) -> None:
     train, test = (x[:, :3] for x in wide)
     attributes = multilabel_probe(wide[0], labels[0], wide[1], labels[1])
     np.testing.assert_allclose(
-        attributes.auroc_per_attribute,
-        multilabel_probe(train, labels[0], test, labels[1]).auroc_per_attribute,
+        attributes["auroc_per_attribute"],
+        multilabel_probe(train, labels[0], test, labels[1])["auroc_per_attribute"],
         atol=1e-6,
     )
     classes = multiclass_probe(wide[0], labels[0][:, 0], wide[1], labels[1][:, 0])
-    assert classes.auroc_macro == pytest.approx(
-        multiclass_probe(train, labels[0][:, 0], test, labels[1][:, 0]).auroc_macro, abs=1e-4
+    assert classes["auroc_macro"] == pytest.approx(
+        multiclass_probe(train, labels[0][:, 0], test, labels[1][:, 0])["auroc_macro"], abs=1e-4
     )
     np.testing.assert_allclose(
-        regression_probe(wide[0], labels[0], wide[1], labels[1]).r_squared,
-        regression_probe(train, labels[0], test, labels[1]).r_squared,
+        regression_probe(wide[0], labels[0], wide[1], labels[1])["r_squared"],
+        regression_probe(train, labels[0], test, labels[1])["r_squared"],
         rtol=1e-9,
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
 import struct
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from diffae_hub.images import exif_orientation, pil_to_array, upright
+from diffae_hub.images import pil_to_array, upright
 from diffae_hub.pipelines.image_processor import DiffusionAutoencoderImageProcessor
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -30,10 +32,11 @@ def test_all_inputs_mean_the_same(processor) -> None:
         PIXELS[None],
         [PIXELS],
         PIXELS.astype(np.float64) / 255,
-        expected,
-        expected[0],
-        [expected[0]],
-        expected.double(),
+        expected / 2 + 0.5,
+        expected[0] / 2 + 0.5,
+        [expected[0] / 2 + 0.5],
+        expected.double() / 2 + 0.5,
+        torch.from_numpy(PIXELS).permute(2, 0, 1),
     ]
     for given in inputs:
         batch = processor.preprocess(given)
@@ -70,15 +73,13 @@ def test_every_mode_of_a_white_picture_is_white(mode: str) -> None:
     np.testing.assert_allclose(pil_to_array(white), np.ones((4, 4, 3)), atol=2 / 255)
 
 
-def test_empty_and_truncated_pictures(processor) -> None:
-    with pytest.raises(ValueError, match=r"at least one pixel, got a PIL image of size \(0, 16\)"):
-        processor.preprocess(Image.new("RGB", (0, 16)))
+def test_truncated_pictures(processor) -> None:
     for kind in ("PNG", "JPEG"):
         buffer = io.BytesIO()
         Image.fromarray(np.tile(PIXELS, (8, 8, 1))).save(buffer, format=kind)
         data = buffer.getvalue()
         picture = Image.open(io.BytesIO(data[: len(data) * 3 // 4]))  # opened, but not yet decoded
-        with pytest.raises(ValueError, match="images must be intact, got a PIL image that cannot be decoded"):
+        with pytest.raises(ValueError, match="image"):
             processor.preprocess(picture)
 
 
@@ -103,25 +104,17 @@ def test_exif_orientation_is_pillows(orientation: int) -> None:
     np.testing.assert_array_equal(upright(turned), turned)  # once only
 
 
-def exif_block(*entries: bytes) -> bytes:
-    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(entries)) + b"".join(entries) + b"\0\0\0\0"
-
-
-def test_broken_exif_blocks() -> None:
-    """No reason to refuse a picture, nor, if the orientation is there, not to turn it."""
-    rotated = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
-    width_is_text = struct.pack(">HHI4s", 0x0100, 2, 2, b"a")  # Pillow reads it, and fails to write it
-    for block, orientation in (
-        (b"Exif\0\0garbagegarbage", 1),
-        (b"Exif\0\0MM\0*", 1),
-        (exif_block(struct.pack(">HHI4s", 0x0112, 2, 2, b"6")), 1),
-        (exif_block(width_is_text, rotated), 6),
-    ):
+def test_broken_exif_blocks_do_not_stop_an_intact_picture() -> None:
+    for block in (b"Exif\0\0garbagegarbage", b"Exif\0\0MM\0*", b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 40)):
         buffer = io.BytesIO()
         Image.fromarray(PIXELS).save(buffer, format="PNG", exif=block)
-        assert exif_orientation(Image.open(buffer)) == orientation
-        expected = np.rot90(PIXELS, k=-1) if orientation == 6 else PIXELS
-        np.testing.assert_array_equal((pil_to_array(Image.open(buffer)) * 255).round(), expected)
+        np.testing.assert_array_equal((pil_to_array(Image.open(buffer)) * 255).round(), PIXELS)
+
+
+def test_deep_pictures_are_rounded_as_floats_are() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = (values.astype(np.float64) / 257).round()
+    np.testing.assert_array_equal((pil_to_array(Image.fromarray(values), channels=1)[..., 0] * 255).round(), expected)
 
 
 def test_pictures_of_32_bit_integers() -> None:
@@ -132,7 +125,7 @@ def test_pictures_of_32_bit_integers() -> None:
     np.testing.assert_allclose(same[..., 0], values / 65535, atol=0.51 / 255)
     for odd in (65536, 2**31 - 1, -1):
         values[3, 5] = odd
-        with pytest.raises(ValueError, match=rf"must be in 0 .. 65535 as PIL images of mode 'I'.* got .*{odd}"):
+        with pytest.raises(ValueError, match=str(odd)):
             pil_to_array(Image.fromarray(values))
     values[3, 5] = 65535
     assert pil_to_array(Image.fromarray(values))[3, 5, 0] == 1.0
@@ -149,37 +142,50 @@ def test_crop_takes_the_centre_and_stretch_takes_all(processor) -> None:
     assert processor.preprocess(wide).shape[-2:] == (16, 48)  # arrays are never resized unasked
 
 
+def test_resizing_is_said_once_with_both_sizes(processor) -> None:
+    records, handler = [], logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("diffusers.diffae_hub")
+    logger.addHandler(handler)
+    for _ in range(2):
+        processor.preprocess(Image.new("RGB", (48, 20)))
+    logger.removeHandler(handler)
+    (record,) = records
+    assert record.levelno == logging.WARNING
+    assert {"48x20", "16x16"} <= set(re.findall(r"\d+x\d+", record.getMessage()))
+
+
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "named"),
     [
         ([], "empty list"),
-        ("photo.jpg", r"open a file with PIL first\), got str"),
-        (None, "got NoneType"),
-        ([PIXELS, torch.zeros(3, 16, 16)], "all of one kind"),
-        (torch.zeros(3, 16, 16, dtype=torch.uint8), r"floating-point tensors in \[-1, 1\], got dtype torch.uint8"),
-        (torch.zeros(4, 16, 16), r"got \(1, 4, 16, 16\)"),
-        (torch.zeros(16, 16), "images must be tensors of shape"),
-        (torch.zeros(0, 3, 16, 16), "images must be tensors of shape"),
-        (torch.zeros(3, 18, 16), "divisible by 4, got 18 x 16"),
-        (torch.full((3, 16, 16), 200.0), r"must be in \[-1, 1\].*\[200, 200\]"),
-        (torch.full((3, 16, 16), float("nan")), "must be finite"),
-        (torch.full((3, 16, 16), float("-inf")), "must be finite"),
-        (PIXELS.astype(np.int64), "dtype uint8 or floating point, got int64"),
-        (PIXELS.astype(np.float32), r"must be in \[0, 1\]"),
-        (PIXELS.transpose(2, 0, 1), r"arrays of shape \(height, width, 3\)"),
-        ([torch.zeros(3, 16, 16), torch.zeros(3, 32, 32)], "one height and width"),
+        ("photo.jpg", "str"),
+        (None, "NoneType"),
+        (torch.zeros(4, 16, 16), r"\(4, 16, 16\)"),
+        (torch.zeros(16, 16), r"\(16, 16\)"),
+        (torch.zeros(0, 3, 16, 16), r"\(0, 3, 16, 16\)"),
+        (torch.zeros(3, 18, 16), "18 x 16"),
+        (torch.full((3, 16, 16), 200.0), r"\[0, 1\].*\[200, 200\]"),
+        (torch.full((3, 16, 16), -1.0), r"\[0, 1\].*\[-1, -1\].*x / 2 \+ 0.5"),
+        (torch.full((3, 16, 16), float("nan")), "nan"),
+        (torch.full((3, 16, 16), float("-inf")), "inf"),
+        (PIXELS.astype(np.int64), "int64"),
+        (PIXELS.astype(np.float32), r"\[0, 1\]"),
+        (PIXELS.transpose(2, 0, 1), r"\(3, 16, 16\)"),
+        ([torch.zeros(3, 16, 16), torch.zeros(3, 32, 32)], "16.*32"),
+        (Image.new("RGB", (0, 16)), r"\(0, 16\)"),
     ],
 )
-def test_bad_images(processor, given, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_images(processor, given, named: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)^image.*{named}"):
         processor.preprocess(given)
 
 
 def test_models_of_a_fixed_size_say_so() -> None:
     processor = DiffusionAutoencoderImageProcessor(sample_size=16, channels=3, downsampling_factor=4, fixed_size=True)
-    with pytest.raises(ValueError, match="must be 16 x 16 for this model, got 32 x 32"):
+    with pytest.raises(ValueError, match="image.*32 x 32"):
         processor.preprocess(torch.zeros(3, 32, 32))
-    with pytest.raises(ValueError, match="must be 16x16 pixels with resize_mode='none'"):
+    with pytest.raises(ValueError, match="image.*resize_mode"):
         pil_to_array(Image.fromarray(PIXELS[:8]), size=(16, 16), resize_mode="none")
     assert processor.preprocess(torch.zeros(3, 32, 32), resize_mode="stretch").shape == (1, 3, 16, 16)
 
@@ -187,7 +193,7 @@ def test_models_of_a_fixed_size_say_so() -> None:
 def test_other_channel_counts_take_tensors_only() -> None:
     processor = DiffusionAutoencoderImageProcessor(sample_size=16, channels=5, downsampling_factor=4, fixed_size=False)
     assert processor.preprocess(torch.zeros(5, 16, 16)).shape == (1, 5, 16, 16)
-    with pytest.raises(ValueError, match="PIL serves 1 or 3"):
+    with pytest.raises(ValueError, match="image.*5 channels"):
         processor.preprocess(Image.fromarray(PIXELS))
-    with pytest.raises(ValueError, match="output_type must be 'np', 'pt' or 'latent' for 5 channels"):
+    with pytest.raises(ValueError, match="output_type.*5 channels"):
         processor.check_output_type("pil")

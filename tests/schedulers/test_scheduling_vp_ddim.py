@@ -68,13 +68,24 @@ def test_leading_grid_is_the_official_stride_rule(steps, last):
     assert float(scheduler.timesteps[0]) == last
 
 
-@pytest.mark.parametrize("steps, nearest", [(37, "36 and 38"), (41, "40 and 42"), (60, "59 and 63")])
-def test_leading_grid_without_a_stride(steps, nearest):
+@BOTH
+@pytest.mark.parametrize("steps", [37, 41, 60, 999])
+def test_leading_grid_without_a_stride(scheduler_class, steps):
     counts = {len(range(0, 1000, stride)) for stride in range(1, 1001)}
     below, above = max(c for c in counts if c < steps), min(c for c in counts if c > steps)
-    assert nearest == f"{below} and {above}"
-    with pytest.raises(ValueError, match=rf"num_inference_steps .*integer stride.*{nearest}.*got {steps}"):
-        official().set_timesteps(steps)
+    with pytest.raises(ValueError, match=rf"num_inference_steps.*{below} and {above}"):
+        scheduler_class(timestep_spacing="leading").set_timesteps(steps)
+
+
+def test_leading_grid_exists_for_exactly_the_counts_that_a_stride_gives():
+    counts = {len(range(0, 1000, stride)) for stride in range(1, 1001)}
+    scheduler = official()
+    for steps in range(1, 1001):
+        if steps in counts:
+            assert len(scheduler._leading_indices(steps)) == steps
+        else:
+            with pytest.raises(ValueError, match="num_inference_steps"):
+                scheduler._leading_indices(steps)
 
 
 # ---- against diffusers ----------------------------------------------------------------------------------------------
@@ -170,13 +181,17 @@ def test_runs_in_a_pipeline_of_diffusers():
 @pytest.mark.parametrize("steps", [1, 4, 1000])
 def test_finite_on_every_grid(scheduler_class, prediction_type, spacing, schedule, steps, generator):
     scheduler = scheduler_class(noise_schedule=schedule, prediction_type=prediction_type, timestep_spacing=spacing)
+    if scheduler_class is VPDDIMInverseScheduler and spacing == "uniform":
+        steps = max(steps, 2)
     scheduler.set_timesteps(steps)
-    assert len(scheduler.timesteps) == steps
+    more = scheduler_class is VPDDIMInverseScheduler and spacing == "uniform"
+    assert len(scheduler.timesteps) == scheduler.timesteps.numel() == steps + more
     sample = torch.randn(1, 4, generator=generator)
-    for t in scheduler.timesteps[[0, -1]]:
+    for t in scheduler.timesteps:
         result = scheduler.step(torch.zeros_like(sample), t, sample)
         assert result.prev_sample.isfinite().all()
         assert result.pred_original_sample.isfinite().all()
+        sample = sample if steps == 1000 else result.prev_sample
 
 
 @PREDICTION_TYPES
@@ -214,34 +229,33 @@ def test_clip_sample_clamps_the_image_and_derives_the_noise_again(prediction_typ
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(scheduler_class, dtype, generator):
-    scheduler = scheduler_class()
+    sample, *outputs = torch.randn(4, 2, 3, 4, 4, generator=generator).to(dtype)
+    scheduler, exact = scheduler_class(), scheduler_class()
     scheduler.set_timesteps(10)
-    sample, output = torch.randn(2, 2, 3, 4, 4, generator=generator).to(dtype)
-    t = scheduler.timesteps[3]
-    result = scheduler.step(output, t, sample)
-    expected = scheduler.step(output.float(), t, sample.float())
-    assert result.prev_sample.dtype == result.pred_original_sample.dtype == dtype
-    assert torch.equal(result.prev_sample, expected.prev_sample.to(dtype))
+    exact.set_timesteps(10)
+    for t, output in zip(scheduler.timesteps, outputs, strict=False):
+        result = scheduler.step(output, t, sample)
+        expected = exact.step(output.float(), t, sample.float())
+        assert result.prev_sample.dtype == result.pred_original_sample.dtype == dtype
+        assert torch.equal(result.prev_sample, expected.prev_sample.to(dtype))
+        sample = result.prev_sample
     noisy = scheduler.add_noise(sample, output, torch.tensor([3.0, 700.0]))
     assert noisy.dtype == dtype
     assert torch.equal(noisy, scheduler.add_noise(sample.float(), output.float(), torch.tensor([3.0, 700.0])).to(dtype))
 
 
 @BOTH
-def test_timesteps_may_come_in_any_order_and_any_type(scheduler_class, generator):
+def test_the_first_timestep_may_be_of_any_type(scheduler_class, generator):
     scheduler = scheduler_class()
-    scheduler.set_timesteps(7)
+    scheduler.set_timesteps(8)
     sample, output = torch.randn(2, 2, 5, generator=generator)
-    in_order = [scheduler.step(output, t, sample).prev_sample for t in scheduler.timesteps]
-    assert len({float(x.sum()) for x in in_order}) == 7
-    for index in (5, 0, 6, 2, 2):
-        t = scheduler.timesteps[index]
-        for form in (t, t.clone(), float(t), t.to(torch.float64), t.reshape(1)):
-            assert torch.equal(scheduler.step(output, form, sample).prev_sample, in_order[index])
-            assert scheduler.step_index == index + 1
-    # A pipeline that skips steps may assign what is left.
-    scheduler.timesteps = scheduler.timesteps[3:]
-    assert torch.equal(scheduler.step(output, scheduler.timesteps[0], sample).prev_sample, in_order[3])
+    scheduler.set_begin_index(3)
+    expected = scheduler.step(output, scheduler.timesteps[3], sample).prev_sample
+    t = scheduler.timesteps[3]
+    for form in (t, t.clone(), float(t), int(t), t.to(torch.float64), t.reshape(1)):
+        scheduler.set_timesteps(8)
+        assert torch.equal(scheduler.step(output, form, sample).prev_sample, expected)
+        assert scheduler.step_index == 4
 
 
 def test_begin_index_and_step_index():
@@ -266,6 +280,7 @@ def test_step_is_deterministic_and_ignores_the_generator():
     before = generator.get_state()
     sample = torch.ones(1, 3)
     as_tuple = scheduler.step(sample, 800, sample, generator=generator, return_dict=False)
+    scheduler.set_timesteps(5)
     result = scheduler.step(sample, 800, sample)
     assert torch.equal(generator.get_state(), before)
     assert torch.equal(as_tuple[0], result.prev_sample)
@@ -280,6 +295,7 @@ def test_step_is_deterministic_and_ignores_the_generator():
 def test_the_loop_never_waits_for_the_device(scheduler_class):
     scheduler = scheduler_class()
     scheduler.set_timesteps(10, device="cuda")
+    scheduler.set_begin_index(0)
     sample = torch.zeros(2, 3, 8, 8, device="cuda")
     assert scheduler.timesteps.device.type == "cuda"
     torch.cuda.set_sync_debug_mode("error")
@@ -288,7 +304,7 @@ def test_the_loop_never_waits_for_the_device(scheduler_class):
             sample = scheduler.step(sample, t, sample).prev_sample
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert scheduler.step_index == 10
+    assert scheduler.step_index == len(scheduler.timesteps)
 
 
 def test_timesteps_go_to_the_requested_device():
@@ -372,41 +388,57 @@ def test_save_and_load(scheduler_class, tmp_path):
 def test_conventions_of_diffusers(scheduler_class):
     assert scheduler_class.__module__ == "diffae_hub"
     scheduler = scheduler_class()
-    assert set(scheduler.compatibles) == {VPDDIMScheduler, VPDDIMInverseScheduler}
+    assert scheduler.compatibles == []
     assert len(scheduler) == len(scheduler.timesteps) == 1000
-    scheduler.set_timesteps(4)
     sample = torch.ones(1, 3)
-    for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+    for copied in (copy.deepcopy, lambda original: pickle.loads(pickle.dumps(original))):
+        scheduler.set_timesteps(4)
+        other = copied(scheduler)
         for t, t_other in zip(scheduler.timesteps, other.timesteps, strict=True):
             ours = scheduler.step(sample, t, sample).prev_sample
             assert torch.equal(other.step(sample, t_other, sample).prev_sample, ours)
 
 
+def test_trailing_means_uniform(tmp_path):
+    scheduler, same = VPDDIMScheduler(timestep_spacing="trailing"), VPDDIMScheduler()
+    for each in (scheduler, same):
+        each.set_timesteps(7)
+        each.save_pretrained(tmp_path / str(id(each)))
+    assert torch.equal(scheduler.timesteps, same.timesteps)
+    saved = [(tmp_path / str(id(each)) / "scheduler_config.json").read_text() for each in (scheduler, same)]
+    assert saved[0] == saved[1]
+    assert json.loads(saved[0])["timestep_spacing"] == "uniform"
+
+
+def test_the_bundled_scheduler_by_name():
+    for scheduler_class in (VPDDIMScheduler, VPDDIMInverseScheduler):
+        scheduler = scheduler_class.from_pretrained("cifar10-32-small", subfolder="scheduler")
+        assert (scheduler.config.prediction_type, scheduler.config.scaling_factor) == ("v_prediction", 4.0)
+
+
 @BOTH
 @pytest.mark.parametrize(
-    "arguments, message",
+    "argument, value",
     [
-        ({"noise_schedule": "cosine"}, "noise_schedule must be one of shifted_cosine, .*, constant_beta, got 'co"),
-        ({"noise_schedule": None}, "noise_schedule must be one of"),
-        ({"prediction_type": "noise"}, "prediction_type must be one of v_prediction, epsilon, sample, got 'noise'"),
-        ({"timestep_spacing": "trailing"}, "timestep_spacing must be one of uniform, leading, got 'trailing'"),
-        ({"scaling_factor": 0}, "scaling_factor must be a finite number above 0, got 0"),
-        ({"scaling_factor": -4.0}, "scaling_factor must be .* got -4.0"),
-        ({"scaling_factor": math.nan}, "scaling_factor must be .* got nan"),
-        ({"scaling_factor": math.inf}, "scaling_factor must be .* got inf"),
-        ({"scaling_factor": "4"}, "scaling_factor must be .* got '4'"),
-        ({"scaling_factor": True}, "scaling_factor must be .* got True"),
-        ({"num_train_timesteps": 0}, "num_train_timesteps must be at least 1, got 0"),
-        ({"num_train_timesteps": 10.5}, "num_train_timesteps must be an integer, at least 1, got 10.5"),
-        ({"clip_sample": "yes"}, "clip_sample must be True or False, got 'yes'"),
+        ("noise_schedule", "cosine"),
+        ("noise_schedule", None),
+        ("prediction_type", "noise"),
+        ("timestep_spacing", "linspace"),
+        ("scaling_factor", 0),
+        ("scaling_factor", -4.0),
+        ("scaling_factor", math.nan),
+        ("scaling_factor", math.inf),
+        ("num_train_timesteps", 0),
+        ("num_train_timesteps", 100_001),
     ],
 )
-def test_bad_configuration(scheduler_class, arguments, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        scheduler_class(**arguments)
+def test_bad_configuration(scheduler_class, argument, value, tmp_path):
+    with pytest.raises(ValueError, match=argument):
+        scheduler_class(**{argument: value})
     # The same from a file, where it is more likely.
-    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": scheduler_class.__name__, **arguments}))
-    with pytest.raises(ValueError, match=message):
+    config = {"_class_name": scheduler_class.__name__, argument: value}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=argument):
         scheduler_class.from_pretrained(tmp_path)
 
 
@@ -415,73 +447,66 @@ def test_bad_configuration(scheduler_class, arguments, message, tmp_path):
 
 @BOTH
 @pytest.mark.parametrize("spacing", ["uniform", "leading"])
-@pytest.mark.parametrize("steps", [0, -1, 1001, 2000])
+@pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_number_of_steps_out_of_range(scheduler_class, spacing, steps):
-    scheduler = scheduler_class(timestep_spacing=spacing)
-    with pytest.raises(ValueError, match=f"num_inference_steps must be between 1 and 1000, got {steps}"):
-        scheduler.set_timesteps(steps)
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        scheduler_class(timestep_spacing=spacing).set_timesteps(steps)
 
 
-@pytest.mark.parametrize("steps", [10.0, "10", None, True, math.nan])
-def test_number_of_steps_of_another_type(steps):
-    with pytest.raises(ValueError, match="num_inference_steps must be an integer, between 1 and 1000, got"):
-        VPDDIMScheduler().set_timesteps(steps)
-
-
-def test_number_of_steps_from_numpy():
+def test_number_of_steps_is_an_integer():
     scheduler = VPDDIMScheduler()
     scheduler.set_timesteps(np.int64(5))
     assert len(scheduler.timesteps) == 5
+    with pytest.raises(TypeError):
+        scheduler.set_timesteps(10.5)
 
 
 @BOTH
-def test_step_before_set_timesteps(scheduler_class):
-    with pytest.raises(ValueError, match="set_timesteps must be called before step"):
-        scheduler_class().step(torch.zeros(1), 1000, torch.zeros(1))
+def test_steps_before_the_first_and_after_the_last(scheduler_class):
+    scheduler, x = scheduler_class(), torch.zeros(1, 3)
+    with pytest.raises(ValueError, match="set_timesteps"):
+        scheduler.step(x, 1000, x)
+    scheduler.set_timesteps(2)
+    for t in scheduler.timesteps:
+        scheduler.step(x, t, x)
+    with pytest.raises(ValueError, match="set_timesteps"):
+        scheduler.step(x, t, x)
 
 
 @pytest.mark.parametrize("timestep", [990.0, -1, math.nan, torch.tensor(1.5)])
 def test_timestep_that_is_not_in_the_list(timestep):
     scheduler = VPDDIMScheduler()
     scheduler.set_timesteps(5)
-    with pytest.raises(ValueError, match="timestep must be one of the 5 in scheduler.timesteps, 1000 to 200, got"):
+    with pytest.raises(ValueError, match="timestep"):
         scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
 
 
 def test_step_with_shapes_that_do_not_fit():
     scheduler = VPDDIMScheduler()
     scheduler.set_timesteps(5)
-    with pytest.raises(ValueError, match=r"model_output must have the shape of sample, \(1, 3\), got \(2, 3\)"):
+    with pytest.raises(ValueError, match="model_output"):
         scheduler.step(torch.zeros(2, 3), 1000, torch.zeros(1, 3))
-    with pytest.raises(ValueError, match=r"timestep must be one number, got shape \(2,\)"):
-        scheduler.step(torch.zeros(2, 3), torch.tensor([1000.0, 800.0]), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("timesteps", [-0.5, 1000.5, math.nan, math.inf, [10.0, 2000.0], [5.0, math.nan]])
 def test_training_timesteps_out_of_range(timesteps):
     scheduler, x = VPDDIMScheduler(), torch.zeros(2, 3)
-    timesteps = torch.tensor(timesteps)
     for function in (scheduler.add_noise, scheduler.get_velocity, scheduler.training_target):
-        with pytest.raises(ValueError, match="timesteps must be between 0 and 1000"):
-            function(x, x, timesteps)
-    with pytest.raises(ValueError, match="timesteps must be between 0 and 1000"):
-        scheduler.alpha_sigma(timesteps)
+        with pytest.raises(ValueError, match="timesteps"):
+            function(x, x, torch.tensor(timesteps))
 
 
 def test_official_timesteps_end_at_999():
-    with pytest.raises(
-        ValueError, match="timesteps must be between 0 and 999 with timestep_spacing='leading', got 1000"
-    ):
+    with pytest.raises(ValueError, match="timesteps"):
         official().alpha_sigma(1000)
 
 
 def test_training_input_that_does_not_fit():
     scheduler, x = VPDDIMScheduler(), torch.zeros(2, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"noise must have the shape of original_samples, \(2, 3, 4, 4\), got \(3,"):
+    with pytest.raises(ValueError, match="noise"):
         scheduler.add_noise(x, torch.zeros(3, 4, 4), 10)
-    with pytest.raises(ValueError, match=r"timesteps must be one number or of shape \(2,\), got shape \(3,\)"):
-        scheduler.add_noise(x, x, torch.zeros(3))
-    with pytest.raises(ValueError, match=r"timesteps must be one number or of shape \(2,\), got shape \(2, 1\)"):
-        scheduler.add_noise(x, x, torch.zeros(2, 1))
-    with pytest.raises(ValueError, match=r"original_samples must be floating point, got torch.uint8"):
+    for timesteps in (torch.zeros(3), torch.zeros(2, 1)):
+        with pytest.raises(ValueError, match="timesteps"):
+            scheduler.add_noise(x, x, timesteps)
+    with pytest.raises(ValueError, match="original_samples"):
         scheduler.add_noise(x.to(torch.uint8), x.to(torch.uint8), 10)

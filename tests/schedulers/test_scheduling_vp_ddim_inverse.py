@@ -62,14 +62,8 @@ def test_official_inversion_ends_at_the_predicted_noise():
     assert torch.equal(result.prev_sample, noise)
 
 
-@pytest.mark.parametrize("steps", [37, 41, 60])
-def test_leading_grid_without_a_stride(steps):
-    with pytest.raises(ValueError, match=f"num_inference_steps must be .* got {steps}"):
-        VPDDIMInverseScheduler(timestep_spacing="leading").set_timesteps(steps)
-
-
 def test_uniform_grid_ascends_from_zero():
-    scheduler = VPDDIMInverseScheduler()
+    scheduler = VPDDIMInverseScheduler(inversion="plain")
     scheduler.set_timesteps(50)
     torch.testing.assert_close(scheduler.timesteps, torch.linspace(0, 980, 50))
     image, velocity = torch.tensor([[0.5, -1.0]]), torch.tensor([[2.0, 3.0]])
@@ -80,13 +74,14 @@ def test_uniform_grid_ascends_from_zero():
     assert torch.equal(result.pred_original_sample, image)
     # The last update, 0.98 -> 1, ends at the predicted noise.
     angle = math.atan(math.tan(math.pi * 0.98 / 2) / 4)
+    scheduler.set_timesteps(50)
     result = scheduler.step(velocity, scheduler.timesteps[-1], image)
     torch.testing.assert_close(result.prev_sample, math.sin(angle) * image + math.cos(angle) * velocity)
 
 
 def test_noise_prediction_ends_where_sampling_starts():
     scheduler = VPDDIMScheduler(prediction_type="epsilon")
-    inverse = VPDDIMInverseScheduler.from_config(scheduler.config)
+    inverse = VPDDIMInverseScheduler.from_config(scheduler.config, inversion="plain")
     scheduler.set_timesteps(50)
     inverse.set_timesteps(50)
     image, noise = torch.tensor([[0.5, -1.0]]).double(), torch.tensor([[2.0, 3.0]]).double()
@@ -102,7 +97,7 @@ def test_noise_prediction_ends_where_sampling_starts():
     ids=["sample", "clip_sample"],
 )
 def test_what_divides_by_sigma_starts_in_the_middle_of_the_first_interval(config):
-    scheduler = VPDDIMInverseScheduler(**config)
+    scheduler = VPDDIMInverseScheduler(**config, inversion="plain")
     scheduler.set_timesteps(50)
     assert scheduler.timesteps[0] == 10.0  # 1000 / (2 * 50)
     torch.testing.assert_close(scheduler.timesteps[1:], torch.linspace(20, 980, 49))
@@ -112,3 +107,112 @@ def test_what_divides_by_sigma_starts_in_the_middle_of_the_first_interval(config
     output = image if config["prediction_type"] == "sample" else math.cos(here) * noise - math.sin(here) * image
     result = scheduler.step(output, scheduler.timesteps[0], sample)
     torch.testing.assert_close(result.prev_sample, math.cos(there) * image + math.sin(there) * noise)
+
+
+# ---- predictor-corrector --------------------------------------------------------------------------------------------
+
+
+def denoiser(scheduler, x, t):
+    """A smooth network: some velocity, put out in the form that the scheduler predicts."""
+    alpha, sigma = scheduler.alpha_sigma(t)
+    velocity = torch.tanh(0.5 * x + 0.8 * x.flip(-1) - sigma)
+    if scheduler.config.prediction_type == "epsilon":
+        return sigma * x + alpha * velocity
+    return alpha * x - sigma * velocity if scheduler.config.prediction_type == "sample" else velocity
+
+
+def decode(scheduler, x, steps):
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        x = scheduler.step(denoiser(scheduler, x, t), t, x).prev_sample
+    return x
+
+
+def invert(inverse, x, steps, iterations=0):
+    inverse.set_timesteps(steps)
+    evaluations, errors = 0, []
+    for t in inverse.timesteps:
+        output = denoiser(inverse, x, t)
+        for _ in range(iterations):
+            x, error = inverse.correct(output, t, x)
+            output = denoiser(inverse, x, t)
+        x = inverse.step(output, t, x).prev_sample
+        evaluations += 1
+        if iterations:
+            errors.append(float(error.abs().max()))
+    return x, evaluations, errors
+
+
+CONFIGURATIONS = pytest.mark.parametrize(
+    "config",
+    [
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "epsilon", "noise_schedule": "linear_beta"},
+        {"prediction_type": "sample"},
+        {"prediction_type": "v_prediction", "clip_sample": True},
+        {"prediction_type": "epsilon", "noise_schedule": "linear_beta", "timestep_spacing": "leading"},
+    ],
+    ids=["v", "epsilon", "sample", "clip", "leading"],
+)
+
+
+@CONFIGURATIONS
+def test_iterated_correction_is_the_exact_inverse_of_sampling(config):
+    sampler = VPDDIMScheduler(**config)
+    inverse = VPDDIMInverseScheduler.from_config(sampler.config, inversion="predictor_corrector")
+    noise = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image = decode(sampler, noise, 20)
+    once, evaluations, _ = invert(inverse, image, 20)
+    assert evaluations == len(inverse.timesteps) == 21
+    exact, _, errors = invert(inverse, image, 20, iterations=25)
+    assert max(errors) < 1e-9
+    again = decode(sampler, exact, 20)
+    assert float((again - image).abs().max()) < 1e-7
+    plain = VPDDIMInverseScheduler.from_config(sampler.config, inversion="plain")
+    plain_error = (decode(sampler, invert(plain, image, 20)[0], 20) - image).abs().max()
+    assert (decode(sampler, once, 20) - image).abs().max() < 0.5 * plain_error
+
+
+def test_predictor_corrector_by_hand():
+    """Two steps of v-prediction: t = 0, 1/2, 1, by the angles of the noise levels."""
+    inverse = VPDDIMInverseScheduler()
+    inverse.set_timesteps(2)
+    assert inverse.timesteps.tolist() == [0.0, 500.0, 1000.0]
+    x_0, v_0, v_1, v_2 = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first = math.atan(1 / 4)
+    second = math.pi / 2 - first
+
+    def implicit(x: torch.Tensor, v: torch.Tensor, angle: float) -> torch.Tensor:
+        # The sampling step is x_low = cos(angle) x_high - sin(angle) v.
+        return (x + math.sin(angle) * v) / math.cos(angle)
+
+    guess_1 = inverse.step(v_0, 0, x_0).prev_sample
+    torch.testing.assert_close(guess_1, implicit(x_0, v_0, first))
+    x_1 = implicit(x_0, v_1, first)
+    guess_2 = inverse.step(v_1, 500, guess_1).prev_sample
+    torch.testing.assert_close(guess_2, implicit(x_1, 2 * v_1 - v_0, second))
+    torch.testing.assert_close(inverse.step(v_2, 1000, guess_2).prev_sample, implicit(x_1, v_2, second))
+
+
+@pytest.mark.parametrize("done", [1, 3, 6])
+def test_the_state_of_a_loop_does_not_reach_the_next(done):
+    image = torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    inverse = VPDDIMInverseScheduler()
+    expected = invert(inverse, image, 5)[0]
+    inverse.set_timesteps(5)
+    x = image
+    for t in inverse.timesteps[:done]:
+        x = inverse.step(denoiser(inverse, x, t), t, x).prev_sample
+    assert torch.equal(invert(inverse, image, 5)[0], expected)
+
+
+def test_the_default_inversion_follows_the_spacing():
+    for spacing, count in (("uniform", 21), ("trailing", 21), ("leading", 20)):
+        inverse = VPDDIMInverseScheduler(timestep_spacing=spacing)
+        inverse.set_timesteps(20)
+        assert len(inverse.timesteps) == count
+    with pytest.raises(ValueError, match="inversion"):
+        VPDDIMInverseScheduler(inversion="exact")
+    # One step from pure noise does not depend on it, so that there is nothing to solve for.
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        VPDDIMInverseScheduler().set_timesteps(1)

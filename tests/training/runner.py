@@ -1,11 +1,11 @@
-"""Runs the training script in processes of its own, which can be killed, without importing torch anew for each.
+"""Runs `diffae-hub train` in processes of its own, which can be killed, without importing torch anew for each.
 
 A fork server imports the libraries once; each run is a process forked from it, as real as any other.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import json
 import multiprocessing
 import os
@@ -15,15 +15,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
-from diffae_hub.training import checkpoints
+from diffae_hub.cli.flags import from_arguments, with_hyphens
+from diffae_hub.cli.train import train_arguments
+from diffae_hub.training import loop
+from diffae_hub.training.checkpoints import checkpoint_files, load_checkpoint
+from diffae_hub.training.options import TrainingOptions, resolve_experiment
+from diffae_hub.training.presets import TrainingPreset
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_two_phase.py"
 SECONDS = 900  # against hanging only
@@ -61,12 +64,7 @@ TINY_EXPERIMENT = {
 }
 
 
-def load_script() -> ModuleType:
-    """The training script as a module."""
-    specification = importlib.util.spec_from_file_location("train_two_phase", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+WITHOUT_DROPOUT = {"decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}, "encoder": TINY_EXPERIMENT["encoder"]}
 
 
 def write_images(folder: Path, count: int = 40, size: int = 8, seed: int = 0) -> Path:
@@ -90,10 +88,10 @@ def arguments(dataset: Path, output: Path, *extra: str, **experiment: object) ->
         "--preset=cifar10-32",
         f"--config={config}",
         f"--dataset={dataset}",
-        f"--output_dir={output}",
-        "--num_workers=0",
-        "--log_every=16",
-        "--checkpoint_every=64",
+        f"--output={output}",
+        "--num-workers=0",
+        "--log-every=16",
+        "--checkpoint-every=64",
         *extra,
     ]
 
@@ -105,7 +103,7 @@ class Interruption:
     Args:
         after: Examples of the record in metrics.jsonl, or of the checkpoint, from which on it happens.
         calls: It happens at this call of a Python or C function after that record, in the midst of a step; or, if
-            `writing`, after this one of the seven operations on files before a checkpoint gets its name.
+            `writing`, after the write of that checkpoint has begun. A write of fewer calls ends with it.
         writing: Whether it happens inside the write of a checkpoint.
         number: The signal.
     """
@@ -115,39 +113,37 @@ class Interruption:
     writing: bool = False
     number: int = signal.SIGKILL
 
-    def arm(self, script: ModuleType) -> None:
-        """Lets the script's module count."""
+    def arm(self) -> None:
+        """Lets the loop count."""
         left = self.calls
+
+        def strike() -> None:
+            sys.setprofile(None)
+            os.killpg(0, self.number)
 
         def count(*_: object) -> None:
             nonlocal left
             left -= 1
             if left == 0:
-                sys.setprofile(None)
-                os.killpg(0, self.number)
+                strike()
 
-        def counted(function: Callable) -> Callable:
-            def call(*arguments: object) -> object:
-                result = function(*arguments)
-                count()
-                return result
-
-            return call
-
-        save, append = script.save_checkpoint, script.append_metrics
+        save, append = loop.save_checkpoint, loop.append_metrics
 
         def save_checkpoint(run_folder: Path, examples_seen: int, *rest: object) -> Path:
-            if self.writing and examples_seen >= self.after and left == self.calls:
-                for name in ("save_file", "_sha256", "_flush_to_disk"):
-                    setattr(checkpoints, name, counted(getattr(checkpoints, name)))
-            return save(run_folder, examples_seen, *rest)
+            hit = self.writing and examples_seen >= self.after
+            if hit:
+                sys.setprofile(count)
+            path = save(run_folder, examples_seen, *rest)
+            if hit and left > 0:
+                strike()
+            return path
 
         def append_metrics(run_folder: Path, record: dict) -> None:
             append(run_folder, record)
             if not self.writing and record["examples"] >= self.after and left == self.calls:
                 sys.setprofile(count)
 
-        script.save_checkpoint, script.append_metrics = save_checkpoint, append_metrics
+        loop.save_checkpoint, loop.append_metrics = save_checkpoint, append_metrics
 
 
 def _child(argv: list[str], output: str, file_size_limit: int | None, interruption: Interruption | None) -> None:
@@ -163,42 +159,28 @@ def _child(argv: list[str], output: str, file_size_limit: int | None, interrupti
     import torch
 
     torch.set_num_threads(1)
-    script = load_script()
+    from diffae_hub.cli.main import main
+
     if interruption is not None:
-        interruption.arm(script)
-    code = script.main(argv)
+        interruption.arm()
+    code = main(["train", *argv])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "torch",
-        "accelerate",
-        "datasets",
-        "diffusers.training_utils",
-        "torch.utils.tensorboard",
-        "diffae_hub.hub.model_card",
-        "diffae_hub.hub.push",
-        "diffae_hub.training.configuration",
-        "diffae_hub.training.faults",
-        "diffae_hub.data.streaming",
-        "diffae_hub.training.trainer",
-        "diffae_hub.training.validation",
-    ]
-)
+_context.set_forkserver_preload(["diffae_hub.training.loop", "diffae_hub.cli.train", "torch.utils.tensorboard"])
 
 
 def run(
     argv: list[str], file_size_limit: int | None = None, interruption: Interruption | None = None
 ) -> tuple[int, str]:
-    """Runs the script to its end: (exit code, what it printed).
+    """Runs the command to its end: (exit code, what it printed).
 
     `file_size_limit` makes the disk full for any file beyond that many bytes.
     """
-    output = Path(next(a for a in argv if a.startswith("--output_dir=")).partition("=")[2])
+    output = Path(next(a for a in argv if a.startswith("--output=")).partition("=")[2])
     log = output.parent / f"{output.name}.{time.monotonic_ns()}.log"
     log.touch()
     process = _context.Process(target=_child, args=(argv, str(log), file_size_limit, interruption))
@@ -225,3 +207,22 @@ def launch(argv: list[str], script: Path = SCRIPT) -> tuple[int, str]:
         timeout=SECONDS,
     )
     return result.returncode, result.stdout
+
+
+def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:
+    """The options and the experiment of a command line."""
+    parser = argparse.ArgumentParser()
+    train_arguments(parser)
+    arguments = parser.parse_args(with_hyphens(argv))
+    options = from_arguments(TrainingOptions, arguments)
+    return options, resolve_experiment(options, arguments.set)
+
+
+def states(folder: Path) -> list[dict]:
+    """The checkpoints of a run, oldest first."""
+    return [load_checkpoint(path) for path in checkpoint_files(folder)]
+
+
+def records(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -58,12 +58,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     images.mkdir()
     for index, digit in enumerate(training):
         Image.fromarray((digit * 255).round().astype(np.uint8)).save(images / f"{index:04d}.png")
-    flags = (f"--checkpoint_every={END_OF_PHASE_1}", "--keep_checkpoints=9", "--log_every=8000")
+    flags = (f"--checkpoint-every={END_OF_PHASE_1}", "--keep-checkpoints=9", "--log-every=8000")
     code, text = run(arguments(images, base / "run", *flags, **EXPERIMENT))
     assert code == 0, text
 
     pipeline, phase_1 = (DiffusionAutoencoderPipeline.from_pretrained(base / "run" / "pipeline") for _ in range(2))
-    state = load_checkpoint(base / "run" / f"checkpoint-{END_OF_PHASE_1}")
+    state = load_checkpoint(base / "run" / f"checkpoint-{END_OF_PHASE_1}.pt")
     averaged = dict(zip(state["model"], state["ema"]["shadow_params"], strict=True))
     for component in ("encoder", "decoder"):
         weights = {n.removeprefix(f"{component}."): w for n, w in averaged.items() if n.startswith(component)}

@@ -93,9 +93,9 @@ def test_official_convention_in_phase_1(prediction_type: str, rng: torch.Generat
 
 def test_noise_prediction_has_no_phase_1(rng: torch.Generator) -> None:
     scheduler = VPDDIMScheduler(prediction_type="epsilon", noise_schedule="linear_beta")
-    with pytest.raises(ValueError, match="phase must be 2 for prediction_type 'epsilon'"):
+    with pytest.raises(ValueError, match="prediction_type"):
         sample_timesteps(4, 1, scheduler, rng, "cpu")
-    with pytest.raises(ValueError, match="phase must be 1 or 2, got 3"):
+    with pytest.raises(ValueError, match="phase"):
         sample_timesteps(4, 3, scheduler, rng, "cpu")
 
 
@@ -125,10 +125,8 @@ def test_official_timesteps_are_uniform_integers(rng: torch.Generator) -> None:
 
 
 def test_phases_count_examples() -> None:
-    phases = [phase_at(seen, 1000, 0.25) for seen in (0, 249, 250, 999)]
-    assert phases == [1, 1, 2, 2]
-    assert phase_at(0, 1000, 0.0) == 2
-    assert phase_at(999, 1000, 1.0) == 1
+    assert [phase_at(seen, 250) for seen in (0, 249, 250, 999)] == [1, 1, 2, 2]
+    assert phase_at(0, 0) == 2
 
 
 def test_derived_seeds() -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
 import torch
 
-from diffae_hub.training.configuration import parse_arguments, resolve_experiment
 from diffae_hub.training.objective import phase_at
 from diffae_hub.training.presets import PRESETS, preset_named
+
+from .runner import parsed
 
 
 def parameter_counts(name: str) -> tuple[int, int]:
@@ -110,15 +110,13 @@ def test_the_experiments_of_the_paper() -> None:
 )
 def test_rows_of_tables_1_to_3(flags: str, scheduler: tuple[str, str, float], fraction: float) -> None:
     argv = ["--preset=cifar10-32", "--dataset=x", "--output_dir=y", "--training_examples=32000000", *flags.split()]
-    preset = resolve_experiment(parse_arguments(argv))
+    _, preset = parsed(argv)
     config = preset.build_scheduler().config
     assert (config.prediction_type, config.noise_schedule, config.scaling_factor) == scheduler
     assert preset.training_examples == 32_000_000
     # The phases of the first batch, of those around a quarter of the training, and of the last one.
-    phases = [
-        phase_at(seen, preset.training_examples, preset.phase1_fraction)
-        for seen in (0, 7_999_999, 8_000_000, 31_999_999)
-    ]
+    end = round(preset.phase1_fraction * preset.training_examples)
+    phases = [phase_at(seen, end) for seen in (0, 7_999_999, 8_000_000, 31_999_999)]
     assert phases == {0: [2, 2, 2, 2], 0.25: [1, 1, 2, 2], 1: [1, 1, 1, 1]}[fraction]
 
 
@@ -134,34 +132,33 @@ def test_every_argument_is_spelled_out(component: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "name"),
     [
-        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"batch_size": 1.5}, "batch_size must be an integer of at least 1, got 1.5"),
-        ({"training_examples": True}, "training_examples must be an integer"),
-        ({"warmup_examples": -1}, "warmup_examples must be an integer of at least 0, got -1"),
-        ({"phase1_fraction": 1.1}, r"phase1_fraction must be a number in \[0, 1\], got 1.1"),
-        ({"phase1_fraction": float("nan")}, "phase1_fraction must be a number"),
-        ({"learning_rate": 0}, "learning_rate must be a number finite and above 0, got 0"),
-        ({"learning_rate": "fast"}, "learning_rate must be a number finite and above 0, got 'fast'"),
-        ({"max_grad_norm": -1}, "max_grad_norm must be a number above 0, got -1"),
-        ({"ema_decay": 1}, r"ema_decay must be a number in \[0, 1\), got 1"),
-        ({"horizontal_flip": "yes"}, "horizontal_flip must be true or false, got 'yes'"),
-        ({"crop": "middle"}, "crop must be one of"),
-        ({"epochs": 5}, "overrides must be among .* got 'epochs'"),
-        ({"decoder": 5}, "decoder must be an object of arguments, got 5"),
-        ({"decoder": {"width": 5}}, r"decoder must have arguments among .* got \['width'\]"),
-        ({"decoder": {"base_channels": "wide"}}, "base_channels must be an integer of at least 1, got 'wide'"),
-        ({"decoder": {"latent_dim": 64}}, "latent_dim must be the same for encoder and decoder, got 512 and 64"),
-        ({"encoder": {"sample_size": 64}}, "sample_size must be the same for encoder and decoder, got 64 and 32"),
-        ({"decoder": {"out_channels": 1}}, "out_channels must equal in_channels, 3, got 1"),
-        ({"scheduler": {"noise_schedule": "cosine"}}, "noise_schedule must be one of"),
-        ({"scheduler": {"scaling_factor": 0}}, "scaling_factor must be a finite number above 0, got 0"),
-        ({"scheduler": {"prediction_type": "epsilon"}}, "phase1_fraction must be 0 with prediction_type 'epsilon'"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"warmup_examples": -1}, "warmup_examples"),
+        ({"phase1_fraction": 1.1}, "phase1_fraction"),
+        ({"phase1_fraction": float("nan")}, "phase1_fraction"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"max_grad_norm": -1}, "max_grad_norm"),
+        ({"ema_decay": 1}, "ema_decay"),
+        ({"horizontal_flip": "yes"}, "horizontal_flip"),
+        ({"crop": "middle"}, "crop"),
+        ({"optimizer": "sgd"}, "optimizer"),
+        ({"lr_scheduler": "step"}, "lr_scheduler"),
+        ({"epochs": 5}, "epochs"),
+        ({"decoder": 5}, "decoder"),
+        ({"decoder": {"width": 5}}, "width"),
+        ({"decoder": {"latent_dim": 64}}, "latent_dim"),
+        ({"encoder": {"sample_size": 64}}, "sample_size"),
+        ({"decoder": {"out_channels": 1}}, "out_channels"),
+        ({"scheduler": {"noise_schedule": "cosine"}}, "noise_schedule"),
+        ({"scheduler": {"prediction_type": "epsilon"}}, "phase1_fraction"),
     ],
 )
-def test_bad_values_are_named(overrides: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_values_are_named(overrides: dict, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
         preset_named("cifar10-32").with_overrides(overrides).validate()
 
 
@@ -171,11 +168,16 @@ def test_whole_numbers_may_be_written_as_json_writes_large_ones() -> None:
     assert type(preset.learning_rate) is float
 
 
-def test_unknown_preset() -> None:
-    with pytest.raises(ValueError, match=r"preset must be one of \[.*'cifar10-32'.*\], got 'cifar'"):
-        preset_named("cifar")
-
-
-def test_presets_are_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        PRESETS["cifar10-32"].batch_size = 1
+# The small ones beyond the paper, in millions.
+@pytest.mark.parametrize(
+    ("name", "decoder", "encoder"),
+    [
+        ("cifar10-32-small", 3.77, 3.40),
+        ("noto-emoji-64", 7.84, 1.95),
+        ("small-64", 12.19, 2.94),
+        ("small-128", 12.21, 2.95),
+        ("small-256", 17.83, 3.62),
+    ],
+)
+def test_small_networks(name: str, decoder: float, encoder: float) -> None:
+    assert [round(count / 1e6, 2) for count in parameter_counts(name)] == [decoder, encoder]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffae_hub.training.checkpoints import checkpoint_folders, load_checkpoint
+from diffae_hub.training.checkpoints import checkpoint_files, examples_of, load_checkpoint
 
-from .runner import Interruption, arguments, run, write_images
+from .runner import Interruption, arguments, records, run, states, write_images
 
 LENGTH = 768  # 48 steps; phase 1 ends after 192 examples
 CALLS_OF_TWO_STEPS = 66_000
+CALLS_OF_A_WRITE = 250_000
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def assert_same_tensors(first: object, second: object, where: str = "state") -> 
         assert list(first) == list(second), where
         for key in first:
             assert_same_tensors(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list):
+    elif isinstance(first, (list, tuple)):
         assert len(first) == len(second), where
         for index, (a, b) in enumerate(zip(first, second, strict=True)):
             assert_same_tensors(a, b, f"{where}[{index}]")
@@ -50,7 +53,7 @@ def assert_same_end(folder: Path, undisturbed: Path, same_data: bool = True) -> 
     for component in ("encoder", "decoder"):
         name = f"pipeline/{component}/diffusion_pytorch_model.safetensors"
         assert_same_tensors(load_file(undisturbed / name), load_file(folder / name), component)
-    ends = [load_checkpoint(checkpoint_folders(f)[-1]) for f in (undisturbed, folder)]
+    ends = [load_checkpoint(checkpoint_files(f)[-1]) for f in (undisturbed, folder)]
     if not same_data:
         del ends[0]["data"], ends[1]["data"]
     assert_same_tensors(*ends)
@@ -58,25 +61,14 @@ def assert_same_end(folder: Path, undisturbed: Path, same_data: bool = True) -> 
 
 def losses(folder: Path) -> dict[int, float]:
     """Loss by examples seen; each must be recorded once."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert len({record["examples"] for record in records}) == len(records)
-    return {record["examples"]: record["loss"] for record in records}
-
-
-def examples_recorded(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    complete = [line for line in lines if line.endswith("\n")]
-    return json.loads(complete[-1])["examples"] if complete else 0
-
-
-def being_written(folder: Path) -> bool:
-    return next(folder.glob(".checkpoint-*.partial"), None) is not None
+    found = records(folder)
+    assert len({record["examples"] for record in found}) == len(found)
+    return {record["examples"]: record["loss"] for record in found}
 
 
 def test_killed_at_any_moment(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "run"
-    argv = arguments(image_folder, folder, "--resume_from_checkpoint=latest", training_examples=LENGTH)
+    argv = arguments(image_folder, folder, "--resume-from-checkpoint=latest", training_examples=LENGTH)
     seed = random.randrange(2**32)
     print(f"random.Random({seed})")  # shown if the test fails
     rng = random.Random(seed)
@@ -93,11 +85,10 @@ def test_killed_at_any_moment(image_folder: Path, tmp_path: Path, undisturbed: P
     ]
     resumed = 0
     for after, writing in moments:
-        calls = rng.randint(1, 7 if writing else CALLS_OF_TWO_STEPS)
+        calls = rng.randint(1, CALLS_OF_A_WRITE if writing else CALLS_OF_TWO_STEPS)
         code, text = run(argv, interruption=Interruption(after, calls, writing))
         assert code == -signal.SIGKILL, text
         assert not (folder / "pipeline").exists()
-        assert being_written(folder) or not writing
         resumed += "resumed from" in text
     code, text = run(argv)
     assert code == 0, text
@@ -105,22 +96,23 @@ def test_killed_at_any_moment(image_folder: Path, tmp_path: Path, undisturbed: P
     assert resumed >= 4, "too few kills came after a checkpoint"
     assert_same_end(folder, undisturbed)
     assert losses(folder) == losses(undisturbed)
-    assert not being_written(folder)
+    assert not list(folder.glob(".checkpoint-*"))
 
 
 def test_damaged_newest_checkpoint(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "run"
-    argv = arguments(image_folder, folder, "--resume_from_checkpoint=latest", training_examples=LENGTH)
+    argv = arguments(image_folder, folder, "--resume-from-checkpoint=latest", training_examples=LENGTH)
     code, text = run(argv, interruption=Interruption(after=400, calls=1))
     assert code == -signal.SIGKILL, text
-    older, newest = checkpoint_folders(folder)[-2:]
-    content = bytearray((newest / "state.safetensors").read_bytes())
-    content[len(content) // 2] ^= 1  # a single bit
-    (newest / "state.safetensors").write_bytes(content)
+    older, newest = checkpoint_files(folder)[-2:]
+    content = bytearray(newest.read_bytes())
+    weight = load_checkpoint(newest)["model"]["encoder.head.weight"].numpy().tobytes()
+    content[content.index(weight)] ^= 1  # a single bit
+    newest.write_bytes(content)
 
     code, text = run(argv)
     assert code == 0, text
-    assert f"WARNING: checkpoint {newest} is damaged" in text
+    assert f"WARNING: checkpoint {newest}" in text
     assert f"resumed from {older}" in text
     assert_same_end(folder, undisturbed)
 
@@ -129,7 +121,7 @@ def test_sigterm_saves_and_ends(image_folder: Path, tmp_path: Path, undisturbed:
     """Sent to the whole group, as a scheduler does, the loader's process too."""
     folder = tmp_path / "run"
     argv = arguments(
-        image_folder, folder, "--resume_from_checkpoint=latest", "--num_workers=1", training_examples=LENGTH
+        image_folder, folder, "--resume-from-checkpoint=latest", "--num-workers=1", training_examples=LENGTH
     )
     calls = random.randint(1, CALLS_OF_TWO_STEPS)
     print(f"{calls} calls")
@@ -137,8 +129,8 @@ def test_sigterm_saves_and_ends(image_folder: Path, tmp_path: Path, undisturbed:
     assert code == 0, text
     assert "stopped by SIGTERM" in text
     assert "Traceback" not in text
-    reached = int(checkpoint_folders(folder)[-1].name.removeprefix("checkpoint-"))
-    assert examples_recorded(folder) == reached
+    reached = examples_of(checkpoint_files(folder)[-1])
+    assert records(folder)[-1]["examples"] == reached
     assert not (folder / "pipeline").exists()
 
     code, text = run(argv)
@@ -150,11 +142,11 @@ def test_sigterm_saves_and_ends(image_folder: Path, tmp_path: Path, undisturbed:
 def test_mean_losses_go_on(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     """A run that was stopped between two records of three steps each has the same record afterwards."""
     folder = tmp_path / "run"
-    flags = ("--resume_from_checkpoint=latest", "--log_every=48")
+    flags = ("--resume-from-checkpoint=latest", "--log-every=48")
     argv = arguments(image_folder, folder, *flags, training_examples=LENGTH)
     code, text = run(argv, interruption=Interruption(96, calls=1, number=signal.SIGTERM))
     assert code == 0, text
-    assert 96 < int(checkpoint_folders(folder)[-1].name.removeprefix("checkpoint-")) < 144
+    assert 96 < examples_of(checkpoint_files(folder)[-1]) < 144
     code, text = run(argv)
     assert code == 0, text
     of_steps = losses(undisturbed)
@@ -165,19 +157,19 @@ def test_mean_losses_go_on(image_folder: Path, tmp_path: Path, undisturbed: Path
 
 def test_full_disk_leaves_the_older_checkpoint(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "run"
-    argv = arguments(image_folder, folder, "--resume_from_checkpoint=latest", training_examples=LENGTH)
+    argv = arguments(image_folder, folder, "--resume-from-checkpoint=latest", training_examples=LENGTH)
     code, text = run(argv, interruption=Interruption(after=144, calls=1))
     assert code == -signal.SIGKILL, text
-    good = checkpoint_folders(folder)[-1]
-    before = {path.name: path.read_bytes() for path in good.iterdir()}
+    good = checkpoint_files(folder)[-1]
+    before = good.read_bytes()
 
     code, text = run(argv, file_size_limit=50_000)  # a checkpoint has about 250,000 bytes
     assert code == 1, text
     assert f"the last good checkpoint is {good}" in text
     assert "Traceback" not in text
-    assert checkpoint_folders(folder)[-1] == good
-    assert {path.name: path.read_bytes() for path in good.iterdir()} == before
-    assert not being_written(folder)
+    assert checkpoint_files(folder)[-1] == good
+    assert good.read_bytes() == before
+    assert not list(folder.glob(".checkpoint-*"))
 
     code, text = run(argv)  # after space was made
     assert code == 0, text
@@ -187,14 +179,14 @@ def test_full_disk_leaves_the_older_checkpoint(image_folder: Path, tmp_path: Pat
 def test_full_disk_at_the_end(image_folder: Path, tmp_path: Path) -> None:
     """The last checkpoint is written, the pipeline does not fit."""
     folder = tmp_path / "run"
-    argv = arguments(image_folder, folder, "--resume_from_checkpoint=latest", training_examples=32)
+    argv = arguments(image_folder, folder, "--resume-from-checkpoint=latest", training_examples=32)
     code, text = run(argv)
     assert code == 0, text
     shutil.rmtree(folder / "pipeline")
     code, text = run(argv, file_size_limit=10_000)
     assert code == 1, text
     assert "Traceback" not in text
-    assert text.splitlines()[-1].endswith(f"the last good checkpoint is {folder / 'checkpoint-32'}")
+    assert text.splitlines()[-1].endswith(f"the last good checkpoint is {folder / 'checkpoint-32.pt'}")
     assert not list(folder.glob("*pipeline*")) + list(folder.glob(".pipeline*"))
     code, text = run(argv)
     assert code == 0, text
@@ -204,24 +196,35 @@ def test_full_disk_at_the_end(image_folder: Path, tmp_path: Path) -> None:
 def test_another_experiment_or_other_data_is_refused(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     """And nothing of the run is touched."""
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
-    resume = ("--resume_from_checkpoint=latest",)
+    resume = ("--resume-from-checkpoint=latest",)
     other_images = write_images(tmp_path / "other", count=41)
-    for dataset, flags, message in (
-        (image_folder, [*resume, "--seed=1"], "seed must be as in the checkpoint when resuming, 0, got 1"),
-        (image_folder, [*resume, "--scaling_factor=2"], "scheduler.scaling_factor must be as in the checkpoint"),
-        (
-            image_folder,
-            [*resume, "--streaming"],
-            "streaming must be as in the checkpoint when resuming, False, got True",
-        ),
-        (image_folder, [*resume, "--split=test"], "split must be as in the checkpoint when resuming, 'train'"),
-        (other_images, resume, "num_images must be as in the checkpoint when resuming, 40, got 41"),
-        (image_folder, [], "holds checkpoints: continue with --resume_from_checkpoint latest"),
+    other_bytes = write_images(tmp_path / "renamed")
+    (other_bytes / "000.png").rename(other_bytes / "0000.png")
+    for dataset, flags, name in (
+        (image_folder, [*resume, "--seed=1"], "seed"),
+        (image_folder, [*resume, "--scaling-factor=2"], "scheduler.scaling_factor"),
+        (image_folder, [*resume, "--streaming"], "streaming"),
+        (image_folder, [*resume, "--split=test"], "split"),
+        (image_folder, [*resume, "--training-examples=512"], "training_examples"),
+        (other_images, resume, "num_images"),
+        (other_bytes, resume, "fingerprint"),
+        (image_folder, [], "--resume-from-checkpoint"),
     ):
-        code, text = run(arguments(dataset, undisturbed, *flags, training_examples=LENGTH))
+        code, text = run([*arguments(dataset, undisturbed, training_examples=LENGTH), *flags])
         assert code == 2, text
-        assert message in text.splitlines()[-1]
+        assert name in text.splitlines()[-1]
         assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def test_changed_data_may_be_allowed(tmp_path: Path) -> None:
+    images, folder = write_images(tmp_path / "images"), tmp_path / "run"
+    argv = arguments(images, folder, "--resume-from-checkpoint=latest", "--allow-changed-data", training_examples=64)
+    assert run(argv)[0] == 0
+    write_images(images, count=41)
+    code, text = run([*argv, "--training-examples=128"])
+    assert code == 0, text
+    assert "WARNING: num_images" in text
+    assert "at 64 examples" in text
 
 
 def test_resumes_with_moved_data_and_spelled_out_defaults(
@@ -230,10 +233,75 @@ def test_resumes_with_moved_data_and_spelled_out_defaults(
     folder, moved = tmp_path / "run", tmp_path / "moved"
     shutil.copytree(image_folder, moved)
     folder.mkdir()
-    shutil.copytree(checkpoint_folders(undisturbed)[-2], folder / checkpoint_folders(undisturbed)[-2].name)
-    defaults = ("--scaling_factor=4", "--prediction_type=v_prediction", "--set=encoder.norm_eps=1e-5")
-    flags = ("--resume_from_checkpoint=latest", *defaults)
+    shutil.copy(checkpoint_files(undisturbed)[-2], folder)
+    defaults = ("--scaling-factor=4", "--prediction-type=v_prediction", "--set=encoder.norm_eps=1e-5")
+    flags = ("--resume-from-checkpoint=latest", *defaults)
     code, text = run(arguments(moved, folder, *flags, training_examples=LENGTH))
     assert code == 0, text
-    assert f"WARNING: the checkpoint was trained on {image_folder}, this run goes on with {moved}" in text
+    assert f"WARNING: dataset was '{image_folder}'" in text
+    assert f"'{moved}'" in text
     assert_same_end(folder, undisturbed, same_data=False)
+
+
+def test_going_back_to_an_older_checkpoint(image_folder: Path, tmp_path: Path) -> None:
+    """What was recorded beyond it is recorded anew, in TensorBoard too, and `latest` is not the abandoned future's."""
+    folder = tmp_path / "run"
+    flags = ("--report-to=tensorboard", "--keep-checkpoints=9", "--resume-from-checkpoint=latest")
+    argv = arguments(image_folder, folder, *flags, training_examples=160)
+    code, text = run(argv, interruption=Interruption(after=32, calls=1))  # before the first checkpoint
+    assert code == -signal.SIGKILL, text
+    code, text = run(argv)
+    assert code == 0, text
+    first, second, third = checkpoint_files(folder)
+    back = [*argv, f"--resume-from-checkpoint={first}"]
+    code, text = run(back, interruption=Interruption(96, 1, number=signal.SIGTERM))
+    assert code == 0, text
+    assert f"resumed from {first} at 64 examples" in text
+    assert (folder / "abandoned-checkpoint-160.pt").exists()
+    assert not second.exists()
+    assert not third.exists()
+    stopped = checkpoint_files(folder)[-1]
+    code, text = run(argv)
+    assert code == 0, text
+    assert f"resumed from {stopped} at" in text
+    # The progress bar: examples, time left, examples a second, loss and phase.
+    assert re.search(r"160/160 \[\d+:\d+<\d+:\d+, +[\d.]+img/s, loss=[\d.]+, phase=2\]", text), text
+    assert [examples_of(path) for path in checkpoint_files(folder)][-2:] == [128, 160]
+    events = EventAccumulator(str(folder / "logs" / "two_phase"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(16, 161, 16))
+    assert [record["examples"] for record in records(folder)] == list(range(16, 161, 16))
+
+
+def test_a_validation_that_was_missed_is_made_up_for(image_folder: Path, tmp_path: Path) -> None:
+    """Killed after the last checkpoint, before the validation: the resumed run has the figures all the same."""
+    flags = (f"--validation-dataset={image_folder}", "--validation-steps=2", "--resume-from-checkpoint=latest")
+    argv = arguments(image_folder, tmp_path / "run", *flags, training_examples=64)
+    assert run(argv)[0] == 0
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_text().splitlines()
+    assert "psnr_inversion" in whole[-1]
+    metrics.write_text("\n".join(whole[:-1]) + "\n")
+    for _ in range(2):  # once is enough
+        code, text = run(argv)
+        assert code == 0, text
+        assert records(tmp_path / "run")[-1] == pytest.approx(json.loads(whole[-1]), rel=1e-6)
+        assert len(records(tmp_path / "run")) == len(whole)
+
+
+def test_streaming_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = ("--streaming", "--shuffle-buffer=7", "--keep-checkpoints=20", "--checkpoint-every=48")
+    code, text = run(arguments(folder, whole, *flags, training_examples=144))
+    assert code == 0, text
+    # The state that a run which was killed after its first checkpoint leaves behind.
+    broken.mkdir()
+    (whole / "checkpoint-48.pt").rename(broken / "checkpoint-48.pt")
+    code, text = run(arguments(folder, broken, *flags, "--resume-from-checkpoint=latest", training_examples=144))
+    assert code == 0, text
+    assert "at 48 examples" in text
+    first, second = states(whole)[-1], states(broken)[-1]
+    assert first["stream_positions"] == second["stream_positions"]
+    assert first["stream_positions"][0]["epoch"] == 3  # 144 of 40
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])

@@ -5,9 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Literal
 
-from .shared import add_data_arguments, silence_libraries
+from .flags import add_flags, from_arguments, option
+from .shared import silence_libraries
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What to encode and how."""
+
+    dataset: str = option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set", positional=True)
+    output: Path = option(MISSING, "folder of the codes, new or to be continued")
+    model: str = option("cifar10-32-small", "bundled model, pipeline folder or Hub id")
+    columns: tuple[str, ...] = option((), 'copied beside the codes; "label" for folders whose subfolders are classes')
+    format: Literal["parquet", "safetensors"] = option("parquet", "of the shards")
+    shard_size: int = option(10_000, "images per shard")
+    batch_size: int = option(100, "images at a time")
+    num_images: int | None = option(None, "the first so many, not all")
+    streaming: bool = option(False, "read the data set while encoding, never all at once")
+    split: str = option("test", "split of the data set")
+    image_column: str = option("image", "its column of images")
+    crop: Literal["center", "d2c"] = option("center", "d2c is the usual crop of CelebA")
+    device: str | None = option(None, "cpu, cuda ... (default: the accelerator if there is one)")
 
 
 def encode_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,71 +40,38 @@ def encode_arguments(parser: argparse.ArgumentParser) -> None:
   diffae-hub encode train.parquet --split train --model cifar10-32-small --columns label --output codes
 
 Given again, the command continues where it stopped. `accelerate launch -m diffae_hub.cli encode ...` shares the work.
-`diffae_hub.codes.shards.load_codes` reads them."""
-    parser.add_argument(
-        "dataset", metavar="DATASET", help="folder of images, parquet, `datasets` folder or Hub data set"
-    )
-    parser.add_argument("--model", default="cifar10-32-small", help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--columns", nargs="*", default=[], metavar="COLUMN", help="copied beside the codes")
-    parser.add_argument("--format", choices=("parquet", "safetensors"), default="parquet")
-    parser.add_argument("--shard-size", type=int, default=10_000, help="images per shard (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=100, help="(default: %(default)s)")
-    parser.add_argument("--num-images", type=int, help="the first so many (default: all)")
-    parser.add_argument("--streaming", action="store_true", help="read the data set while encoding, never all at once")
-    add_data_arguments(parser)
+`diffae_hub.load_codes` reads them."""
+    add_flags(parser, EncodeOptions)
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
 
 def run_encode(arguments: argparse.Namespace) -> int:
     """Encodes a data set."""
-    from ..codes.shards import SUMMARY, dataset_rows, encode_dataset, finish_codes
-    from ..data.loading import ImageTransform
-    from ..devices import find_device, join_processes, load_for_evaluation, weights_fingerprint
-    from ..files import check_new_or_continued, check_output
+    from ..codes.shards import SUMMARY, encode_dataset
+    from ..devices import find_device, join_processes, load_pipeline
+    from ..files import check_output
 
     silence_libraries()
-    check_output(arguments.output, arguments.dataset)
-    state = join_processes(arguments.device)
-    with state.main_process_first():
-        if state.is_main_process:
-            check_new_or_continued(arguments.output, "codes")
-    pipeline = load_for_evaluation(arguments.model, find_device(arguments.device, state), "float32")
-    config = pipeline.encoder.config
-    quiet = arguments.json or not sys.stderr.isatty() or not state.is_main_process
+    options = from_arguments(EncodeOptions, arguments)
+    check_output(options.output, options.dataset)
+    state = join_processes(options.device)
     count = encode_dataset(
-        pipeline,
-        dataset_rows(
-            arguments.dataset,
-            arguments.split,
-            arguments.image_column,
-            arguments.columns,
-            arguments.streaming,
-            arguments.num_images,
-        ),
-        arguments.output,
-        settings={
-            "model": arguments.model,
-            "weights": weights_fingerprint(pipeline),
-            "dataset": arguments.dataset,
-            "split": arguments.split,
-            "image_column": arguments.image_column,
-            "crop": arguments.crop,
-        },
-        transform=ImageTransform(config.sample_size, config.in_channels, crop=arguments.crop),
-        columns=arguments.columns,
-        file_format=arguments.format,
-        shard_size=arguments.shard_size,
-        batch_size=arguments.batch_size,
-        process_index=state.process_index,
-        num_processes=state.num_processes,
-        show_progress=not quiet,
+        load_pipeline(options.model, find_device(options.device, state)),
+        options.dataset,
+        options.output,
+        split=options.split,
+        image_column=options.image_column,
+        columns=options.columns,
+        crop=options.crop,
+        streaming=options.streaming,
+        num_images=options.num_images,
+        file_format=options.format,
+        shard_size=options.shard_size,
+        batch_size=options.batch_size,
+        state=state,
+        show_progress=state.is_main_process and not arguments.json and sys.stderr.isatty(),
     )
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        return 0
-    summary = finish_codes(arguments.output, count)
-    if arguments.json:
-        print(json.dumps({"output": str(arguments.output), "count": summary["count"]}))
-    else:
-        print(f"{summary['count']:,} codes, {arguments.output / SUMMARY}")
+    if state.is_main_process:
+        record = {"output": str(options.output), "count": count}
+        print(json.dumps(record) if arguments.json else f"{count:,} codes, {options.output / SUMMARY}")
     return 0

@@ -73,8 +73,8 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
         if field.metadata.get("positional"):
             groups[group].add_argument(field.name, metavar=field.name.upper(), **settings)
         else:
-            flag = "--" + field.name.replace("_", "-")
-            groups[group].add_argument(flag, dest=field.name, required=required, **settings)
+            names = ["--" + field.name.replace("_", "-"), *field.metadata.get("aliases", ())]
+            groups[group].add_argument(*names, dest=field.name, required=required, **settings)
 
 
 def from_arguments(options: type[Options], arguments: argparse.Namespace) -> Options:

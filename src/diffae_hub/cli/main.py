@@ -1,16 +1,20 @@
 """The command line: `diffae-hub COMMAND`.
 
-Each command is a module with two functions, `COMMAND_arguments` and `run_COMMAND`. Bad input ends with exit code 2 and
-one line on stderr.
+Each command is a module with two functions, `COMMAND_arguments` and `run_COMMAND`. What goes wrong ends here, with one
+line on stderr and exit code 2; `python -X dev -m diffae_hub.cli` shows where it went wrong instead. Names of files and
+messages of servers may hold control characters, which would steer the terminal: they are replaced here, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import Any
 
 from .. import __version__
 from .flags import with_hyphens
@@ -21,6 +25,7 @@ _COMMANDS = {
     "reconstruct": "encode images and decode them again",
     "interpolate": "walk from one image to another",
     "evaluate": "measure a model by the paper's protocol",
+    "train": "train or fine-tune a model on a data set",
     "encode": "write the latent codes of a data set",
     "convert": "turn official checkpoints into a pipeline folder",
     "export-official": "write checkpoints that the official code loads",
@@ -35,6 +40,10 @@ First steps:
 """
 
 
+# Wrong input, a broken file or a network; other errors are named by their kind, too.
+_EXPECTED = (ValueError, OSError)
+
+
 class _UsageError(Exception):
     """A command line that cannot be parsed, as the one line to print."""
 
@@ -44,6 +53,30 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(f"{self.prog}: {message}")
 
 
+class _Printable:
+    """A stream whose text holds no control characters but line ends."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+
+def printable(text: str) -> str:
+    """Control characters, those that turn the direction of writing too, as `?`; line ends stay."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
+
+
+def one_line(text: str, limit: int = 1000) -> str:
+    """A message as one line that a terminal can show."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -51,29 +84,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; `sys.argv[1:]` if None.
 
     Returns:
-        The exit code: 0, or 2 for bad input.
+        The exit code: 0, 2 for what went wrong, or 130 after Ctrl-C.
     """
-    argv = with_hyphens(list(sys.argv[1:] if argv is None else argv))
-    parser = _Parser(prog="diffae-hub", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings quote the server
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        for name, summary in _COMMANDS.items():
-            command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-            if name == next((word for word in argv if not word.startswith("-")), None):
-                prefix = name.replace("-", "_")
-                functions = importlib.import_module(f"diffae_hub.cli.{prefix}")
-                getattr(functions, f"{prefix}_arguments")(command)
-                command.set_defaults(run=getattr(functions, f"run_{prefix}"))
-        arguments = parser.parse_args(argv)
-        arguments.command_line = shlex.join(["diffae-hub", *argv])
-        return arguments.run(arguments)
+        with redirect_stdout(_Printable(sys.stdout)):
+            code = _run(with_hyphens(list(sys.argv[1:] if argv is None else argv)))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except _UsageError as error:
-        print(error, file=sys.stderr)
+        message = str(error)
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("diffae_hub"):
             raise
-        print(f"diffae-hub: this command needs {error.name}: pip install 'diffae_hub[train,eval]'", file=sys.stderr)
-    except (ValueError, OSError) as error:
-        print(f"diffae-hub: {' '.join(str(error).split())}", file=sys.stderr)
+        message = f"diffae-hub: this command needs {error.name}: pip install 'diffae_hub[train,eval]'"
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        kind = "" if isinstance(error, _EXPECTED) and str(error) else f"{type(error).__name__}: "
+        message = f"diffae-hub: {kind}{error}"
+        if isinstance(error, BrokenPipeError):  # nobody reads on; Python would complain once more at its end
+            sys.stdout = None  # type: ignore[assignment]
+    print(one_line(message), file=sys.stderr)
     return 2
+
+
+def _run(argv: list[str]) -> int:
+    parser = _Parser(prog="diffae-hub", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name == next((word for word in argv if not word.startswith("-")), None):
+            prefix = name.replace("-", "_")
+            functions = importlib.import_module(f"diffae_hub.cli.{prefix}")
+            getattr(functions, f"{prefix}_arguments")(command)
+            command.set_defaults(run=getattr(functions, f"run_{prefix}"))
+    arguments = parser.parse_args(argv)
+    arguments.command_line = shlex.join(["diffae-hub", *argv])
+    return arguments.run(arguments)

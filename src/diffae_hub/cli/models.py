@@ -13,8 +13,8 @@ def models_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_models(arguments: argparse.Namespace) -> int:
     """Lists the bundled models."""
-    from ..pretrained import bundled_model_names, bundled_model_path
+    from ..pretrained import bundled_model_path, list_models
 
-    folders = {name: str(bundled_model_path(name)) for name in bundled_model_names()}
+    folders = {name: str(bundled_model_path(name)) for name in list_models()}
     print(json.dumps(folders, indent=2) if arguments.json else "\n".join(folders))
     return 0

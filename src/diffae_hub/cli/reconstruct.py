@@ -9,68 +9,66 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import write_png
-from .shared import add_model_arguments, load_pipeline
+from .shared import add_model_arguments, exact_tolerance, load_pipeline
 
-# Tiles of a picture, and how many of them go through the network at once: both bound the memory.
-_MAX_TILES = 4096
-_TILES_AT_ONCE = 64
+_MAX_TILES = 4096  # of a picture: hours on a CPU
 
 
 def reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `diffae-hub reconstruct`."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument(
-        "--mode",
-        choices=("stochastic", "inversion"),
-        default="stochastic",
-        help="stochastic: decode from random noise, so that the picture shows what the latent code alone holds; "
-        "inversion: decode from the noise that the image itself leads to, nearly exact (default: %(default)s)",
-    )
-    parser.add_argument(
         "--tiles",
         type=int,
         metavar="N",
-        help="cut the picture into square tiles of the model's size, N along its shorter side, and reconstruct each "
+        help="take the picture in overlapping tiles of the model's size, N along its shorter side "
         f"(default: one centre-cropped tile); at most {_MAX_TILES:,} tiles a picture",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise x_T (default: %(default)s)")
-    add_model_arguments(parser)
+    add_model_arguments(parser, mode="stochastic")
 
 
 def run_reconstruct(arguments: argparse.Namespace) -> int:
     """Writes each reconstruction and a side-by-side picture; prints PSNR and SSIM against what the model was given."""
     import torch
 
-    from ..images import join_tiles, read_image, side_by_side, split_into_tiles, tile_grid, to_pil
+    from ..images import Tiles, pil_to_array, read_image, side_by_side, to_pil, to_uint8, upright
     from ..metrics.psnr import peak_signal_to_noise_ratio
     from ..metrics.ssim import structural_similarity
 
-    if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {arguments.seed}")
     if arguments.tiles is not None and not 1 <= arguments.tiles <= 64:
         raise ValueError(f"--tiles must be between 1 and 64, got {arguments.tiles}")
-    for path in arguments.images:  # every file is read before any work starts, and again when its turn comes
-        rows, columns = tile_grid(read_image(path), arguments.tiles or 1)
-        if rows * columns > _MAX_TILES:
-            raise ValueError(
-                f"--tiles must give at most {_MAX_TILES:,} tiles a picture, "
-                f"got {arguments.tiles}: {rows} x {columns} tiles of {path}"
-            )
+    tolerance = exact_tolerance(arguments)
+    shapes = [upright(read_image(path)).size for path in arguments.images]  # every file, before any work starts
     names = _output_names(arguments.images)
     pipeline = load_pipeline(arguments)
+    size, channels = pipeline.decoder.config.sample_size, pipeline.decoder.config.in_channels
+    overlap = size // 8
+    pipeline.enable_tiling(overlap)
+    sizes, counts = [], []
+    for path, (width, height) in zip(arguments.images, shapes, strict=True):
+        count = arguments.tiles or 1
+        scale = (count * size - (count - 1) * overlap) / min(width, height)
+        sizes.append((size, size) if count == 1 else (round(width * scale), round(height * scale)))
+        counts.append(len(Tiles(sizes[-1][1], sizes[-1][0], size, overlap)))
+        if counts[-1] > _MAX_TILES:
+            raise ValueError(f"--tiles must give at most {_MAX_TILES:,} tiles a picture, got {counts[-1]:,} for {path}")
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     records = []
-    for path, name in zip(arguments.images, names, strict=True):
-        tiles, grid = split_into_tiles(read_image(path), pipeline.encoder.config, arguments.tiles or 1)
-        generator = torch.Generator().manual_seed(arguments.seed)
-        options = {"mode": arguments.mode, "num_inference_steps": arguments.steps, "output_type": "pt"}
-        reconstructed = [
-            pipeline(chunk, generator=generator, **options).images.cpu() for chunk in tiles.split(_TILES_AT_ONCE)
-        ]
-        original, result = join_tiles(tiles / 2 + 0.5, grid), join_tiles(torch.cat(reconstructed), grid)
+    for path, name, picture_size, count in zip(arguments.images, names, sizes, counts, strict=True):
+        array = pil_to_array(read_image(path), channels, picture_size)
+        original = torch.from_numpy(array).permute(2, 0, 1)
+        output = pipeline(
+            original[None],
+            mode=arguments.mode,
+            num_inference_steps=arguments.steps,
+            generator=torch.Generator().manual_seed(arguments.seed),
+            tolerance=tolerance,
+            output_type="pt",
+        )
         # Measured on 8-bit pixels, as the file holds them.
-        result = (result * 255).round() / 255
+        pixels = to_uint8(output.images[0].cpu())
+        result = pixels.float() / 255
         psnr = float(peak_signal_to_noise_ratio(result[None], original[None]))
         record = {
             "image": str(path),
@@ -78,19 +76,22 @@ def run_reconstruct(arguments: argparse.Namespace) -> int:
             "side_by_side": str(arguments.output / f"{name}_{arguments.mode}_side_by_side.png"),
             "width": result.shape[-1],
             "height": result.shape[-2],
-            "tiles": len(tiles),
+            "tiles": count,
             "psnr_db": psnr if math.isfinite(psnr) else None,  # JSON knows no infinity, the PSNR of an exact copy
             "ssim": float(structural_similarity(result[None], original[None])),
+            "values": pixels.numel(),
+            "equal_values": int((pixels == to_uint8(original)).sum()),
         }
         write_png(Path(record["reconstruction"]), to_pil(result))
         write_png(Path(record["side_by_side"]), side_by_side(original, result))
         records.append(record)
         if not arguments.json:
-            size = f"{record['width']}x{record['height']}"
-            print(f"{path}: {size}, PSNR {psnr:.2f} dB, SSIM {record['ssim']:.4f}")
+            size_text = f"{record['width']}x{record['height']}"
+            print(f"{path}: {size_text}, PSNR {psnr:.2f} dB, SSIM {record['ssim']:.4f}", end="")
+            print(f", {record['equal_values']} of {record['values']} 8-bit values equal" if arguments.exact else "")
             print(f"  {record['side_by_side']}")
     if arguments.json:
-        settings = {"model": arguments.model, "mode": arguments.mode, "steps": arguments.steps, "seed": arguments.seed}
+        settings = {key: getattr(arguments, key) for key in ("model", "mode", "solver", "exact", "steps", "seed")}
         print(json.dumps({**settings, "images": records}, indent=2, allow_nan=False))
     return 0
 

@@ -1,182 +1,186 @@
-"""Latent codes of whole data sets, in shards on the disk: what probes and latent code models are made from.
+"""Latent codes of whole data sets, in shards on the disk: what probes, directions and latent code models are made from.
 
-    codes.json              the model, the data set, the number of codes, their mean and standard deviation
-    codes-0000000.parquet   index, latent_code and the copied columns of one shard; or .safetensors
+    settings.json           what the codes depend on: a fingerprint of the encoder's weights, the data set, the columns
+    codes.json              the settings, the number of codes, their mean and standard deviation; written at the end
+    codes-0000000.parquet   index, source, latent_code and the copied columns of one shard; or .safetensors
 
-A shard holds the images of a fixed range of indices, so that a run that was interrupted, or is shared by several
-processes, only makes the shards that are not there yet; the last one grows if more images are asked for. Memory does
-not grow with the number of images.
+`source` says where a code comes from: the path of the image file, or the row of the data set. A shard holds the images
+of a fixed range of indices, so that a run that was interrupted, or is shared by several processes, only makes the
+shards that are not there yet; the last one grows if more images are asked for. Memory does not grow with their number.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..data.loading import ImageTransform
-from ..files import SETTINGS, keep_settings, new_file, write_text
+from ..data.loading import ImageTransform, load_rows, open_dataset
+from ..files import SETTINGS, check_new_or_continued, check_output, keep_settings, new_file, read_json, write_text
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
+from .fingerprints import encoder_fingerprint
 
 FORMATS = ("parquet", "safetensors")
 SUMMARY = "codes.json"
-_OWN_COLUMNS = ("index", "latent_code")
+_OWN_COLUMNS = ("index", "source", "latent_code")
 
 
 def encode_dataset(
     pipeline: DiffusionAutoencoderPipeline,
-    rows: Iterable[Mapping[str, Any]],
-    folder: Path,
+    source: str | Path,
+    folder: str | Path,
     *,
-    settings: Mapping[str, Any],
-    transform: ImageTransform,
+    split: str = "train",
+    image_column: str = "image",
     columns: Sequence[str] = (),
+    crop: str = "center",
+    streaming: bool = False,
+    num_images: int | None = None,
     file_format: str = "parquet",
     shard_size: int = 10_000,
     batch_size: int = 100,
-    process_index: int = 0,
-    num_processes: int = 1,
+    state: PartialState | None = None,
     show_progress: bool = False,
 ) -> int:
-    """Writes the codes of this process's shards that the folder does not have yet.
+    """Writes the codes of a data set that the folder does not have yet.
 
     Args:
         pipeline: The model.
-        rows: `{"path", "bytes", "columns"}` in the data set's order, as [`dataset_rows`] gives them.
-        folder: For the shards.
-        settings: What the codes depend on, as JSON values; another run into the folder must have the same.
-        transform: Row -> image tensor.
-        columns: Columns that are copied beside the codes; numbers or lists of numbers with safetensors.
+        source: Folder of images, parquet, `datasets` folder or Hub data set.
+        folder: For the shards: new, empty, or of codes with the same settings, which are continued.
+        split: Split of the data set.
+        image_column: Its column of images.
+        columns: Columns that are copied beside the codes; numbers or lists of numbers with safetensors. A folder of
+            images whose subfolders are classes has the column "label".
+        crop: How an image becomes square; see [`ImageTransform`].
+        streaming: Whether to read the data set while encoding, never all at once.
+        num_images: The first so many; None for all.
         file_format: "parquet" or "safetensors".
         shard_size: Images per shard.
         batch_size: Images at a time.
-        process_index: Makes the shards whose number modulo `num_processes` it is.
-        num_processes: Number of processes.
+        state: The processes that share the shards; None for this one alone.
         show_progress: Whether to show a progress bar.
 
     Returns:
-        The number of images in the data set.
+        The number of codes.
 
     Raises:
-        ValueError: For settings that differ from the folder's, no image, or one that cannot be read.
+        ValueError: For data that cannot be read, a folder of other codes, or codes that are not finite.
     """
-    if file_format not in FORMATS:
-        raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
-    for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
-        if value < 1:
+    for name, value in (("num_images", num_images), ("shard_size", shard_size), ("batch_size", batch_size)):
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    settings = {**settings, "columns": list(columns), "shard_size": shard_size}
-    path = folder / SETTINGS
-    keep_settings(path, settings, "codes", write=False)
-    other = next((shard for shard in _shards(folder) if shard.suffix != f".{file_format}"), None)
-    if other is not None:
-        raise ValueError(f"format must be that of the codes in {folder}, {other.suffix[1:]}, got {file_format!r}")
-    rows = iter(rows)
-    first = next(rows, None)
-    if first is None:
-        raise ValueError("dataset must hold at least one image, got none")
-    transform(first)  # what fails for every image fails before the folder is given these settings
+    source, folder = str(source), Path(folder)
+    check_output(folder, source)
+    config = pipeline.encoder.config
+    transform = ImageTransform(config.sample_size, config.in_channels, crop=crop)
+    rows, class_names = _open_rows(source, split, image_column, columns, streaming, num_images)
+    first = next(rows)
+    transform(first)  # what fails for every image fails before the folder is given its settings
     if file_format == "safetensors":
         _as_tensors({name: [first["columns"][name]] for name in columns})
-    folder.mkdir(parents=True, exist_ok=True)
-    keep_settings(path, settings, "codes", write=process_index == 0)
+    settings = {
+        "encoder": encoder_fingerprint(pipeline),
+        "dtype": str(pipeline.encoder.dtype),
+        "dataset": source,
+        "split": split,
+        "image_column": image_column,
+        "crop": crop,
+        "columns": list(columns),
+        "class_names": class_names,
+        "shard_size": shard_size,
+        "format": file_format,
+    }
+    process_index, num_processes = (state.process_index, state.num_processes) if state else (0, 1)
+    with state.main_process_first() if state else nullcontext():
+        if process_index == 0:
+            check_new_or_continued(folder, "codes")
+        keep_settings(folder / SETTINGS, settings, "codes", write=process_index == 0)
 
-    count, shard = 0, None
+    count = 0
+    numbered = enumerate(chain([first], rows))
     with tqdm(unit="img", disable=not show_progress, mininterval=1) as progress:
-        for index, row in enumerate(chain([first], rows)):
-            count = index + 1
-            number = index // shard_size
-            if number % num_processes != process_index:
-                continue
-            if shard is None or shard.number != number:
-                shard = _Shard(number, folder / f"codes-{number:07d}.{file_format}", pipeline, transform, columns)
-            if index % shard_size < shard.stored:
-                continue
-            shard.add(index, row, batch_size)
-            progress.update()
-            if index % shard_size == shard_size - 1:
-                shard.write()
-        if shard is not None:
-            shard.write()  # the last one of the data set, not full
+        for number, shard in groupby(numbered, lambda item: item[0] // shard_size):
+            mine = number % num_processes == process_index
+            path = folder / f"codes-{number:07d}.{file_format}"
+            stored = _shard_length(path) if mine and path.is_file() else 0
+            codes: list[torch.Tensor] = []
+            kept: dict[str, list[Any]] = {name: [] for name in ("index", "source", *columns)}
+            while batch := list(islice(shard, batch_size)):
+                count += len(batch)
+                batch = [item for item in batch if mine and item[0] % shard_size >= stored]
+                if not batch:
+                    continue
+                images = torch.stack([transform(row) for _, row in batch])
+                codes.append(encode_images(pipeline, images).float().cpu())
+                for index, row in batch:
+                    kept["index"].append(index)
+                    kept["source"].append(row["source"])
+                    for name in columns:
+                        kept[name].append(row["columns"][name])
+                progress.update(len(batch))
+            if codes:
+                _write_shard(path, torch.cat(codes), kept)
+    if state:
+        state.wait_for_everyone()
+    if process_index == 0:
+        _write_summary(folder, count)
     return count
 
 
-class _Shard:
-    """A shard in the making: codes and columns are kept, images only until their batch is full.
+@torch.no_grad()
+def encode_images(pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, H, W) in [-1, 1], as [`ImageTransform`] gives them -> codes (B, latent_dim), on the model's device.
 
-    `stored` is the number of images that its file already has: those at its beginning.
+    Raises:
+        ValueError: If a code is not finite.
     """
+    encoder = pipeline.encoder
+    codes = encoder(images.to(encoder.device, encoder.dtype), return_dict=False)[0]
+    if not codes.isfinite().all():
+        raise ValueError("model must give finite codes, got NaN or infinity")
+    return codes
 
-    def __init__(
-        self,
-        number: int,
-        path: Path,
-        pipeline: DiffusionAutoencoderPipeline,
-        transform: ImageTransform,
-        columns: Sequence[str],
-    ) -> None:
-        self.number = number
-        self.path = path
-        self.stored = _shard_length(path) if path.is_file() else 0
-        self._pipeline = pipeline
-        self._transform = transform
-        self._images: list[torch.Tensor] = []
-        self._codes: list[torch.Tensor] = []
-        self._index: list[int] = []
-        self._columns: dict[str, list[Any]] = {name: [] for name in columns}
 
-    def add(self, index: int, row: Mapping[str, Any], batch_size: int) -> None:
-        self._images.append(self._transform(row))
-        self._index.append(index)
-        for name, values in self._columns.items():
-            values.append(row["columns"][name])
-        if len(self._images) == batch_size:
-            self._encode()
+def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The codes of a finished folder: `latent_code` (N, D), float32, `index` (N,) and the columns, in order.
 
-    def _encode(self) -> None:
-        if self._images:
-            self._codes.append(self._pipeline.encode(torch.stack(self._images)).float().cpu())
-        self._images = []
+    Args:
+        folder: Of [`encode_dataset`] or `diffae-hub encode`.
+        columns: Of those that were copied, and "source", the images' paths or rows.
 
-    def write(self) -> None:
-        self._encode()
-        if not self._codes:
-            return
-        codes = torch.cat(self._codes)
-        index = torch.tensor(self._index)
-        with new_file(self.path) as temporary:
-            self._write(codes, index, temporary)
-        self.stored += len(index)
-        self._codes = []
+    Raises:
+        ValueError: If the folder has no finished codes or not that column.
+    """
+    summary = codes_summary(folder)
+    known = ["source", *summary["columns"]]
+    unknown = [name for name in columns if name not in known]
+    if unknown:
+        raise ValueError(f"columns must be among {known}, got {unknown}")
+    parts = list(_read_codes(Path(folder), ["latent_code", *columns], summary["count"]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _write(self, codes: torch.Tensor, index: torch.Tensor, temporary: Path) -> None:
-        if self.path.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
 
-            arrays = {
-                "index": pa.array(index.numpy()),
-                "latent_code": pa.FixedSizeListArray.from_arrays(pa.array(codes.numpy().ravel()), codes.shape[1]),
-                **{name: pa.array(values) for name, values in self._columns.items()},
-            }
-            table = pa.table(arrays)
-            if self.stored:
-                table = pa.concat_tables([pq.read_table(self.path), table], promote_options="permissive")
-            pq.write_table(table, temporary)
-        else:
-            tensors = {"index": index, "latent_code": codes, **_as_tensors(self._columns)}
-            if self.stored:
-                before = load_file(self.path)
-                tensors = {name: torch.cat([before[name], tensor]) for name, tensor in tensors.items()}
-            save_file(tensors, temporary)
+def codes_summary(folder: str | Path) -> dict[str, Any]:
+    """What `codes.json` says: settings, `encoder` (a fingerprint), `class_names`, `count`, `latent_mean`, `latent_std`.
+
+    Raises:
+        ValueError: If the folder has no finished codes.
+    """
+    path = Path(folder) / SUMMARY
+    if not path.is_file():
+        raise ValueError(f"codes must be a folder with a {SUMMARY}, made by `diffae-hub encode`, got {folder}")
+    return read_json(path, ("encoder", "columns", "class_names", "count"))
 
 
 def stored_codes(folder: Path) -> int:
@@ -184,19 +188,74 @@ def stored_codes(folder: Path) -> int:
     return sum(_shard_length(shard) for shard in _shards(folder))
 
 
-def finish_codes(folder: Path, count: int) -> dict[str, Any]:
-    """Checks that every code is there and writes `codes.json`, with their mean and standard deviation.
+# ---- reading the data ------------------------------------------------------------------------------------------------
 
-    Shards may hold more codes, of an earlier run with more images: these are left out.
 
-    Args:
-        folder: Of [`encode_dataset`], once all processes are done.
-        count: Number of images in the data set.
+def _open_rows(
+    source: str, split: str, image_column: str, columns: Sequence[str], streaming: bool, limit: int | None
+) -> tuple[Iterator[dict[str, Any]], dict[str, list[str]]]:
+    """Rows `{"path", "bytes", "source", "columns": {name: value}}`, undecoded, and the classes' names by column."""
+    taken = (*_OWN_COLUMNS, image_column)
+    if len({*columns, *taken}) < len(columns) + len(taken):
+        raise ValueError(f"columns must differ from one another and from {', '.join(taken)}, got {list(columns)}")
+    if columns or streaming:
+        dataset = open_dataset(source, split, image_column, streaming, columns)
+        features = dataset.features or {}
+        names = {name: getattr(features.get(name), "names", None) for name in columns}
+        rows = ((row[image_column] or {}, {name: row[name] for name in columns}) for row in islice(dataset, limit))
+    else:
+        images, names = load_rows(source, split, image_column), {}
+        rows = ((images[index], {}) for index in range(len(images))[:limit])
 
-    Raises:
-        ValueError: If codes are missing.
-    """
-    settings = json.loads((folder / SETTINGS).read_text())
+    def read() -> Iterator[dict[str, Any]]:
+        for index, (image, values) in enumerate(rows):
+            path, content = image.get("path"), image.get("bytes")
+            where = path if content is not None or path is None else str(Path(path).absolute())
+            where = where or f"row {index}"
+            yield {"path": path or where, "bytes": content, "source": where, "columns": values}
+
+    iterator = read()
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise ValueError(f"dataset must hold at least one image, got none in {source}") from None
+    return chain([first], iterator), {name: value for name, value in names.items() if value}
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+def _write_shard(path: Path, codes: torch.Tensor, kept: Mapping[str, list[Any]]) -> None:
+    """Writes a shard, after what its file holds already."""
+    with new_file(path) as temporary:
+        if path.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(codes.numpy().ravel()), codes.shape[1])
+            table = pa.table({**{name: pa.array(values) for name, values in kept.items()}, "latent_code": flat})
+            if path.is_file():
+                table = pa.concat_tables([pq.read_table(path), table], promote_options="permissive")
+            pq.write_table(table, temporary)
+        else:
+            sources = kept["source"]
+            tensors = {"latent_code": codes, **_as_tensors({k: v for k, v in kept.items() if k != "source"})}
+            if path.is_file():
+                sources = _sources(path) + sources
+                before = load_file(path)
+                tensors = {name: torch.cat([before[name], tensor]) for name, tensor in tensors.items()}
+            save_file(tensors, temporary, metadata={"source": json.dumps(sources)})
+
+
+def _as_tensors(columns: Mapping[str, list[Any]]) -> dict[str, torch.Tensor]:
+    try:
+        return {name: torch.tensor(values) for name, values in columns.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"columns must hold numbers for safetensors (use parquet): {error}") from error
+
+
+def _write_summary(folder: Path, count: int) -> None:
+    """Checks that every code is there and writes `codes.json`. Shards may hold more, of an earlier run."""
     seen, total, squares = 0, 0.0, 0.0
     for part in _read_codes(folder, ["latent_code"], count):
         codes = part["latent_code"].astype(np.float64)
@@ -207,68 +266,8 @@ def finish_codes(folder: Path, count: int) -> dict[str, Any]:
         raise ValueError(f"{folder} must hold the codes of all {count} images, got {seen}")
     mean = total / seen
     std = np.sqrt(np.maximum(squares / seen - mean**2, 0))
-    summary = {**settings, "count": seen, "latent_mean": mean.tolist(), "latent_std": std.tolist()}
-    write_text(folder / SUMMARY, json.dumps(summary) + "\n")
-    return summary
-
-
-def load_codes(folder: Path, columns: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """The codes of a finished folder: `latent_code` (N, D), float32, `index` (N,) and the columns, in order.
-
-    Raises:
-        ValueError: If the folder has no finished codes or not that column.
-    """
-    if not (folder / SUMMARY).is_file():
-        raise ValueError(f"codes must be a folder with a {SUMMARY}, made by `diffae-hub encode`, got {folder}")
-    summary = json.loads((folder / SUMMARY).read_text())
-    known = summary["columns"]
-    unknown = [name for name in columns if name not in known]
-    if unknown:
-        raise ValueError(f"columns must be among {known}, got {unknown}")
-    parts = list(_read_codes(folder, ["latent_code", *columns], summary["count"]))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def dataset_rows(
-    source: str, split: str, image_column: str, columns: Sequence[str], streaming: bool, limit: int | None = None
-) -> Iterator[dict[str, Any]]:
-    """Rows `{"path", "bytes", "columns": {name: value}}` of a data set, images undecoded, at most `limit`.
-
-    The data set is opened at once, the rows are read one by one.
-
-    Raises:
-        ValueError: If the source, the split or a column does not exist, or an argument is not allowed.
-    """
-    from ..data.loading import load_rows, open_dataset
-
-    if limit is not None and limit < 1:
-        raise ValueError(f"num_images must be at least 1, got {limit}")
-    taken = (*_OWN_COLUMNS, image_column)
-    if len({*columns, *taken}) < len(columns) + len(taken):
-        raise ValueError(f"columns must differ from one another and from {', '.join(taken)}, got {list(columns)}")
-    if not columns and not streaming:
-        rows = load_rows(source, split, image_column)
-        return ({**rows[index], "columns": {}} for index in range(min(len(rows), limit or len(rows))))
-
-    def read() -> Iterator[dict[str, Any]]:
-        for index, row in enumerate(islice(dataset, limit)):
-            image = row[image_column] or {}
-            yield {
-                "path": image.get("path") or f"row {index}",
-                "bytes": image.get("bytes"),
-                "columns": {name: row[name] for name in columns},
-            }
-
-    dataset = open_dataset(source, split, image_column, streaming, columns)
-    return read()
-
-
-def class_names(source: str, split: str, image_column: str, column: str) -> list[str] | None:
-    """The names of the classes of a column, where the data set has them."""
-    from ..data.loading import open_dataset
-
-    feature = open_dataset(source, split, image_column, False, [column]).features[column]
-    return getattr(feature, "names", None)
+    summary = {"count": seen, "latent_mean": mean.tolist(), "latent_std": std.tolist()}
+    write_text(folder / SUMMARY, json.dumps({**read_json(folder / SETTINGS), **summary}) + "\n")
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -284,11 +283,9 @@ def _shard_length(path: Path) -> int:
     return pq.read_metadata(path).num_rows
 
 
-def _as_tensors(columns: Mapping[str, list[Any]]) -> dict[str, torch.Tensor]:
-    try:
-        return {name: torch.tensor(values) for name, values in columns.items()}
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"columns must hold numbers for safetensors (use parquet): {error}") from error
+def _sources(path: Path) -> list[str]:
+    with safe_open(path, framework="np") as file:
+        return json.loads(file.metadata()["source"])
 
 
 def _read_codes(folder: Path, names: Sequence[str], count: int) -> Iterator[dict[str, np.ndarray]]:
@@ -303,7 +300,7 @@ def _read_codes(folder: Path, names: Sequence[str], count: int) -> Iterator[dict
 def _read_shard(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in names}
+            return {name: np.array(_sources(path)) if name == "source" else file.get_tensor(name) for name in names}
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, columns=list(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,9 @@ from torch import nn
 
 from ..files import new_folder
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from .convert import check_output_folder
+from .convert import STATISTICS, check_output_folder
 from .official_configuration import NORM_EPS, NORM_NUM_GROUPS, OFFICIAL_LATENT_SCHEDULER, OFFICIAL_SCHEDULER
-from .official_names import (
-    OfficialTensor,
-    attribute_classifier_names,
-    decoder_names,
-    encoder_names,
-    latent_code_model_names,
-)
-
-AUTOENCODER, LATENT, CLASSIFIER = "autoencoder", "latent", "classifier"
+from .official_names import attribute_classifier_names, decoder_names, encoder_names, latent_code_model_names
 
 # The official model holds noise for this many pictures in a buffer, which strict loading asks for.
 _NOISE_BATCH = 32
@@ -55,29 +47,27 @@ def export_official_checkpoints(
     Raises:
         ValueError: If the official networks or their diffusion process have no such option as the pipeline uses, or
             `output` exists and may not be replaced.
-        OSError: If the folder cannot be written; nothing is left behind then.
+        OSError: If the folder cannot be written (a full disk); nothing is left behind then.
     """
     output = Path(output)
     inputs = {} if isinstance(model, DiffusionAutoencoderPipeline) else {"model": Path(model)}
-    check_output_folder(output, overwrite, marker=f"{AUTOENCODER}.ckpt", inputs=inputs)
+    check_output_folder(output, overwrite, marker="autoencoder.ckpt", inputs=inputs)
     pipeline = model
     if not isinstance(pipeline, DiffusionAutoencoderPipeline):
         pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
     _check_official(pipeline)
 
-    encoder, decoder = pipeline.encoder, pipeline.decoder
-    networks = _official_state(encoder, encoder_names(encoder.config))
-    networks |= _official_state(decoder, decoder_names(decoder.config))
-    size, channels = decoder.config.sample_size, decoder.config.in_channels
-    noise = torch.randn((_NOISE_BATCH, channels, size, size), generator=torch.Generator().manual_seed(0))
-    checkpoints = {AUTOENCODER: {"x_T": noise} | _twice("model", networks)}
+    size = pipeline.decoder.config.sample_size
+    noise = torch.randn((_NOISE_BATCH, 3, size, size), generator=torch.Generator().manual_seed(0))
+    networks = _official_tensors(pipeline.encoder, encoder_names) | _official_tensors(pipeline.decoder, decoder_names)
+    checkpoints = {"autoencoder": {"x_T": noise} | _twice("model", networks)}
     latent_model, classifier = pipeline.latent_code_model, pipeline.attribute_classifier
     if latent_model is not None:
-        networks |= _official_state(latent_model, latent_code_model_names(latent_model.config))
-        checkpoints[LATENT] = {"x_T": noise} | _statistics(latent_model) | _twice("model", networks)
+        networks |= _official_tensors(latent_model, latent_code_model_names)
+        checkpoints["latent"] = {"x_T": noise} | _statistics(latent_model) | _twice("model", networks)
     if classifier is not None:
-        tensors = _official_state(classifier, attribute_classifier_names(classifier.config))
-        checkpoints[CLASSIFIER] = _statistics(classifier) | _twice("classifier", tensors)
+        tensors = _official_tensors(classifier, attribute_classifier_names)
+        checkpoints["classifier"] = _statistics(classifier) | _twice("classifier", tensors)
 
     with new_folder(output) as folder:
         for name, tensors in checkpoints.items():
@@ -87,70 +77,57 @@ def export_official_checkpoints(
                 "pytorch-lightning_version": _LIGHTNING_VERSION,
                 "state_dict": OrderedDict(tensors),
             }
-            torch.save(content, folder / f"{name}.ckpt")
+            with (folder / f"{name}.ckpt").open("wb") as file:
+                try:
+                    torch.save(content, file)
+                except RuntimeError as error:  # what torch makes of the OSError of a full disk
+                    raise OSError(f"{output} cannot be written: {error.__context__ or error}") from error
     return {name: output / f"{name}.ckpt" for name in checkpoints}
 
 
-def _official_state(model: nn.Module, names: list[OfficialTensor]) -> dict[str, torch.Tensor]:
+def _official_tensors(model: nn.Module, names: Callable) -> dict[str, torch.Tensor]:
     """Official name, relative to the model -> tensor, float32; a tensor with two names stays one tensor."""
-    state = model.state_dict()
-    tensors = {}
-    for entry in names:
-        tensor = state[entry.name].detach().to("cpu", torch.float32).contiguous()
+    state, tensors = model.state_dict(), {}
+    for entry in names(model.config):
+        tensor = state[entry.name].to("cpu", torch.float32).contiguous()
         tensor = tensor.reshape(entry.official_shape(tuple(tensor.shape)))
         tensors |= dict.fromkeys(entry.official_names, tensor)
     return tensors
 
 
-def _twice(name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _twice(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors under the two prefixes, the second for the averaged weights."""
     return {f"{prefix}.{key}": tensor for prefix in (name, f"ema_{name}") for key, tensor in tensors.items()}
 
 
 def _statistics(model: nn.Module) -> dict[str, torch.Tensor]:
-    statistics = {"conds_mean": model.latent_mean, "conds_std": model.latent_std}
-    return {name: tensor.detach().to("cpu", torch.float32)[None] for name, tensor in statistics.items()}
+    state = model.state_dict()
+    return {official: state[ours].to("cpu", torch.float32)[None] for official, ours in STATISTICS.items()}
 
 
 def _check_official(pipeline: DiffusionAutoencoderPipeline) -> None:
     """Raises a ValueError that names the first option that the official code does not have."""
-    encoder, decoder = pipeline.encoder.config, pipeline.decoder.config
-    norm = {"norm_num_groups": NORM_NUM_GROUPS, "norm_eps": NORM_EPS}
-    _require("encoder", encoder, {"latent_head": "pool", "in_channels": 3, **norm})
+    both = {"in_channels": 3, "patch_size": 1, "norm_num_groups": NORM_NUM_GROUPS, "norm_eps": NORM_EPS}
     # One option of the official configuration serves both networks.
-    shared = {name: encoder[name] for name in ("sample_size", "base_channels", "num_attention_heads")}
-    _require(
-        "decoder",
-        decoder,
-        {
-            "latent_scale_shift": False,
-            "latent_mlp_layers": 0,
-            "latent_spatial_size": None,
-            "in_channels": 3,
-            "out_channels": 3,
-            **norm,
-            **shared,
-        },
-    )
-    # The network must have learned with these; whether sampling clamps is not the checkpoint's business.
-    learned = ("noise_schedule", "prediction_type", "timestep_spacing")
-    _require(
-        "scheduler", pipeline.scheduler.config, {"num_train_timesteps": 1000, **_only(OFFICIAL_SCHEDULER, learned)}
-    )
+    shared = {name: pipeline.encoder.config[name] for name in ("sample_size", "base_channels", "num_attention_heads")}
+    plain = {"latent_scale_shift": False, "latent_mlp_layers": 0, "latent_spatial_size": None}
+    expected = {
+        "encoder": {"latent_head": "pool", **both},
+        "decoder": {**plain, "out_channels": 3, **both, **shared},
+        "scheduler": _learned(OFFICIAL_SCHEDULER),
+    }
     if pipeline.latent_code_model is not None:
-        config = pipeline.latent_code_model.config
-        _require("latent_code_model", config, {"time_embed_dim": config["latent_dim"]})
-        if pipeline.latent_scheduler is None:
-            raise ValueError("latent_scheduler must be there with a latent_code_model, got None")
-        expected = {"num_train_timesteps": 1000, **_only(OFFICIAL_LATENT_SCHEDULER, learned)}
-        _require("latent_scheduler", pipeline.latent_scheduler.config, expected)
+        expected["latent_code_model"] = {"time_embed_dim": pipeline.latent_code_model.config["latent_dim"]}
+        expected["latent_scheduler"] = _learned(OFFICIAL_LATENT_SCHEDULER)
+    for component, options in expected.items():
+        part = getattr(pipeline, component)
+        for name, value in options.items():
+            found = None if part is None else part.config[name]
+            if found != value:
+                raise ValueError(f"{component} must have {name}={value!r} for the official code, got {found!r}")
 
 
-def _require(component: str, config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    for name, value in expected.items():
-        if config[name] != value:
-            raise ValueError(f"{component} must have {name}={value!r} for the official code, got {config[name]!r}")
-
-
-def _only(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: config[name] for name in names}
+def _learned(scheduler: dict[str, Any]) -> dict[str, Any]:
+    """What the network has learned with; whether sampling clamps is not the checkpoint's business."""
+    learned = {name: scheduler[name] for name in ("noise_schedule", "prediction_type", "timestep_spacing")}
+    return {"num_train_timesteps": 1000, **learned}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .restricted_unpickler import shown
+from .checkpoint_file import shown
 
 ATTENTION_RESOLUTION = 16
 NUM_ATTENTION_HEADS = 1
@@ -21,47 +21,14 @@ NORM_NUM_GROUPS = 32
 NORM_EPS = 1e-5
 
 # The order of the rows of the official classifiers: the attributes of CelebA, as its annotation file lists them.
-CELEBA_ATTRIBUTES = (
-    "5_o_Clock_Shadow",
-    "Arched_Eyebrows",
-    "Attractive",
-    "Bags_Under_Eyes",
-    "Bald",
-    "Bangs",
-    "Big_Lips",
-    "Big_Nose",
-    "Black_Hair",
-    "Blond_Hair",
-    "Blurry",
-    "Brown_Hair",
-    "Bushy_Eyebrows",
-    "Chubby",
-    "Double_Chin",
-    "Eyeglasses",
-    "Goatee",
-    "Gray_Hair",
-    "Heavy_Makeup",
-    "High_Cheekbones",
-    "Male",
-    "Mouth_Slightly_Open",
-    "Mustache",
-    "Narrow_Eyes",
-    "No_Beard",
-    "Oval_Face",
-    "Pale_Skin",
-    "Pointy_Nose",
-    "Receding_Hairline",
-    "Rosy_Cheeks",
-    "Sideburns",
-    "Smiling",
-    "Straight_Hair",
-    "Wavy_Hair",
-    "Wearing_Earrings",
-    "Wearing_Hat",
-    "Wearing_Lipstick",
-    "Wearing_Necklace",
-    "Wearing_Necktie",
-    "Young",
+CELEBA_ATTRIBUTES = tuple(
+    """
+    5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair
+    Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones
+    Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline
+    Rosy_Cheeks Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick
+    Wearing_Necklace Wearing_Necktie Young
+    """.split()  # noqa: SIM905 - forty lines otherwise
 )
 OFFICIAL_SCHEDULER = {
     "noise_schedule": "linear_beta",
@@ -105,10 +72,15 @@ def infer_autoencoder_configuration(
     decoder, decoder_attention = _decoder_structure(shapes)
     encoder, encoder_attention = _encoder_structure(shapes, decoder["layers_per_block"], encoder_layers_per_block)
     if image_size is None:
-        image_size = _image_size(decoder_attention)
+        if len(decoder_attention) != 1:
+            raise ValueError(
+                "image_size must be given (--image-size) unless the decoder has attention at one level, got it at "
+                f"{len(decoder_attention)}"
+            )
+        image_size = ATTENTION_RESOLUTION * 2 ** decoder_attention[0]
     for structure, levels in ((encoder, encoder_attention), (decoder, decoder_attention)):
         factor = 2 ** (len(structure["channel_multipliers"]) - 1)
-        if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1 or image_size % factor:
+        if image_size < 1 or image_size % factor:
             raise ValueError(f"image_size must be a positive multiple of {factor} for this network, got {image_size!r}")
         structure |= {
             "sample_size": image_size,
@@ -209,22 +181,21 @@ def _encoder_structure(
         for index in range(1, entries + 1)
     ]
     possible = [depth for depth in range(1, entries + 1) if _encoder_levels(blocks, depth)]
-    if wanted_depth is not None:
-        chosen = [depth for depth in possible if depth == wanted_depth]
-    else:
-        chosen = [decoder_depth] if decoder_depth in possible else possible
-    if len(chosen) != 1:
+    depth = wanted_depth
+    if depth is None:
+        depth = possible[0] if len(possible) == 1 else decoder_depth
+    if depth not in possible:
         raise ValueError(
             f"encoder_layers_per_block must fit the {entries} encoder.input_blocks after the stem, which allow "
             f"{possible or 'no number'}, got {wanted_depth}"
         )
-    levels = _encoder_levels(blocks, chosen[0])
+    levels = _encoder_levels(blocks, depth)
     structure = {
         "in_channels": in_channels,
         "latent_dim": latent_dim,
         "base_channels": base_channels,
         "channel_multipliers": _multipliers([width for width, _ in levels], base_channels, "encoder.input_blocks"),
-        "layers_per_block": chosen[0],
+        "layers_per_block": depth,
     }
     return structure, tuple(level for level, (_, attends) in enumerate(levels) if attends)
 
@@ -244,15 +215,6 @@ def _encoder_levels(blocks: list[tuple[int, bool]], depth: int) -> list[tuple[in
             return []
         levels.append((width, attends))
     return levels
-
-
-def _image_size(attention_levels: tuple[int, ...]) -> int:
-    if len(attention_levels) != 1:
-        found = f"it at levels {', '.join(map(str, attention_levels))}" if attention_levels else "none"
-        raise ValueError(
-            f"image_size must be given (--image-size) unless the decoder has attention at one level, got {found}"
-        )
-    return ATTENTION_RESOLUTION * 2 ** attention_levels[0]
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Sampler
 
 from ..images import pil_to_array, read_image, read_image_bytes, upright
-from ..network import reach_hub
+from ..network import check_hub_answers
 from .sources import ImageFolder, image_folder, local_path, metadata_files, parquet_files, rows_of_slice, split_name
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def open_dataset(
                 dataset = dataset.select(rows_of_slice(split, len(dataset)))
         else:
             if not datasets.config.HF_HUB_OFFLINE:
-                reach_hub()
+                check_hub_answers()
             dataset = datasets.load_dataset(source, split=split, streaming=streaming)
     except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(

@@ -1,9 +1,15 @@
-"""The folder of an evaluation: originals and reconstructions as PNG files, PSNR and SSIM per image.
+"""The folder of an evaluation, where its three steps meet.
 
+    options.json                what was asked for the last time
     settings.json               what the reconstructions depend on; settings_*.json likewise, of a part
     originals/0000000.png       each image as the model gets it
     stochastic/0000000.png      its reconstruction, one folder per method: stochastic, inversion, mean_image, pca, ...
-    scores_stochastic_0.jsonl   PSNR and SSIM per image, one file per process
+    scores_stochastic_0.jsonl   PSNR, SSIM and high-pass energy per image, one file per process
+    path_lengths_100_0.jsonl    perceptual path length per pair of images
+    codes_train, codes_test     latent codes and labels, for the probe
+    interpolations/             a strip per pair of images
+    run.json, timings.json      the model's size, the machine; how long each stage took
+    report.json, report.md      figures and page
 
 The folder can be continued: an image counts as done once its scores are written, which happens after its files are.
 """
@@ -11,7 +17,9 @@ The folder can be continued: an image counts as done once its scores are written
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +27,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import SETTINGS, check_new_or_continued, keep_settings, write_png
+from ..files import read_json, write_png, write_text
+from ..images import to_pil
 from ..metrics.psnr import peak_signal_to_noise_ratio
+from ..metrics.sharpness import high_pass_energy
 from ..metrics.ssim import structural_similarity
 
 ORIGINALS = "originals"
@@ -35,48 +45,35 @@ def batches(indices: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
 
 
 class EvaluationFolder:
-    """Opens or makes the folder of an evaluation.
+    """Images and records of an evaluation.
 
     Args:
-        folder: Where it is.
-        settings: What the reconstructions depend on, as JSON values; the same each time the folder is opened.
-        process_index: The process that writes; each has its own file of scores.
-
-    Raises:
-        ValueError: If the folder holds another evaluation, or files that are not an evaluation.
+        path: Where it is.
+        process_index: The process that writes; each has its own files of records.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], process_index: int = 0) -> None:
-        self.folder = folder
+    def __init__(self, path: Path, process_index: int = 0) -> None:
+        self.path = path
         self.process_index = process_index
-        if process_index == 0:
-            check_new_or_continued(folder, "an evaluation")
-        keep_settings(folder / SETTINGS, settings, "an evaluation", write=process_index == 0)
 
-    def keep_settings(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Checks, or keeps, what a part of the evaluation depends on that not every evaluation has.
+    def file(self, method: str, index: int) -> Path:
+        """The PNG file of an image; `ORIGINALS` is a method too."""
+        return self.path / method / f"{index:07d}.png"
 
-        Raises:
-            ValueError: If that part was made with others.
-        """
-        path = self.folder / f"settings_{name}.json"
-        keep_settings(path, settings, f"an evaluation ({name})", write=self.process_index == 0)
-
-    def images(self, method: str) -> Path:
-        """The folder of a method's PNG files; `ORIGINALS` for the originals."""
-        return self.folder / method
+    def read(self, method: str, indices: Sequence[int]) -> torch.Tensor:
+        """Images from their PNG files: (B, C, H, W) in [0, 1]."""
+        arrays = [np.array(Image.open(self.file(method, index))) for index in indices]
+        pixels = torch.from_numpy(np.stack(arrays)).float() / 255
+        return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
 
     def scores(self, method: str) -> dict[int, dict[str, float]]:
-        """PSNR and SSIM by index, in the order of the images; a line that a killed process left half is left out."""
-        scores = {}
-        for path in sorted(self.folder.glob(f"scores_{method}_*.jsonl")):
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                    scores[int(record.pop("index"))] = record
-                except (json.JSONDecodeError, KeyError):
-                    continue
-        return dict(sorted(scores.items()))
+        """`psnr_db`, `ssim`, `high_pass`, `high_pass_original` and for JPEG `bytes` by index, in the images' order."""
+
+        def score(record: dict[str, Any]) -> tuple[int, dict[str, float]]:
+            names = ["psnr_db", "ssim", "high_pass", "high_pass_original", *(["bytes"] if "bytes" in record else [])]
+            return int(record["index"]), {name: float(record[name]) for name in names}
+
+        return dict(sorted(self.records(f"scores_{method}", score)))
 
     def add(
         self,
@@ -86,10 +83,9 @@ class EvaluationFolder:
         reconstructions: torch.Tensor,
         sizes: Sequence[int] | None = None,
     ) -> None:
-        """Measures a batch and writes its files and scores.
+        """Scores a batch and writes its files and scores.
 
-        PSNR and SSIM are taken on floats in [0, 1], PSNR up to 100 dB; the PNG files hold both images rounded to 8
-        bits.
+        The scores are taken on floats, PSNR up to 100 dB; the PNG files hold both images rounded to 8 bits.
 
         Args:
             method: Name of the method.
@@ -97,58 +93,78 @@ class EvaluationFolder:
             originals: (B, C, H, W), float, in [0, 1]; C is 1 or 3.
             reconstructions: As `originals`.
             sizes: Bytes that each reconstruction was made from, where a method has such a thing.
-
-        Raises:
-            ValueError: If the images have neither 1 nor 3 channels.
         """
-        if originals.shape[1] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels to be kept as PNG files, got {originals.shape[1]}")
-        psnr = peak_signal_to_noise_ratio(reconstructions, originals).clamp(max=PSNR_LIMIT_DB)
-        ssim = structural_similarity(reconstructions, originals)
+        bad = torch.nonzero(~reconstructions.isfinite().flatten(1).all(dim=1)).flatten().tolist()
+        if bad:
+            raise ValueError(f"model must give finite images, got NaN or infinity for image {indices[bad[0]]}")
+        columns = {
+            "psnr_db": peak_signal_to_noise_ratio(reconstructions, originals).clamp(max=PSNR_LIMIT_DB),
+            "ssim": structural_similarity(reconstructions, originals),
+            "high_pass": high_pass_energy(reconstructions),
+            "high_pass_original": high_pass_energy(originals),
+        }
         for name, images in ((ORIGINALS, originals), (method, reconstructions)):
-            self.images(name).mkdir(exist_ok=True)
+            (self.path / name).mkdir(exist_ok=True)
             for index, image in zip(indices, images, strict=True):
-                path = self._file(name, index)
+                path = self.file(name, index)
                 if name == method or not path.is_file():
-                    _save_png(image, path)
-        path = self.folder / f"scores_{method}_{self.process_index}.jsonl"
-        with path.open("ab+") as file:
-            if file.tell() and _last_byte(path) != b"\n":
-                file.write(b"\n")  # a killed process left half a line: the next one stands alone
-            for row, index in enumerate(indices):
-                record = {"index": index, "psnr_db": float(psnr[row]), "ssim": float(ssim[row])}
-                if sizes is not None:
-                    record["bytes"] = int(sizes[row])
-                file.write(json.dumps(record).encode() + b"\n")
+                    write_png(path, to_pil(image), compress_level=1)
+        records = [
+            {"index": index, **{k: float(v[row]) for k, v in columns.items()}} for row, index in enumerate(indices)
+        ]
+        if sizes is not None:
+            records = [{**record, "bytes": int(size)} for record, size in zip(records, sizes, strict=True)]
+        self.append(f"scores_{method}", records)
 
-    def pairs(
-        self, method: str, indices: Sequence[int], batch_size: int = 100
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(originals, reconstructions) from the PNG files, (B, C, H, W) in [0, 1] each."""
-        for batch in batches(indices, batch_size):
-            yield self.read(ORIGINALS, batch), self.read(method, batch)
+    def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Adds records to this process's file of that name."""
+        path = self.path / f"{name}_{self.process_index}.jsonl"
+        # A killed process may have left half a line: the next one stands alone.
+        half = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        with path.open("a") as file:
+            file.write("\n" * bool(half) + "".join(json.dumps(record) + "\n" for record in records))
 
-    def read(self, method: str, indices: Sequence[int]) -> torch.Tensor:
-        """Images of a method, or `ORIGINALS`, from their PNG files: (B, C, H, W) in [0, 1]."""
-        return torch.stack([_read_png(self._file(method, index)) for index in indices])
-
-    def _file(self, method: str, index: int) -> Path:
-        return self.images(method) / f"{index:07d}.png"
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1)
+    def records(self, name: str, parse: Callable[[dict[str, Any]], Any]) -> list[Any]:
+        """The records of that name, of all processes; a line that `parse` cannot read is left out, and made anew."""
+        found = []
+        for path in sorted(self.path.glob(f"{name}_*.jsonl")):
+            for line in path.read_text().splitlines():
+                try:
+                    found.append(parse(json.loads(line)))
+                except (ValueError, KeyError, TypeError):
+                    continue
+        return found
 
 
-def _save_png(image: torch.Tensor, path: Path) -> None:
-    pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    write_png(path, Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), compress_level=1)
+class StageClock:
+    """Seconds and images per second of the stages, over all runs into a folder.
 
+    Args:
+        path: Of timings.json; None measures without a file.
+    """
 
-def _read_png(path: Path) -> torch.Tensor:
-    with Image.open(path) as image:
-        pixels = torch.from_numpy(np.array(image))
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-    return pixels.float() / 255
+    class Measured:
+        """What the block that is measured says of itself: how many images it worked on."""
+
+        images = 0
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.timings: dict[str, dict[str, float]] = {}
+        if path is not None and path.is_file():
+            self.timings = read_json(path)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[Measured]:
+        """Times a block; it counts only if the block sets `images`."""
+        measured, started = self.Measured(), time.monotonic()
+        yield measured
+        if not measured.images:
+            return  # everything was there already
+        before = self.timings.get(stage, {"seconds": 0.0, "images": 0})
+        seconds, images = before["seconds"] + time.monotonic() - started, before["images"] + measured.images
+        self.timings[stage] = {
+            "seconds": seconds, "images": images, "images_per_second": images / max(seconds, 1e-9)
+        }  # fmt: skip
+        if self._path is not None:
+            write_text(self._path, json.dumps(self.timings, indent=2) + "\n")

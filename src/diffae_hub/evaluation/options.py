@@ -1,117 +1,104 @@
-"""What an evaluation is asked for, checked before anything is loaded."""
+"""What an evaluation is asked for: the flags of `diffae-hub evaluate`, and options.json in the evaluation's folder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import json
+import typing
+from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from ..pipelines.pipeline_diffusion_autoencoder import MODES
-from ..training.presets import CROPS
+from ..files import read_json, write_text
 
 IMAGE_METRICS = ("lpips_alex", "lpips_vgg")
 FOLDER_METRICS = ("fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2")
-DEFAULT_METRICS = ("lpips_alex", "fid_torch_fidelity", "fid_clean_fid")
-PROBES = ("multiclass", "multilabel", "regression")
-BASELINES = ("mean_image", "pca", "jpeg")
 PATH_LENGTH = "perceptual_path_length"
+_FILE = "options.json"
 _LARGEST_SEED = 2**32 - 1
+
+Metric = Literal["lpips_alex", "lpips_vgg", "fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2"]
+Required = Literal[
+    "lpips_alex", "lpips_vgg", "fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2", "perceptual_path_length"
+]
+
+
+def _option(default: Any, help: str, group: str | None = None, positional: bool = False) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, "positional": positional})
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to evaluate and how.
-
-    Args:
-        model: Bundled name, pipeline folder or Hub id.
-        dataset: Folder of images, parquet, `datasets` folder or Hub data set.
-        output: The evaluation's folder.
-        split: Split of the data set.
-        image_column: Its column of images.
-        crop: How an image becomes square; see [`ImageTransform`].
-        modes: "stochastic", "inversion" or both.
-        num_inference_steps: Updates of decoding, and of inversion; the paper uses 50.
-        num_images: The first so many images; None for all.
-        metrics: Beyond PSNR and SSIM: of `IMAGE_METRICS` and `FOLDER_METRICS`.
-        require: Metrics without whose weights the evaluation fails.
-        baselines: Of `BASELINES`; "mean_image" and "pca" are fitted on the training data.
-        train_dataset: Training data, for baselines and probes.
-        train_split: Its split.
-        baseline_images: At most so many training images for the baselines.
-        compare: Another model, reconstructed and measured beside.
-        path_length_pairs: Pairs of images for the perceptual path length (LPIPS-VGG); 0 leaves it out.
-        path_length_intervals: N, its number of sub-intervals; the paper uses 100.
-        probe: "multiclass", "multilabel" or "regression"; None leaves it out.
-        label_columns: Columns of the labels; several make up a multi-label or multi-target probe.
-        dinov2_model: Hub id or folder of the network of "fd_dinov2".
-        seed: Of the noise, the pairs and the bootstrap.
-        batch_size: Images at a time.
-        device: Torch device; None takes the accelerator if there is one.
-        dtype: "float32", "bfloat16" or "float16", of the networks.
+    """What to evaluate and how; each field's help is in its metadata.
 
     Raises:
         ValueError: Names the option.
     """
 
-    model: str
-    dataset: str
-    output: Path
-    split: str = "test"
-    image_column: str = "image"
-    crop: str = "center"
-    modes: tuple[str, ...] = MODES
-    num_inference_steps: int = 50
-    num_images: int | None = None
-    metrics: tuple[str, ...] = DEFAULT_METRICS
-    require: tuple[str, ...] = ()
-    baselines: tuple[str, ...] = ()
-    train_dataset: str | None = None
-    train_split: str = "train"
-    baseline_images: int = 50_000
-    compare: str | None = None
-    path_length_pairs: int = 0
-    path_length_intervals: int = 100
-    probe: str | None = None
-    label_columns: tuple[str, ...] = ()
-    dinov2_model: str = "facebook/dinov2-large"
-    seed: int = 0
-    batch_size: int = 50
-    device: str | None = None
-    dtype: str = "float32"
+    model: str = _option(MISSING, "bundled model, pipeline folder or Hub id", positional=True)
+    dataset: str = _option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set")
+    output: Path = _option(MISSING, "folder of the evaluation, new or to be continued")
+    mode: Literal["stochastic", "inversion", "both"] = _option("both", "which reconstructions")
+    solver: Literal["ddim", "dpm"] = _option("ddim", "of decoding; the paper's is ddim. Inversion is plain DDIM's")
+    steps: int = _option(50, "of decoding, and of inversion")
+    num_images: int | None = _option(None, "the first so many, not all; the paper uses 50,000")
+    seed: int = _option(0, "of the noise, the pairs and the bootstrap")
+    batch_size: int = _option(50, "images at a time")
+    device: str | None = _option(None, "cpu, cuda ... (default: the accelerator if there is one)")
+    dtype: Literal["float32", "bfloat16", "float16"] = _option("float32", "of the networks")
+
+    split: str = _option("test", "split of the data set", "data")
+    image_column: str = _option("image", "its column of images", "data")
+    crop: Literal["center", "d2c"] = _option("center", "d2c is the usual crop of CelebA", "data")
+    train_dataset: str | None = _option(None, "training data, for baselines and probes", "data")
+    train_split: str = _option("train", "split of the training data", "data")
+
+    metrics: tuple[Metric, ...] = _option(
+        ("lpips_alex", "fid_torch_fidelity", "fid_clean_fid"),
+        "beyond PSNR, SSIM and sharpness; n/a where a metric's weights cannot be had",
+        "measures",
+    )
+    require: tuple[Required, ...] = _option((), "fail if the weights of these cannot be had", "measures")
+    baselines: tuple[Literal["mean_image", "pca", "jpeg"], ...] = _option(
+        (), "reconstructions without a network; mean_image and pca are fitted on the training data", "measures"
+    )
+    baseline_images: int = _option(50_000, "training images of the baselines, at most", "measures")
+    compare: str | None = _option(None, "another model, measured beside", "measures")
+    path_length_pairs: int = _option(
+        0, "pairs of images for the perceptual path length; the paper uses 200", "measures"
+    )
+    path_length_intervals: int = _option(100, "sub-intervals of a path", "measures")
+    probe: Literal["multiclass", "multilabel", "regression"] | None = _option(
+        None, "linear probe of the latent codes", "measures"
+    )
+    label_columns: tuple[str, ...] = _option((), "labels of the probe", "measures")
+    dinov2_model: str = _option("facebook/dinov2-large", "Hub id or folder of the network of fd_dinov2", "measures")
+
+    paper_dataset: Literal["CIFAR-10 32", "CelebA 64", "Bedroom 128", "ImageNet 32"] | None = _option(
+        None, "the paper's data set to print beside (default: by image size)", "report"
+    )
+    budget: str | None = _option(None, "how the model was trained, in words", "report")
+    data_note: str | None = _option(None, "what is to be known about the data, in words", "report")
 
     def __post_init__(self) -> None:
-        for name, values, allowed in (
-            ("modes", self.modes, MODES),
-            ("metrics", self.metrics, IMAGE_METRICS + FOLDER_METRICS),
-            ("require", self.require, (*IMAGE_METRICS, *FOLDER_METRICS, PATH_LENGTH)),
-            ("baselines", self.baselines, BASELINES),
-            ("probe", (self.probe,), (*PROBES, None)),
-            ("crop", (self.crop,), CROPS),
-            ("dtype", (self.dtype,), ("float32", "bfloat16", "float16")),
-        ):
-            for value in values:
-                if value not in allowed:
-                    raise ValueError(f"{name} must be among {', '.join(map(str, allowed))}, got {value!r}")
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), _choices(hint)
+            wrong = [v for v in (value if isinstance(value, tuple) else (value,)) if v is not None and v not in choices]
+            if choices and wrong:
+                raise ValueError(f"{name} must be among {', '.join(choices)}, got {wrong[0]!r}")
         measured = self.metrics + (PATH_LENGTH,) * bool(self.path_length_pairs)
-        for metric in self.require:
-            if metric not in measured:
-                option = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
-                raise ValueError(f"require must be among what is measured; {metric} is not: add it by {option}")
-        for name, minimum in (
-            ("num_inference_steps", 1),
-            ("path_length_pairs", 0),
-            ("path_length_intervals", 1),
-            ("baseline_images", 1),
-            ("batch_size", 1),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        for metric in set(self.require) - set(measured):
+            option = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
+            raise ValueError(f"require must be among what is measured; {metric} is not: add it by {option}")
+        for name, lowest in (
+            ("steps", 1), ("path_length_pairs", 0), ("path_length_intervals", 1), ("baseline_images", 1),
+            ("batch_size", 1), ("seed", 0), ("num_images", 2),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {value}")
         if self.seed > _LARGEST_SEED:
             raise ValueError(f"seed must be at most {_LARGEST_SEED}, got {self.seed}")
-        if self.num_images is not None and self.num_images < 2:
-            raise ValueError(f"num_images must be at least 2, got {self.num_images}")
-        if not self.modes:
-            raise ValueError(f"modes must hold at least one of {', '.join(MODES)}, got none")
         fitted = [name for name in self.baselines if name != "jpeg"] + ([self.probe] if self.probe else [])
         if fitted and self.train_dataset is None:
             raise ValueError(f"train_dataset must be given for {', '.join(fitted)}, got none")
@@ -119,3 +106,37 @@ class EvaluationOptions:
             raise ValueError("label_columns must be given for a probe, got none")
         if self.probe == "multiclass" and len(self.label_columns) > 1:
             raise ValueError(f"label_columns must be one column for multiclass, got {', '.join(self.label_columns)}")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The kinds of reconstruction that `mode` stands for."""
+        return ("stochastic", "inversion") if self.mode == "both" else (self.mode,)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """All that is measured: a folder of reconstructions each."""
+        compared = tuple(f"compare_{mode}" for mode in self.modes if self.compare)
+        return (*self.modes, *compared, *self.baselines)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    def save(self, folder: Path) -> None:
+        """Writes options.json."""
+        write_text(folder / _FILE, json.dumps(self.as_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> EvaluationOptions:
+        """Reads options.json."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        found = read_json(folder / _FILE, names)
+        values = {name: tuple(found[name]) if isinstance(found[name], list) else found[name] for name in names}
+        return cls(**{**values, "output": folder})
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of the `Literal` in a type, if there is one."""
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    return tuple(choice for part in typing.get_args(hint) for choice in _choices(part))

@@ -1,4 +1,7 @@
-"""The report of an evaluation: Markdown in the layout of the paper's tables, JSON, pictures."""
+"""Step 3 of an evaluation: from report.json and the files in its folder to a Markdown page in the layout of the paper.
+
+Tables of the paper's figures beside ours, plots and pictures. Neither the model nor a metric is needed.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from ..files import write_png, write_text
+from ..files import new_file, read_json, write_png, write_text
 from ..images import film_strip
-from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from .evaluate import image_pairs
 from .evaluation_folder import ORIGINALS, EvaluationFolder
+from .options import PATH_LENGTH, EvaluationOptions
 from .paper_tables import (
     HUDSON,
     METRIC_TITLES,
@@ -31,15 +32,59 @@ from .paper_tables import (
     TrainingMethod,
     format_papers,
 )
+from .reconstruct import interpolations
 
 METRIC_NAMES = {
     **METRIC_TITLES,
     "lpips_vgg": "LPIPS-VGG ↓",
     "fd_vgg16": "FD-VGG16 ↓",
     "fd_dinov2": "FD-DINOv2 ↓",
+    "sharpness": "Sharpness → 1",
 }
 _DECIMALS = {"psnr_db": 2, "ssim": 4, "lpips_alex": 6, "lpips_vgg": 6}
 _PAPER_DATASETS = {32: "CIFAR-10 32", 64: "CelebA 64", 128: "Bedroom 128"}
+_NUM_PICTURES = 10
+_GAP = 4
+
+
+def write_report(path: Path, command: str | None = None) -> dict[str, Any]:
+    """Writes report.md and the pictures; adds to report.json which these are, and how the evaluation was called.
+
+    Args:
+        path: The evaluation's folder, measured by `measure.py`.
+        command: How it was called.
+
+    Returns:
+        What report.json holds.
+    """
+    figures = read_json(path / "report.json", ("results", "modes", "timings"))
+    folder, options = EvaluationFolder(path), EvaluationOptions.load(path)
+    pictures = _pictures(folder, options, figures["num_images"])
+    figures |= {"command": command, "pictures": pictures | _plots(folder, options, figures)}
+    page = render_report(figures)
+    write_text(path / "report.json", json.dumps(figures, indent=2) + "\n")
+    write_text(path / "report.md", page)
+    return figures
+
+
+def render_report(figures: Mapping[str, Any]) -> str:
+    """The Markdown page of an evaluation, from what report.json holds."""
+    paper_dataset = figures["paper_dataset"] or _PAPER_DATASETS.get(figures["sample_size"], "CIFAR-10 32")
+    results = figures["results"]
+    sections = [f"# Evaluation of {figures['model']}", _what(figures)]
+    if figures["command"]:
+        sections.append(f"```sh\n{figures['command']}\n```")
+    for mode in figures["modes"]:
+        title = "Stochastic autoencoding" if mode == "stochastic" else "Inversion"
+        sections += [f"## {title}", _reconstruction_table(figures, mode, paper_dataset)]
+    sections.append(_notes(figures, paper_dataset))
+    if PATH_LENGTH in results:
+        sections += ["## Perceptual path length", _path_length_table(figures, paper_dataset)]
+    if "probe" in results:
+        sections += ["## Linear probe of the latent code", _probe_section(results["probe"])]
+    sections += ["## Time", _time_table(figures["timings"]), "## Pictures"]
+    sections += [f"{caption}:\n\n![{caption}]({name})" for name, caption in figures["pictures"].items()]
+    return "\n\n".join(sections) + "\n"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,93 +93,70 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def render_report(figures: Mapping[str, Any], paper_dataset: str | None = None) -> str:
-    """The Markdown page of an evaluation.
-
-    Args:
-        figures: What [`evaluate`] returns, with `command`, how it was called, and `budget` and `data_note`, how the
-            model was trained and what the data are, in words; all three optional.
-        paper_dataset: Data set of tables 4, 5 and 9 to print beside; None takes the one of the model's image size.
-
-    Raises:
-        ValueError: If the paper has no such data set.
-    """
-    paper_dataset = paper_dataset or _PAPER_DATASETS.get(figures["sample_size"], "CIFAR-10 32")
-    if paper_dataset not in TABLE_4:
-        raise ValueError(f"paper_dataset must be one of {', '.join(TABLE_4)}, got {paper_dataset!r}")
-    results = figures["results"]
-    sections = [f"# Evaluation of {figures['model']}", _what(figures)]
-    if figures.get("command"):
-        sections.append(f"```sh\n{figures['command']}\n```")
-    for mode in figures["modes"]:
-        title = "Stochastic autoencoding" if mode == "stochastic" else "Inversion"
-        sections += [f"## {title}", _reconstruction_table(figures, mode, paper_dataset)]
-    sections.append(_notes(figures, paper_dataset))
-    if "perceptual_path_length" in results:
-        sections += ["## Perceptual path length", _path_length_table(figures, paper_dataset)]
-    if "probe" in results:
-        sections += ["## Linear probe of the latent code", _probe_section(results["probe"])]
-    sections += ["## Time", _time_table(figures["timings"])]
-    pictures = figures.get("pictures", {})
-    if pictures:
-        sections.append("## Pictures")
-        sections += [f"{caption}:\n\n![{caption}]({name})" for name, caption in pictures.items()]
-    return "\n\n".join(section for section in sections if section) + "\n"
+# ---- pictures: file name -> caption ----------------------------------------------------------------------------------
 
 
-def write_report(folder: Path, figures: Mapping[str, Any], paper_dataset: str | None = None) -> str:
-    """Writes report.md and report.json; returns the page."""
-    page = render_report(figures, paper_dataset)
-    write_text(folder / "report.json", json.dumps(figures, indent=2) + "\n")
-    write_text(folder / "report.md", page)
-    return page
-
-
-def save_pictures(
-    folder: EvaluationFolder,
-    pipeline: DiffusionAutoencoderPipeline,
-    figures: Mapping[str, Any],
-    num_images: int = 10,
-    num_interpolations: int = 3,
-    num_frames: int = 9,
-) -> dict[str, str]:
-    """Saves originals over reconstructions and errors, and interpolations; returns file name -> caption."""
-    indices = range(min(num_images, figures["num_images"]))
+def _pictures(folder: EvaluationFolder, options: EvaluationOptions, count: int) -> dict[str, str]:
+    """Originals over reconstructions and errors; interpolations."""
+    indices = range(min(_NUM_PICTURES, count))
     originals = folder.read(ORIGINALS, indices)
     rows, names = [originals], ["originals"]
-    for mode in figures["modes"]:
+    for mode in options.modes:
         reconstructions = folder.read(mode, indices)
         rows += [reconstructions, (5 * (reconstructions - originals).abs()).clamp(0, 1)]
-        names += [{"inversion": "inverted"}.get(mode, mode), "its error x 5"]
-    _save_rows(rows, folder.folder / "reconstructions.png")
+        names += ["inverted" if mode == "inversion" else mode, "its error x 5"]
+    _save_rows([film_strip(list(row)) for row in rows], folder.path / "reconstructions.png")
     pictures = {"reconstructions.png": ", ".join(names).capitalize()}
-    if "inversion" in figures["modes"]:
-        strips = []
-        for pair in image_pairs(figures["num_images"], num_interpolations, figures["seed"]):
-            ends = folder.read(ORIGINALS, pair) * 2 - 1
-            strips.append(
-                pipeline.interpolate(
-                    ends[:1],
-                    ends[1:],
-                    num_frames=num_frames,
-                    num_inference_steps=figures["num_inference_steps"],
-                    output_type="pt",
-                )
-                .images.float()
-                .cpu()
-            )
-        _save_rows(strips, folder.folder / "interpolation.png")
+    if "inversion" in options.modes:
+        strips = [Image.open(path) for _, path in interpolations(options, count)]
+        _save_rows(strips, folder.path / "interpolation.png")
         pictures["interpolation.png"] = "Interpolation of code and noise between the images at both ends"
     return pictures
 
 
-def _save_rows(rows: Sequence[torch.Tensor], path: Path) -> None:
-    strips = [film_strip(list(row)) for row in rows]
-    gap = 4
-    picture = Image.new(strips[0].mode, (strips[0].width, sum(strip.height + gap for strip in strips) - gap), "white")
+def _save_rows(strips: Sequence[Image.Image], path: Path) -> None:
+    height = sum(strip.height + _GAP for strip in strips) - _GAP
+    picture = Image.new(strips[0].mode, (strips[0].width, height), "white")
     for row, strip in enumerate(strips):
-        picture.paste(strip, (0, row * (strip.height + gap)))
+        picture.paste(strip, (0, row * (strip.height + _GAP)))
     write_png(path, picture)
+
+
+def _plots(folder: EvaluationFolder, options: EvaluationOptions, figures: Mapping[str, Any]) -> dict[str, str]:
+    """PSNR per image and AUROC per label, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return {}
+    plots = {"psnr.png": "PSNR per image"}
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for method in options.methods:
+        values = [score["psnr_db"] for index, score in folder.scores(method).items() if index < figures["num_images"]]
+        axes.hist(values, bins=40, histtype="step", label=method.replace("_", " "))
+    axes.set(xlabel="PSNR (dB)", ylabel="images")
+    axes.legend()
+    with new_file(folder.path / "psnr.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    names, aurocs = _aurocs(figures["results"].get("probe", {"task": None}))
+    if names:
+        plots["auroc.png"] = "AUROC of linear probes"
+        figure = Figure(figsize=(7, 1 + 0.2 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(names[::-1], [value or 0 for value in aurocs[::-1]])
+        axes.set(xlabel="AUROC", xlim=(0.5, 1))
+        with new_file(folder.path / "auroc.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+    return plots
+
+
+def _aurocs(probe: Mapping[str, Any]) -> tuple[list[str], list[float | None]]:
+    """Labels and the AUROC of each."""
+    if probe["task"] == "multiclass":
+        return [str(name) for name in probe.get("class_names", probe["classes"])], probe["auroc_per_class"]
+    if probe["task"] == "multilabel":
+        return probe["labels"], probe["auroc_per_attribute"]
+    return [], []
 
 
 # ---- sections --------------------------------------------------------------------------------------------------------
@@ -148,7 +170,7 @@ def _what(figures: Mapping[str, Any]) -> str:
         ["training", figures.get("budget") or "not stated"],
         ["parameters", f"encoder {parameters['encoder']:,}, decoder {parameters['decoder']:,}"],
         ["latent code", f"{figures['latent_dim']} numbers"],
-        ["DDIM steps", f"{figures['num_inference_steps']} (decoding, and inversion)"],
+        ["steps", f"{figures['steps']} (decoding by {figures['solver'].upper()}, and plain DDIM inversion)"],
         ["seed", str(figures["seed"])],
         ["networks in", figures["dtype"]],
         [
@@ -215,7 +237,7 @@ def _notes(figures: Mapping[str, Any], paper_dataset: str) -> str:
     results = figures["results"]
     lines = [
         "PSNR and SSIM are means over images of floats in [0, 1], with bootstrap 95 % intervals; all other metrics are "
-        "taken on images rounded to 8 bits.",
+        "taken on images rounded to 8 bits. Sharpness is high-pass energy (of floats too), relative to the originals'.",
         f"The paper's rows are its own figures for {paper_dataset}: 50,000 images, its networks and training lengths "
         "(tables 4 and 9).",
     ]
@@ -235,7 +257,7 @@ def _notes(figures: Mapping[str, Any], paper_dataset: str) -> str:
         )
     reasons = {}
     for name, measured in results.items():
-        for metric, figure in measured.items() if name != "perceptual_path_length" else [(name, measured)]:
+        for metric, figure in measured.items() if name != PATH_LENGTH else [(name, measured)]:
             if isinstance(figure, Mapping) and "unavailable" in figure:
                 reasons[METRIC_NAMES.get(metric, metric)] = figure["unavailable"]
     lines += [f"{metric} n/a: {reason}" for metric, reason in reasons.items()]
@@ -243,17 +265,17 @@ def _notes(figures: Mapping[str, Any], paper_dataset: str) -> str:
 
 
 def _path_length_table(figures: Mapping[str, Any], paper_dataset: str) -> str:
-    figure = figures["results"]["perceptual_path_length"]
+    figure = figures["results"][PATH_LENGTH]
     if "unavailable" in figure:
         return f"n/a: {figure['unavailable']}"
     rows = [
         [
             f"**{figures['model']}**, {figure['count']} pairs, {figures['path_length_intervals']} sub-intervals",
-            format_figure("perceptual_path_length", figure),
+            format_figure(PATH_LENGTH, figure),
         ],
         [
             "one image fading into the other, the same pairs",
-            format_figure("perceptual_path_length", figure["cross_fade"]),
+            format_figure(PATH_LENGTH, figure["cross_fade"]),
         ],
         *([f"paper: {method.title}, 200 pairs", f"{value:g}"] for method, value in TABLE_5[paper_dataset].items()),
     ]
@@ -272,11 +294,9 @@ def _probe_section(probe: Mapping[str, Any]) -> str:
             for column, label in enumerate(probe["labels"])
         ]
         return counts + "\n\n" + markdown_table(["target", "R² ↑", "mean absolute error ↓", "correlation ↑"], rows)
-    if probe["task"] == "multiclass":
-        names = [str(name) for name in probe.get("class_names", probe["classes"])]
-        per_label, table, averages = probe["auroc_per_class"], TABLE_11, TABLE_11_AVERAGE
-    else:
-        names, per_label, table, averages = probe["labels"], probe["auroc_per_attribute"], TABLE_10, TABLE_10_AVERAGE
+    names, per_label = _aurocs(probe)
+    multiclass = probe["task"] == "multiclass"
+    table, averages = (TABLE_11, TABLE_11_AVERAGE) if multiclass else (TABLE_10, TABLE_10_AVERAGE)
     # The paper's figures belong beside its own data only: the ten classes of CIFAR-10, CelebA's forty attributes.
     beside = set(names) == set(table)
     header = ["", "ours", *(f"paper: {method.title}" for method in averages if beside)]
@@ -285,7 +305,7 @@ def _probe_section(probe: Mapping[str, Any]) -> str:
         return [title, ours, *(_decimals(value) for value in papers if beside)]
 
     rows = []
-    if probe["task"] == "multiclass":
+    if multiclass:
         rows.append(row("accuracy ↑", f"**{_decimals(probe['accuracy'])}**", list(PROBE_ACCURACY.values())))
     rows.append(row("AUROC ↑, macro average", f"**{_decimals(probe['auroc_macro'])}**", list(averages.values())))
     for name, value in zip(names, per_label, strict=True):

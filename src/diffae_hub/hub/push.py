@@ -1,37 +1,17 @@
-"""Pushing a pipeline folder to the Hugging Face Hub, with the real client. The endpoint is `HF_ENDPOINT`'s."""
+"""Pushing a pipeline folder to the Hugging Face Hub, after a look at whether it works."""
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+import torch
 
-# The client's HTTP library differs between its versions; its connection errors share a base with its status errors.
-_CLIENT_ERRORS = (HFValidationError, LocalTokenNotFoundError, *HfHubHTTPError.__bases__, OSError)
-# The file that a Markdown image or link names, unless it is an address or a place in the page.
-_MARKDOWN_TARGET = re.compile(r"\]\(([^)\s:#]+)\)")
+from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
+from ..publishing import ensure_repository, publish
+from .model_card import results_of_evaluation
 
-
-def ensure_repository(repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Creates a model repository unless it is there, so that a training learns at its beginning whether it can push.
-
-    Args:
-        repo_id: "name" or "owner/name"; without an owner, the token's user.
-        private: Whether a new repository is private.
-        token: None takes the one of `HF_TOKEN` or of `hf auth login`.
-
-    Returns:
-        The full id, "owner/name".
-
-    Raises:
-        ValueError: If the name is not allowed, there is no valid token, or the Hub cannot be reached.
-    """
-    try:
-        return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
-    except _CLIENT_ERRORS as error:
-        raise ValueError(f"repo_id must name a repository that can be written, got {repo_id!r}: {error}") from error
+__all__ = ["ensure_repository", "push_pipeline"]
 
 
 def push_pipeline(
@@ -42,51 +22,43 @@ def push_pipeline(
     token: str | None = None,
     commit_message: str = "Upload diffusion autoencoder",
     card: str | Path | None = None,
+    license: str | None = None,
+    evaluation: str | Path | None = None,
 ) -> str:
-    """Uploads a pipeline folder in one commit; the repository is created if needed.
+    """Uploads a pipeline folder in one commit, after it was loaded and has reconstructed one image.
 
     Args:
-        folder: What `DiffusionAutoencoderPipeline.save_pretrained` wrote, with its README.md if it has one. Hidden
-            files, among them partial ones of interrupted writes, stay behind.
-        repo_id: "name" or "owner/name".
+        folder: What `DiffusionAutoencoderPipeline.save_pretrained` wrote; see [`~diffae_hub.publishing.publish`].
+        repo_id: "name" or "owner/name"; created if needed.
         private: Whether a new repository is private.
         token: None takes the one of `HF_TOKEN` or of `hf auth login`.
         commit_message: Title of the commit.
-        card: A Markdown page to upload as README.md, with the files beside it that it shows or links to.
+        card: A Markdown page to upload as README.md, with the pictures and pages beside it that it links to.
+        license: SPDX id in lower case, for the card.
+        evaluation: The report.json of an evaluation, for the card's results.
 
     Returns:
         The full id, "owner/name".
 
     Raises:
-        ValueError: If the folder is no pipeline, the card cannot be read, or the repository cannot be written.
+        ValueError: If the pipeline does not work, the card cannot be read, or the repository cannot be written.
     """
-    folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"folder must be a pipeline folder with a model_index.json, got {folder}")
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    files = {name.as_posix(): folder / name for name in names if not any(part.startswith(".") for part in name.parts)}
-    if card is not None:
-        files |= _card_files(Path(card))
+    _check_works(Path(folder))
+    figures = {"license": license} if license else {}
+    if evaluation is not None:
+        figures["results"] = results_of_evaluation(json.loads(Path(evaluation).read_text()))
     full_id = ensure_repository(repo_id, private, token)
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
-    try:
-        HfApi(token=token).create_commit(full_id, operations, commit_message=commit_message)
-    except _CLIENT_ERRORS as error:
-        raise ValueError(f"repo_id must name a repository that can be written, got {full_id!r}: {error}") from error
+    publish(folder, full_id, token=token, commit_message=commit_message, card=card, figures=figures)
     return full_id
 
 
-def _card_files(card: Path) -> dict[str, Path]:
-    """Name in the repository -> file, of a card and of what it shows or links to below its own folder."""
-    try:
-        page = card.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"card must be a readable Markdown file, got {card}: {error}") from error
-    root = card.parent.resolve()
-    linked = {name: (root / name).resolve() for name in _MARKDOWN_TARGET.findall(page)}
-    files = {
-        path.relative_to(root).as_posix(): path
-        for path in linked.values()
-        if path.is_file() and path.is_relative_to(root)
-    }
-    return {"README.md": card, **files}
+def _check_works(folder: Path) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"folder must be a pipeline folder with a model_index.json, got {folder}")
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.decoder.config
+    image = torch.full((1, config.in_channels, config.sample_size, config.sample_size), 0.5)
+    output = pipeline(image, num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="pt")
+    if not bool(torch.isfinite(output.images).all()):
+        raise ValueError(f"folder must hold a pipeline that works; that in {folder} gives NaN or infinity")

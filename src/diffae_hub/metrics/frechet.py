@@ -16,12 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..network import reach_hub
+from ..network import check_hub_answers
 from .weights import fetching_weights
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_OTHER_IMAGES = {".bmp", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _VGG16_MINIMUM_SIZE = 16
 
 
@@ -36,27 +36,23 @@ def fid_torch_fidelity(
     """FID by torch-fidelity (2048 features of its Inception; resized as TensorFlow 1 does).
 
     Args:
-        folder_a: PNG files of one size, RGB or grayscale, and no other images.
+        folder_a: PNG files of one size, RGB or grayscale, and no other images; at least two.
         folder_b: As many PNG files.
         batch_size: Images at a time.
         device: "cpu", or a CUDA device; others run on the CPU.
-        weights: File with a state dictionary in the layout of torch-fidelity's Inception, which takes the place of its
-            own; loaded without running code from it.
+        weights: A state dictionary of torch-fidelity's Inception in place of its own; loaded without running code.
 
     Returns:
         The distance: 0 for equal features, up to rounding errors, which may make it slightly negative. Its bias grows
         as the number of images falls; below 2049 images the covariances are singular, and it is still a number.
 
     Raises:
-        ValueError: If a folder holds fewer than two PNG files or other images, or the folders differ in number.
         WeightsUnavailable: If the Inception weights cannot be had.
     """
-    _check_folders(folder_a, folder_b)
-    if weights is None:
-        return _torch_fidelity("diffae-hub-inception", folder_a, folder_b, batch_size, device)
-    with fetching_weights(f"{weights}"):
-        torch.load(weights, map_location="cpu", weights_only=True)  # refuses what torch-fidelity would unpickle
-    return _torch_fidelity("diffae-hub-inception", folder_a, folder_b, batch_size, device, str(weights))
+    if weights is not None:
+        with fetching_weights(f"{weights}"):
+            torch.load(weights, map_location="cpu", weights_only=True)  # refuses what torch-fidelity would unpickle
+    return _torch_fidelity("diffae-hub-inception", folder_a, folder_b, batch_size, device, weights)
 
 
 def fid_clean_fid(
@@ -73,13 +69,12 @@ def fid_clean_fid(
     in [`fid_torch_fidelity`], but for `weights`: a TorchScript file with a module `layers`, images (B, 3, 299, 299) in
     [-1, 1] -> (B, 2048). It is code: give it no file that you do not trust.
     """
-    _check_folders(folder_a, folder_b)
     from cleanfid import fid
     from cleanfid.features import build_feature_extractor
     from cleanfid.inception_torchscript import InceptionV3W
 
+    _check_folders(folder_a, folder_b)
     device = torch.device(device)
-    torch.empty(0, device=device)  # a device that is not there is no matter of weights
     with fetching_weights("Inception (clean-fid)" if weights is None else f"{weights}"):
         if weights is None:
             extractor = build_feature_extractor("clean", device, use_dataparallel=False)
@@ -107,7 +102,6 @@ def fd_vgg16(folder_a: Path, folder_b: Path, *, batch_size: int = 64, device: to
     ImageNet weights), at the images' own size, at least 16 x 16. A relative figure for machines without the Inception
     weights. Arguments, result and errors as in [`fid_torch_fidelity`].
     """
-    _check_folders(folder_a, folder_b)
     return _torch_fidelity("diffae-hub-vgg16", folder_a, folder_b, batch_size, device)
 
 
@@ -121,31 +115,22 @@ def fd_dinov2(
 ) -> float:
     """FD-DINOv2 (Stein et al., 2023): the Fréchet distance of the class token of a DINOv2 network.
 
-    Images are resized to 224 x 224 pixels (bicubic, with antialiasing) and normalised as on ImageNet. Result and errors
-    as in [`fid_torch_fidelity`].
-
-    Args:
-        folder_a: PNG files.
-        folder_b: As many PNG files.
-        model: Hub id or folder of a `transformers.Dinov2Model` with safetensors weights.
-        batch_size: Images at a time.
-        device: Torch device.
+    Images are resized to 224 x 224 pixels (bicubic, with antialiasing) and normalised as on ImageNet. Arguments, result
+    and errors as in [`fid_torch_fidelity`]; `model` is the Hub id or folder of a `transformers.Dinov2Model` with
+    safetensors weights.
     """
-    _check_folders(folder_a, folder_b)
-    return _torch_fidelity("diffae-hub-dinov2", folder_a, folder_b, batch_size, device, str(model))
+    return _torch_fidelity("diffae-hub-dinov2", folder_a, folder_b, batch_size, device, model)
 
 
 def _check_folders(folder_a: Path, folder_b: Path) -> None:
     """Counts PNG files; refuses other images, which one library would take and the other not."""
     counts = []
     for name, folder in (("folder_a", Path(folder_a)), ("folder_b", Path(folder_b))):
-        count = 0
-        for path in folder.rglob("*"):
-            if path.suffix == ".png" and path.parent == folder:
-                count += 1
-            elif path.suffix.lower() in _OTHER_IMAGES:
-                raise ValueError(f"{name} must hold no images but PNG files (*.png) and none in folders, got {path}")
-        counts.append(count)
+        images = [path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES]
+        other = next((path for path in images if path.suffix != ".png" or path.parent != folder), None)
+        if other is not None:
+            raise ValueError(f"{name} must hold no images but PNG files (*.png) and none in folders, got {other}")
+        counts.append(len(images))
     if min(counts) < 2 or counts[0] != counts[1]:
         raise ValueError(
             f"folder_a and folder_b must hold the same number of PNG files, at least 2, got {counts[0]} in {folder_a} "
@@ -159,10 +144,11 @@ def _torch_fidelity(
     folder_b: Path,
     batch_size: int,
     device: torch.device | str,
-    weights: str | None = None,
+    weights: str | Path | None = None,
 ) -> float:
     import torch_fidelity
 
+    _check_folders(folder_a, folder_b)
     _register_extractors()
     cuda = torch.device(device).type == "cuda"
     with torch.cuda.device(device) if cuda else nullcontext():
@@ -171,7 +157,7 @@ def _torch_fidelity(
             input2=str(Path(folder_b).resolve()),
             fid=True,
             feature_extractor=extractor,
-            feature_extractor_weights_path=weights,
+            feature_extractor_weights_path=None if weights is None else str(weights),
             batch_size=batch_size,
             cuda=cuda,
             cache=False,
@@ -279,5 +265,5 @@ def _load_dinov2(model: str) -> torch.nn.Module:
         except OSError:
             if Path(model).is_dir() or constants.HF_HUB_OFFLINE:
                 raise
-            reach_hub()
+            check_hub_answers()
             return load(local_files_only=False)

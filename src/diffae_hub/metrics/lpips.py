@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .psnr import check_image_pair
+from .psnr import check_pair
 from .weights import fetching_weights
 
-_MINIMUM_SIZE = {"alex": 31, "vgg": 16}  # below it, nothing is left of an image after the network's pooling
-NETWORKS = tuple(_MINIMUM_SIZE)
+MINIMUM_SIZE = {"alex": 31, "vgg": 16}  # below it, nothing is left of an image after the network's pooling
 
 
 class PerceptualDistance:
@@ -21,13 +20,10 @@ class PerceptualDistance:
         device: Where it runs.
 
     Raises:
-        ValueError: If there is no such network.
         WeightsUnavailable: If the trunk's weights cannot be had.
     """
 
     def __init__(self, network: str = "alex", device: torch.device | str = "cpu") -> None:
-        if network not in NETWORKS:
-            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
         import lpips
 
         self.network = network
@@ -37,25 +33,19 @@ class PerceptualDistance:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-        """The distance per image, independent of the other images of the batch.
+        """The distance per image, from 0, (B,), float32.
 
         Args:
             images: (B, C, H, W), floating point, in [0, 1]; C is 3, or 1, which is repeated. At least 31 x 31 pixels
                 with "alex", 16 x 16 with "vgg".
             references: As `images`.
-
-        Returns:
-            (B,), float32, from 0.
-
-        Raises:
-            ValueError: If the shapes differ or are not allowed.
         """
-        check_image_pair(images, references)
-        minimum = _MINIMUM_SIZE[self.network]
-        if images.shape[1] not in (1, 3) or min(images.shape[-2:]) < minimum:
+        check_pair(images, references)
+        minimum = MINIMUM_SIZE[self.network]
+        if min(images.shape[-2:]) < minimum:
             raise ValueError(
-                f"images must have 1 or 3 channels and at least {minimum} x {minimum} pixels for LPIPS-{self.network}, "
-                f"got {tuple(images.shape[1:])}"
+                f"images must have at least {minimum} x {minimum} pixels for LPIPS-{self.network}, got "
+                f"{tuple(images.shape[-2:])}"
             )
         pair = [batch.float().expand(-1, 3, -1, -1) for batch in (images, references)]
         return self._model(*pair, normalize=True).flatten()

@@ -14,21 +14,16 @@ def peak_signal_to_noise_ratio(images: torch.Tensor, references: torch.Tensor) -
 
     Returns:
         PSNR in dB, (B,), float64; infinite where an image equals its reference.
-
-    Raises:
-        ValueError: If the shapes differ or are not (B, C, H, W).
     """
-    check_image_pair(images, references)
+    check_pair(images, references)
     error = (images.double() - references.double()).square().flatten(1).mean(dim=1)
     return -10 * torch.log10(error)
 
 
-def check_image_pair(images: torch.Tensor, references: torch.Tensor) -> None:
-    """Raises ValueError unless both are floating-point batches (B, C, H, W) of one shape."""
-    if images.ndim != 4 or images.shape != references.shape:
+def check_pair(images: torch.Tensor, references: torch.Tensor) -> None:
+    """Raises ValueError unless both are floats of one shape: others would give a number, but a wrong one."""
+    if images.shape != references.shape or not (images.is_floating_point() and references.is_floating_point()):
         raise ValueError(
-            f"images and references must have one shape (batch, channels, height, width), got {tuple(images.shape)} "
-            f"and {tuple(references.shape)}"
+            "images and references must be floating-point tensors of one shape, got "
+            f"{tuple(images.shape)} of {images.dtype} and {tuple(references.shape)} of {references.dtype}"
         )
-    if not (images.is_floating_point() and references.is_floating_point()):
-        raise ValueError(f"images and references must be floating point, got {images.dtype} and {references.dtype}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .psnr import check_image_pair
+from .psnr import check_pair
 
 _WINDOW = 11
 _SIGMA = 1.5
-_K1, _K2 = 0.01, 0.03
+_C1, _C2 = 0.01**2, 0.03**2  # K1 and K2, times the data range 1
 
 
 def structural_similarity(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
@@ -24,19 +24,15 @@ def structural_similarity(images: torch.Tensor, references: torch.Tensor) -> tor
 
     Returns:
         SSIM, (B,), float64, in [-1, 1].
-
-    Raises:
-        ValueError: If the shapes differ or are not (B, C, H, W).
     """
-    check_image_pair(images, references)
+    check_pair(images, references)
     x, y = images.double(), references.double()
     offsets = torch.arange(_WINDOW, dtype=torch.float64, device=x.device) - _WINDOW // 2
     gaussian = torch.exp(-offsets.square() / (2 * _SIGMA**2))
     gaussian = gaussian / gaussian.sum()
 
     def window_mean(values: torch.Tensor) -> torch.Tensor:
-        batch, channels, height, width = values.shape
-        flat = values.reshape(batch * channels, 1, height, width)
+        flat = values.flatten(0, 1)[:, None]  # every channel by itself
         flat = F.conv2d(flat, gaussian[None, None, :, None], padding=(_WINDOW // 2, 0))
         flat = F.conv2d(flat, gaussian[None, None, None, :], padding=(0, _WINDOW // 2))
         return flat.reshape(values.shape)
@@ -45,8 +41,7 @@ def structural_similarity(images: torch.Tensor, references: torch.Tensor) -> tor
     variance_x = window_mean(x * x) - mean_x**2
     variance_y = window_mean(y * y) - mean_y**2
     covariance = window_mean(x * y) - mean_x * mean_y
-    c1, c2 = _K1**2, _K2**2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
-        (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    similarity = ((2 * mean_x * mean_y + _C1) * (2 * covariance + _C2)) / (
+        (mean_x**2 + mean_y**2 + _C1) * (variance_x + variance_y + _C2)
     )
     return similarity.flatten(1).mean(dim=1)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 _SECONDS = 30.0
 
 
-class WeightsUnavailable(RuntimeError):
+class WeightsUnavailable(OSError):
     """The pretrained weights of a metric cannot be had; the message says of what and why, in one line."""
 
 
@@ -36,8 +36,6 @@ def fetching_weights(of: str) -> Iterator[None]:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # lpips passes arguments that torchvision has renamed
             yield
-    except WeightsUnavailable:
-        raise
     except (
         OSError,  # urllib's, requests' and transformers' errors
         HTTPException,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
+from ..publishing import PublishingMixin
 
-class SafetensorsOnlyMixin:
+
+class SafetensorsOnlyMixin(PublishingMixin):
     """Comes before `ModelMixin` in the bases of a model and tightens its loading and saving."""
 
     @classmethod

@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
 from PIL import Image
 
-from ..images import RESIZE_MODES, pil_to_array
+from ..images import RESIZE_MODES, pil_to_array, to_pil
+
+logger = logging.get_logger("diffusers.diffae_hub")  # follows diffusers' verbosity
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -18,11 +22,8 @@ _RANGE_TOLERANCE = 0.01
 ImageInput = Image.Image | np.ndarray | torch.Tensor | list[Any] | tuple[Any, ...]
 
 
-class DiffusionAutoencoderImageProcessor:
-    """Prepares images for a model and turns its output back.
-
-    PIL images are cropped and resized to the model's `sample_size`. Arrays and tensors are taken to be prepared: they
-    are never resized unless `resize_mode` is given.
+class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
+    """diffusers' `VaeImageProcessor`, with PIL pictures of every mode and size, 8-bit arrays, and errors for ranges.
 
     Args:
         sample_size: Height and width the model was trained on.
@@ -32,18 +33,22 @@ class DiffusionAutoencoderImageProcessor:
     """
 
     def __init__(self, sample_size: int, channels: int, downsampling_factor: int, fixed_size: bool) -> None:
+        super().__init__(do_resize=False, vae_scale_factor=downsampling_factor)
         self.sample_size = sample_size
         self.channels = channels
         self.downsampling_factor = downsampling_factor
         self.fixed_size = fixed_size
+        self._resizing_said = False
 
-    def preprocess(self, images: ImageInput, resize_mode: str | None = None) -> torch.Tensor:
+    def preprocess(self, image: ImageInput, resize_mode: str | None = None, keep_larger: bool = False) -> torch.Tensor:
         """Images as a batch in [-1, 1].
 
         Args:
-            images: A PIL image; a numpy array (H, W, C) or (B, H, W, C), uint8 in [0, 255] or floating point in [0, 1];
-                a tensor (C, H, W) or (B, C, H, W), floating point in [-1, 1]; or a list of these, all of one kind.
-            resize_mode: "crop", "stretch" or "none"; None means "crop" for PIL and "none" for arrays and tensors.
+            image: A PIL image; a numpy array (H, W, C) or (B, H, W, C) or a tensor (C, H, W) or (B, C, H, W), uint8 in
+                [0, 255] or floating point in [0, 1]; or a list of these.
+            resize_mode: How an image gets to the model's size: "crop" (cut the centre, resize), "stretch", or "none".
+                None means "crop" for PIL images and "none" for arrays and tensors.
+            keep_larger: With `resize_mode=None`, whether images that cover the model's size keep their own.
 
         Returns:
             (B, C, H, W), float32 on the device of the input.
@@ -53,86 +58,81 @@ class DiffusionAutoencoderImageProcessor:
         """
         if resize_mode is not None and resize_mode not in RESIZE_MODES:
             raise ValueError(f"resize_mode must be None or one of {RESIZE_MODES}, got {resize_mode!r}")
-        items = list(images) if isinstance(images, (list, tuple)) else [images]
+        items = list(image) if isinstance(image, (list, tuple)) else [image]
         if not items:
-            raise ValueError("images must hold at least one image, got an empty list")
-        kinds = {kind for item in items for kind in (Image.Image, np.ndarray, torch.Tensor) if isinstance(item, kind)}
-        strange = [
-            type(item).__name__ for item in items if not isinstance(item, (Image.Image, np.ndarray, torch.Tensor))
-        ]
-        if strange or len(kinds) != 1:
-            kinds_given = strange or sorted(kind.__name__ for kind in kinds)
-            raise ValueError(
-                "images must be PIL images, numpy arrays or tensors, all of one kind (open a file with PIL first), "
-                f"got {', '.join(sorted(set(kinds_given)))}"
-            )
-        convert = {Image.Image: self._from_pil, np.ndarray: self._from_numpy, torch.Tensor: self._from_tensor}
-        batches = [convert[kinds.copy().pop()](item, resize_mode) for item in items]
+            raise ValueError("image must hold at least one image, got an empty list")
+        keep_larger = keep_larger and resize_mode is None
+        batches = [self._to_batch(item, resize_mode, keep_larger) for item in items]
         sizes = sorted({tuple(batch.shape[-2:]) for batch in batches})
         if len(sizes) > 1:
-            raise ValueError(f"images must all have one height and width, got {sizes}")
-        batch = torch.cat(batches)
-        self._check_size(*sizes[0])
-        return batch
+            raise ValueError(f"image must be a list of images of one height and width, got {sizes}")
+        if not (keep_larger and min(sizes[0]) >= self.sample_size):
+            self._check_size(*sizes[0])
+        return self.normalize(torch.cat(batches))
 
-    def _from_pil(self, image: Image.Image, resize_mode: str | None) -> torch.Tensor:
-        size = None if resize_mode == "none" else (self.sample_size, self.sample_size)
-        array = pil_to_array(image, self.channels, size, resize_mode or "crop")
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None] * 2 - 1
-
-    def _from_numpy(self, array: np.ndarray, resize_mode: str | None) -> torch.Tensor:
-        if array.ndim == 3:
-            array = array[None]
-        if array.ndim != 4 or array.shape[-1] != self.channels or 0 in array.shape:
-            raise ValueError(
-                f"images must be arrays of shape (height, width, {self.channels}) or (batch, height, width, "
-                f"{self.channels}), got {array.shape}"
-            )
-        if array.dtype == np.uint8:
-            tensor = torch.from_numpy(array.astype(np.float32) / 255.0)
-        elif np.issubdtype(array.dtype, np.floating):
-            tensor = torch.from_numpy(array.astype(np.float32))
-            _check_range(tensor, 0.0, 1.0, "arrays")
-        else:
-            raise ValueError(f"images must be arrays of dtype uint8 or floating point, got {array.dtype}")
-        return self._resized(tensor.permute(0, 3, 1, 2).contiguous() * 2 - 1, resize_mode)
-
-    def _from_tensor(self, tensor: torch.Tensor, resize_mode: str | None) -> torch.Tensor:
-        if tensor.ndim == 3:
-            tensor = tensor[None]
-        if tensor.ndim != 4 or tensor.shape[1] != self.channels or 0 in tensor.shape:
-            raise ValueError(
-                f"images must be tensors of shape ({self.channels}, height, width) or (batch, {self.channels}, height, "
-                f"width), got {tuple(tensor.shape)}"
-            )
-        if not tensor.is_floating_point():
-            raise ValueError(f"images must be floating-point tensors in [-1, 1], got dtype {tensor.dtype}")
-        tensor = tensor.float()
-        _check_range(tensor, -1.0, 1.0, "tensors")
-        return self._resized(tensor, resize_mode)
-
-    def _resized(self, batch: torch.Tensor, resize_mode: str | None) -> torch.Tensor:
-        size, (height, width) = self.sample_size, batch.shape[-2:]
+    def _to_batch(
+        self, image: Image.Image | np.ndarray | torch.Tensor, resize_mode: str | None, keep_larger: bool
+    ) -> torch.Tensor:
+        """One item as (B, C, H, W) in [0, 1], float32."""
+        size = self.sample_size
+        if isinstance(image, Image.Image):
+            keeps = resize_mode == "none" or (keep_larger and min(image.size) >= size)
+            mode = "none" if keeps else resize_mode or "crop"
+            self._say_resizing(mode, *image.size)
+            array = pil_to_array(image, self.channels, None if mode == "none" else (size, size), mode)
+            return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None]
+        tensor = self._checked(image)
+        height, width = tensor.shape[-2:]
+        self._say_resizing(resize_mode or "none", width, height)
         if resize_mode in (None, "none") or (height, width) == (size, size):
-            return batch
+            return tensor
         if resize_mode == "crop":
             side = min(height, width)
             top, left = (height - side) // 2, (width - side) // 2
-            batch = batch[..., top : top + side, left : left + side]
-        resized = torch.nn.functional.interpolate(batch, (size, size), mode="bicubic", antialias=True)
-        return resized.clamp(-1, 1)
+            tensor = tensor[..., top : top + side, left : left + side]
+        return torch.nn.functional.interpolate(tensor, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+    def _checked(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """An array or tensor as (B, C, H, W) in [0, 1], float32, of any size."""
+        if isinstance(image, np.ndarray) and image.ndim in (3, 4):
+            tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, -3)))
+        elif isinstance(image, torch.Tensor):
+            tensor = image
+        else:
+            kind = f"an array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"image must be a PIL image, an array or a tensor, or a list of these, got {kind}")
+        tensor = tensor[None] if tensor.ndim == 3 else tensor
+        if tensor.ndim != 4 or tensor.shape[1] != self.channels or 0 in tensor.shape:
+            axes = f"(height, width, {self.channels}) as an array, ({self.channels}, height, width) as a tensor"
+            raise ValueError(f"image must have shape {axes}, or that behind a batch axis, got {tuple(image.shape)}")
+        if tensor.dtype == torch.uint8:
+            return tensor.float() / 255
+        if not tensor.is_floating_point():
+            raise ValueError(f"image must be uint8 or floating point, got {tensor.dtype}")
+        tensor = tensor.float()
+        low, high = (float(value) for value in tensor.aminmax())
+        if not (low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE):  # written so that NaN fails
+            hint = "map [-1, 1] by x / 2 + 0.5" if low < 0 else "divide 8-bit values by 255"
+            raise ValueError(f"image must be in [0, 1] if floating point, got values in [{low:g}, {high:g}]; {hint}")
+        return tensor
+
+    def _say_resizing(self, mode: str, width: int, height: int) -> None:
+        size = self.sample_size
+        if mode != "none" and (width, height) != (size, size) and not self._resizing_said:
+            self._resizing_said = True
+            how = {"crop": "cropped and resized", "stretch": "resized"}[mode]
+            logger.warning(f"An image of {width}x{height} pixels was {how} to this model's {size}x{size}.")
 
     def _check_size(self, height: int, width: int) -> None:
         if self.fixed_size and (height, width) != (self.sample_size, self.sample_size):
-            raise ValueError(
-                f"images must be {self.sample_size} x {self.sample_size} for this model, got {height} x {width}: "
-                "resize_mode='crop' or 'stretch' resizes them"
-            )
-        if height % self.downsampling_factor or width % self.downsampling_factor:
-            raise ValueError(
-                f"images must have a height and width divisible by {self.downsampling_factor}, got {height} x {width}; "
-                "resize_mode='crop' or 'stretch' resizes them"
-            )
+            allowed = f"be {self.sample_size} x {self.sample_size}"
+        elif height % self.downsampling_factor or width % self.downsampling_factor:
+            allowed = f"have a height and width divisible by {self.downsampling_factor}"
+        else:
+            return
+        raise ValueError(
+            f"image must {allowed} for this model, got {height} x {width}; resize_mode='crop' or 'stretch' resizes it"
+        )
 
     def check_output_type(self, output_type: str) -> None:
         """Raises ValueError for an unknown output type, or "pil" where the channel count has no PIL mode."""
@@ -141,30 +141,11 @@ class DiffusionAutoencoderImageProcessor:
         if output_type == "pil" and self.channels not in (1, 3):
             raise ValueError(f"output_type must be 'np', 'pt' or 'latent' for {self.channels} channels, got 'pil'")
 
-    def postprocess(self, batch: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    def postprocess(self, image: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Model output (B, C, H, W) as "pil", "np" (B, H, W, C) in [0, 1], "pt" in [0, 1] or "latent" (as it is)."""
-        self.check_output_type(output_type)
         if output_type == "latent":
-            return batch
-        batch = (batch.float() / 2 + 0.5).clamp(0, 1)
+            return image
+        image = self.denormalize(image.float())
         if output_type == "pt":
-            return batch
-        array = batch.permute(0, 2, 3, 1).cpu().numpy()
-        if output_type == "np":
-            return array
-        pixels = (array * 255).round().astype(np.uint8)
-        return [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]
-
-
-def _check_range(tensor: torch.Tensor, low: float, high: float, kind: str) -> None:
-    lowest, highest = (float(value) for value in tensor.aminmax())
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
-        raise ValueError("images must be finite, got NaN or infinity")
-    if lowest < low - _RANGE_TOLERANCE or highest > high + _RANGE_TOLERANCE:
-        hint = (
-            "; convert [0, 255] to uint8" if kind == "arrays" else "; map [0, 1] by 2 x - 1, [0, 255] by x / 127.5 - 1"
-        )
-        raise ValueError(
-            f"images must be in [{low:g}, {high:g}] as floating-point {kind}, got values in "
-            f"[{lowest:g}, {highest:g}]{hint}"
-        )
+            return image
+        return self.pt_to_numpy(image.detach()) if output_type == "np" else [to_pil(picture) for picture in image]

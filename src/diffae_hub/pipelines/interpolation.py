@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+Interpolation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | float], torch.Tensor]
 
 # Below this sine the two directions are parallel (or opposite, where no arc is distinguished): interpolate linearly.
 _SMALL_SINE = 1e-6
@@ -40,6 +44,24 @@ def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float
     spherical = (torch.sin((1 - weight) * angle) * first + torch.sin(weight * angle) * second) / safe
     straight = (1 - weight) * first + weight * second
     return torch.where(sine.abs() < _SMALL_SINE, straight, spherical).to(start.dtype)
+
+
+def along_path(points: torch.Tensor, num_frames: int, how: Interpolation) -> torch.Tensor:
+    """`num_frames` points, equally spaced along the legs between the points (K, ...), ends included."""
+    place = torch.linspace(0, len(points) - 1, num_frames, dtype=torch.float64, device=points.device)
+    leg = place.floor().long().clamp(max=len(points) - 2)
+    return how(points[leg], points[leg + 1], place - leg)
+
+
+def between_corners(corners: torch.Tensor, num_frames: int, how: Interpolation) -> torch.Tensor:
+    """A grid (num_frames^2, ...), row by row, between (4, ...): upper left, upper right, lower left, lower right."""
+    left, right = (along_path(corners[[upper, upper + 2]], num_frames, how) for upper in (0, 1))
+    rows = [along_path(torch.stack(ends), num_frames, how) for ends in zip(left, right, strict=True)]
+    return torch.cat(rows)
+
+
+INTERPOLATIONS: dict[str, Interpolation] = {"slerp": slerp, "lerp": lerp}
+LAYOUTS = {"path": along_path, "grid": between_corners}
 
 
 def _weight(fraction: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:

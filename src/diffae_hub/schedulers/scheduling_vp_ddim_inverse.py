@@ -3,34 +3,169 @@
 from __future__ import annotations
 
 import torch
+from diffusers.configuration_utils import register_to_config
 
-from .vp_ddim_base import VPDDIMSchedulerBase
+from .noise_schedules import check_choice
+from .scheduling_vp_ddim import Levels, VPDDIMScheduler, VPDDIMSchedulerOutput
+
+INVERSIONS = ("predictor_corrector", "plain")
 
 
-class VPDDIMInverseScheduler(VPDDIMSchedulerBase):
+class VPDDIMInverseScheduler(VPDDIMScheduler):
     """DDIM inversion (section 3 of the paper): from an image to the noise that DDIM sampling turns into that image.
 
-    Make it from the sampling scheduler: `VPDDIMInverseScheduler.from_config(scheduler.config)`; the arguments are those
-    of `VPDDIMScheduler`. `step` moves to the next *noisier* level and returns it as `prev_sample`.
+    Make it from the sampling scheduler: `VPDDIMInverseScheduler.from_config(scheduler.config)`. `step` moves to the
+    next *noisier* level and returns it as `prev_sample`. Decode with the same number K of steps.
 
-    "uniform" spacing: K + 1 equally spaced times from t = 0 to t = 1; the first evaluation of the network is at t = 0.
-    Two exceptions. Noise prediction ends at t = 0.999, where sampling starts. With x-prediction or `clip_sample` the
-    noise is (x - alpha x0) / sigma, and sigma is 0 at t = 0: then x_0 is taken as the sample at t = 1 / (2 K), in the
-    middle of the first interval. (Nearer to 0 the division would magnify every error of the network.)
+    **Predictor-corrector** walks the levels of the sampler backwards, with K + 1 evaluations of the network. A sampling
+    step from x_1 down to x_0 evaluates the network at x_1, so its inverse is implicit: x_0 = c x_1 + d f(x_1, t_1).
+    Here f is v or, for noise prediction, eps. Each `step` first *corrects*: it solves this for x_1 with the output that
+    the network gave at the guess of x_1. It then *predicts*: it guesses the next sample with f extrapolated from the
+    last two. The result of the last step is corrected only. It is about as exact as plain inversion with five times as
+    many steps. The first evaluation, at t = 0, serves the first guess only; where f is not defined at t = 0
+    (x-prediction, `clip_sample`) it is at t = 1 / (2 K) instead.
 
-    "leading" spacing, the official rule: the timesteps are the official indices in ascending order. x_0 is taken as the
-    sample at the first of them, each update goes to the level of the next, and the last one to alpha = 0, so that x_T
-    is the predicted noise itself. (diffusers' DDIMInverseScheduler follows another rule.)
+    **Plain** (the paper, the official code) evaluates the network at x_0 instead, K times. "uniform" spacing: K + 1
+    equally spaced times from 0 to 1. With x-prediction or `clip_sample` the noise is (x - alpha x0) / sigma, and
+    sigma is 0 at t = 0: x_0 is then taken as the sample at t = 1 / (2 K). (Nearer to 0 the division would magnify every
+    error of the network.) "leading" spacing, the official rule: the timesteps are the official indices in ascending
+    order. x_0 is taken as the sample at the first of them, each update goes to the level of the next, and the last one
+    to alpha = 0, so that x_T is the predicted noise itself. (diffusers' DDIMInverseScheduler follows another rule.)
+
+    Args:
+        inversion: "predictor_corrector", "plain", or None: predictor-corrector with "uniform" spacing, plain with
+            "leading". The other arguments are those of `VPDDIMScheduler`.
     """
 
     __module__ = "diffae_hub"
 
-    def _trajectory(self, num_inference_steps: int) -> tuple[torch.Tensor, list[tuple[float, float]]]:
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        noise_schedule: str = "shifted_cosine",
+        scaling_factor: float = 4.0,
+        prediction_type: str = "v_prediction",
+        timestep_spacing: str = "uniform",
+        clip_sample: bool = False,
+        inversion: str | None = None,
+    ) -> None:
+        if inversion is not None:
+            check_choice("inversion", inversion, INVERSIONS)
+        super().__init__(
+            num_train_timesteps, noise_schedule, scaling_factor, prediction_type, timestep_spacing, clip_sample
+        )
+
+    @property
+    def _is_plain(self) -> bool:
+        leading = self.config.timestep_spacing == "leading"
+        return (self.config.inversion or ("plain" if leading else "predictor_corrector")) == "plain"
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """As for the sampler; predictor-corrector has K + 1 `timesteps` and needs K of at least 2."""
+        if not self._is_plain and num_inference_steps < 2:
+            raise ValueError(
+                f"num_inference_steps must be at least 2 for predictor-corrector inversion, got {num_inference_steps}"
+            )
+        super().set_timesteps(num_inference_steps, device)
+        self._target: torch.Tensor | None = None  # the last corrected sample
+        self._last_output: torch.Tensor | None = None  # f at the timestep before
+
+    def _trajectory(self, num_inference_steps: int) -> tuple[torch.Tensor, Levels]:
         total = self.config.num_train_timesteps
-        if self.config.timestep_spacing == "uniform":
-            times = self._uniform_times(num_inference_steps)
-            if self.config.prediction_type == "sample" or self.config.clip_sample:
-                times = times.clamp(min=0.5 / num_inference_steps)
-            return total * times[:-1], self._levels_at(times)
-        indices = self._leading_indices(num_inference_steps)
-        return indices, [*self._levels_at((indices + 1) / total), (0.0, 1.0)]
+        leading = self.config.timestep_spacing == "leading"
+        divides_by_sigma = self.config.prediction_type == "sample" or self.config.clip_sample
+        first_time = 0.5 / num_inference_steps if divides_by_sigma else 0.0
+        if not self._is_plain:
+            timesteps, levels = super()._trajectory(num_inference_steps)
+            timesteps, levels = timesteps.flip(0), levels[::-1]
+            first = timesteps[:1] if leading else torch.tensor([total * first_time])
+            self._first_level = levels[1] if leading else self._levels_at(torch.tensor([first_time]))[0]
+            return torch.cat([first, timesteps]), levels
+        if leading:
+            indices = self._leading_indices(num_inference_steps)
+            return indices, [*self._levels_at((indices + 1) / total), (0.0, 1.0)]
+        times = self._uniform_times(num_inference_steps).clamp(min=first_time)
+        return total * times[:-1], self._levels_at(times)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | float,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> VPDDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """Move `sample` to the next noisier level; arguments and result as for the sampler.
+
+        | name | symbol |
+        |---|---|
+        | sample | guess of x_1 at the timestep's level (x_0 itself in the first step) |
+        | output | f(x_1, t_1): v, or eps for noise prediction |
+        | corrected | x_1 = (x_0 - d f) / c |
+        | guess | f(x_2, t_2), extrapolated: 2 f(x_1, t_1) - f(x_0, t_0) |
+        """
+        if self._is_plain:
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        index = self._start_step(model_output, timestep, sample)
+        first = self._target is None
+        alpha, sigma = self._first_level if index == 0 else self._levels[index]
+        original, noise = self._predict(model_output, sample, (alpha, sigma))
+        output = noise if self.config.prediction_type == "epsilon" else alpha * noise - sigma * original
+
+        # 1. correct
+        corrected = sample.to(output.dtype) if first else self._solve(self._target, output, index)
+
+        # 2. predict
+        if index + 1 < self._num_steps:
+            guess = output if first else 2 * output - self._last_output
+            self._target, self._last_output = corrected, output
+            result = self._solve(corrected, guess, index + 1)
+        else:
+            self._target, self._last_output = None, None
+            result = corrected
+        return self._finish_step(result, original, sample.dtype, return_dict)
+
+    def correct(
+        self, model_output: torch.Tensor, timestep: torch.Tensor | float, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One iteration of the corrector, to be exact: call it before `step`, once or until the error is small.
+
+            output = network(sample, timestep)
+            for _ in range(iterations):  # none in the first step, where the sample is x_0
+                sample, error = scheduler.correct(output, timestep, sample)
+                output = network(sample, timestep)
+            sample = scheduler.step(output, timestep, sample).prev_sample  # corrects once more
+
+        A fixed-point iteration x_1 <- (x_0 - d f(x_1, t_1)) / c. It contracts where |d / c| times the slope of f is
+        below 1: as a rule from 5 steps on.
+
+        Args:
+            model_output: the network's output for this sample and timestep.
+            timestep: as for `step`.
+            sample: the guess of x_1.
+
+        Returns:
+            The corrected sample, and by how much a sampling step from `sample` misses the last corrected sample (x_0 in
+            the second step), both shaped and typed as `sample`. In the first step: the sample itself, and zeros.
+        """
+        index = self._start_step(model_output, timestep, sample)
+        if self._target is None:
+            return sample, torch.zeros_like(sample)
+        original, noise = self._predict(model_output, sample, self._levels[index])
+        alpha, sigma = self._levels[index - 1]
+        error = self._target - (alpha * original + sigma * noise)
+        scale, _ = self._implicit_step(index)
+        return (sample + error / scale).to(sample.dtype), error.to(sample.dtype)
+
+    def _solve(self, target: torch.Tensor, output: torch.Tensor, index: int) -> torch.Tensor:
+        """x_1 at levels[index], from which a sampling step with f = `output` leads to `target`."""
+        scale, weight = self._implicit_step(index)
+        return (target - weight * output) / scale
+
+    def _implicit_step(self, index: int) -> tuple[float, float]:
+        """(c, d) of the sampling step x_0 = c x_1 + d f(x_1, t_1) from levels[index] down to levels[index - 1]."""
+        (alpha_0, sigma_0), (alpha_1, sigma_1) = self._levels[index - 1], self._levels[index]
+        if self.config.prediction_type == "epsilon":
+            return alpha_0 / alpha_1, sigma_0 - alpha_0 * sigma_1 / alpha_1
+        return alpha_1 * alpha_0 + sigma_1 * sigma_0, alpha_1 * sigma_0 - sigma_1 * alpha_0

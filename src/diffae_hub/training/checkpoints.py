@@ -1,196 +1,160 @@
-"""Checkpoints of a training run: a safetensors file, a JSON file and their checksums, written aside and renamed."""
+"""Checkpoints of a training run: files `checkpoint-<examples>.pt`, written aside and renamed, read weights-only."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+
+from ..files import new_file
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
-_PREFIX = "checkpoint-"
-_TENSORS = "state.safetensors"
-_STRUCTURE = "state.json"
-# In the format of sha256sum, so that `sha256sum -c` checks a folder too. Written last: without it nothing is complete.
-_CHECKSUMS = "SHA256SUMS"
+_NAME = re.compile(r"checkpoint-([0-9]+)\.pt")
+_CONTENT = ("model", "optimizer", "ema", "losses", "experiment", "data")  # each a dict
 
 
-def _flatten(value: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Replaces each tensor in nested containers by its name in `tensors`, so that the rest can be written as JSON."""
-    if isinstance(value, torch.Tensor):
-        tensors[prefix] = value.detach().cpu().contiguous().clone()
-        return {"__tensor__": prefix}
-    if isinstance(value, dict):
-        # Pairs, because an optimizer's state has integer keys.
-        return {"__dict__": [[key, _flatten(item, f"{prefix}.{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return [_flatten(item, f"{prefix}.{index}", tensors) for index, item in enumerate(value)]
-    return value
+def examples_of(path: Path) -> int:
+    """The number in a checkpoint's name."""
+    return int(_NAME.fullmatch(path.name)[1])
 
 
-def _unflatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, dict):
-        if "__tensor__" in value:
-            return tensors[value["__tensor__"]]
-        return {key: _unflatten(item, tensors) for key, item in value["__dict__"]}
-    if isinstance(value, list):
-        return [_unflatten(item, tensors) for item in value]
-    return value
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(folder: Path) -> None:
-    """Deletes a checkpoint; it loses its name first, so that a half-deleted one is never taken for a checkpoint."""
-    if folder.exists():
-        doomed = folder.with_name(f".{folder.name}.deleted")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-def checkpoint_folders(run_folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; leftovers of interrupted writes are not among them."""
-    folders = [f for f in run_folder.glob(f"{_PREFIX}*") if f.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix(_PREFIX)))
+def checkpoint_files(run_folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; what an interrupted write has left is not among them."""
+    return sorted((path for path in run_folder.glob("*.pt") if _NAME.fullmatch(path.name)), key=examples_of)
 
 
 def save_checkpoint(run_folder: Path, examples_seen: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes a checkpoint under a temporary name, renames it, then deletes all but the newest `keep`.
+    """Writes a checkpoint, then deletes all but the newest `keep`.
 
     Args:
         run_folder: Folder of the run.
         examples_seen: Examples trained on; part of the name.
-        state: Nested dicts and lists of tensors, numbers, strings, booleans and None.
+        state: Nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
         keep: Number of checkpoints to keep, at least 1.
-
-    Returns:
-        The checkpoint's folder.
 
     Raises:
         OSError: If it cannot be written (a full disk); checkpoints written before are then untouched.
     """
-    folder = run_folder / f"{_PREFIX}{examples_seen}"
-    temporary = run_folder / f".{folder.name}.partial"
-    for leftover in run_folder.glob(f".{_PREFIX}*"):  # of a run that was killed while it wrote or deleted
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        tensors: dict[str, torch.Tensor] = {}
-        structure = _flatten({"examples_seen": examples_seen, **state}, "state", tensors)
+    for leftover in run_folder.glob(".checkpoint-*"):  # of a run that was killed while it wrote
+        leftover.unlink()
+    path = run_folder / f"checkpoint-{examples_seen}.pt"
+    with new_file(path) as temporary:
         try:
-            save_file(tensors, temporary / _TENSORS)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        (temporary / _STRUCTURE).write_text(json.dumps(structure))
-        sums = [f"{_sha256(temporary / name)}  {name}\n" for name in (_TENSORS, _STRUCTURE)]
-        (temporary / _CHECKSUMS).write_text("".join(sums))
-        for path in [*temporary.iterdir(), temporary]:
-            _flush_to_disk(path)
-        _remove(folder)
-        temporary.rename(folder)
-        _flush_to_disk(run_folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            torch.save({"examples_seen": examples_seen, **state}, temporary)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
     # Newer ones, left by a run that was taken up again from an older checkpoint, may be damaged: they don't count.
-    folders = checkpoint_folders(run_folder)
-    for old in folders[: max(folders.index(folder) + 1 - keep, 0)]:
-        _remove(old)
-    return folder
+    files = checkpoint_files(run_folder)
+    for old in files[: max(files.index(path) + 1 - keep, 0)]:
+        old.unlink()
+    return path
 
 
 def set_aside_newer(run_folder: Path, examples_seen: int) -> list[Path]:
-    """Renames the checkpoints beyond one that a run is taken up again from: they are damaged, or another future's.
-
-    Returns:
-        Their folders, which are no checkpoints of the run any more.
-    """
-    aside = []
-    for folder in checkpoint_folders(run_folder):
-        if int(folder.name.removeprefix(_PREFIX)) > examples_seen:
-            target = folder.with_name(f"abandoned-{folder.name}")
-            _remove(target)
-            folder.rename(target)
-            aside.append(target)
-    return aside
+    """Renames the checkpoints beyond one that a run is taken up again from: they are damaged, or another future's."""
+    newer = [path for path in checkpoint_files(run_folder) if examples_of(path) > examples_seen]
+    return [path.replace(path.with_name(f"abandoned-{path.name}")) for path in newer]
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """Reads a checkpoint back.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint back, its tensors to the CPU, from the disk as they are used.
 
     Raises:
-        ValueError: If there is no such folder, or it is damaged: a file is missing, truncated, or does not match its
-            checksum.
+        ValueError: If there is no such file, or it is damaged: it is cut off, a part does not match its checksum (CRC
+            32), or it is no state of a training.
     """
-    if not folder.is_dir():
-        raise ValueError(f"resume_from_checkpoint must be 'latest' or a checkpoint's folder, got {folder}")
-    if checkpoints := checkpoint_folders(folder):
+    if not path.is_file():
         raise ValueError(
-            f"resume_from_checkpoint must be 'latest' or a checkpoint's folder, such as {checkpoints[-1]}, got {folder}"
+            f"resume_from_checkpoint must be 'latest' or a checkpoint's file (checkpoint-N.pt), got {path}"
         )
     try:
-        sums = dict(reversed(line.split(maxsplit=1)) for line in (folder / _CHECKSUMS).read_text().splitlines())
-        for name in (_TENSORS, _STRUCTURE):
-            if _sha256(folder / name) != sums[name]:
-                raise ValueError(f"{name} does not match its checksum")
-        structure = json.loads((folder / _STRUCTURE).read_text())
-        return _unflatten(structure, load_file(folder / _TENSORS))
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise ValueError(f"checkpoint {folder} is damaged: {error}") from error
+        with zipfile.ZipFile(path) as archive:
+            if part := archive.testzip():
+                raise ValueError(f"{part} does not match its checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if odd := [name for name in _CONTENT if not isinstance(state[name], dict)]:
+            raise ValueError(f"{odd[0]} is no dictionary")
+        state["examples_seen"] + 0
+    except Exception as error:  # damaged bytes raise almost anything
+        raise ValueError(f"checkpoint {path} is damaged: {' '.join(str(error).split())[:200]}") from error
+    return state
 
 
 def load_latest_checkpoint(
     run_folder: Path, warn: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
-    """The newest checkpoint that is intact.
+    """The newest checkpoint that is intact, with its path; (None, None) if the run has none yet.
 
     Args:
         run_folder: Folder of the run.
         warn: Called with one line for each damaged checkpoint that is passed over.
 
-    Returns:
-        (folder, state), or (None, None) if the run has no checkpoint yet.
-
     Raises:
-        ValueError: If there are checkpoints and all are damaged.
+        ValueError: If there are checkpoints and all are damaged, or of version 0.1, which wrote folders.
     """
-    folders = checkpoint_folders(run_folder)
-    for folder in reversed(folders):
+    files = checkpoint_files(run_folder)
+    for path in reversed(files):
         try:
-            return folder, load_checkpoint(folder)
+            return path, load_checkpoint(path)
         except ValueError as error:
             warn(f"WARNING: {error}; going back to the checkpoint before it")
-    if folders:
+    if files:
         raise ValueError(f"resume_from_checkpoint must find an intact checkpoint, but all in {run_folder} are damaged")
+    if next(run_folder.glob("checkpoint-*/state.json"), None):
+        raise ValueError(
+            f"resume_from_checkpoint must find checkpoints of this version, but those in {run_folder} are of "
+            "diffae_hub 0.1: finish the run with 0.1, or name another output"
+        )
     return None, None
+
+
+def check_same_experiment(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuses to resume a run under another experiment or seed: it would not be the same run any more.
+
+    It may be longer: `training_examples` may have grown.
+
+    Args:
+        saved: The experiment stored in the checkpoint.
+        current: The experiment now asked for.
+
+    Raises:
+        ValueError: Names what differs.
+    """
+    if current["training_examples"] >= saved["training_examples"]:
+        current = {**current, "training_examples": saved["training_examples"]}
+    check_equal(saved, current)
+
+
+def check_equal(saved: dict[str, Any], current: dict[str, Any], hint: str = "") -> None:
+    """Refuses to resume with settings that are not the checkpoint's; ValueError names the first that differs."""
+    saved, current = (_flat(json.loads(json.dumps(value))) for value in (saved, current))  # tuples become lists
+    for name, value in current.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"{name} must be as in the checkpoint when resuming, {saved.get(name)!r}, got {value!r}{hint}"
+            )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """`{"decoder": {"dropout": 0.1}}` as `{"decoder.dropout": 0.1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def restore_state_layout(optimizer: torch.optim.Optimizer) -> None:
     """Gives an optimizer's loaded state the memory layout of its parameters.
 
-    A checkpoint holds contiguous tensors. Fused optimizers walk a parameter and its averages by address, so that
-    averages in another layout than a channels_last parameter's would silently be applied to the wrong weights.
+    Fused optimizers walk a parameter and its averages by address, so that averages in another layout than a
+    parameter's (channels_last or not) would silently be applied to the wrong weights.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():

@@ -41,15 +41,9 @@ def derived_seed(seed: int, *position: int) -> int:
     return int(np.random.SeedSequence((seed, *position)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def phase_at(examples_seen: int, training_examples: int, phase1_fraction: float) -> int:
-    """The phase, 1 or 2, of the batch that starts after `examples_seen` examples (section 5: phases count examples).
-
-    Args:
-        examples_seen: Examples trained on before this batch.
-        training_examples: Length of the whole training.
-        phase1_fraction: Share of the training that is phase 1, in [0, 1]; the paper uses a quarter.
-    """
-    return 1 if examples_seen < round(phase1_fraction * training_examples) else 2
+def phase_at(examples_seen: int, phase1_examples: int) -> int:
+    """The phase, 1 or 2, of the batch that starts after `examples_seen` examples (section 5: phases count examples)."""
+    return 1 if examples_seen < phase1_examples else 2
 
 
 def sample_timesteps(

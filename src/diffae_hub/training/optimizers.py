@@ -64,6 +64,7 @@ class Muon(torch.optim.Adam):
                     continue
                 state = self.state[parameter]
                 if not state:
+                    state["step"] = torch.zeros(())  # not used, but Adam wants every state to have it when it is loaded
                     state["momentum"] = torch.zeros_like(parameter)
                 average = state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
                 update = newton_schulz(parameter.grad.lerp(average, self.momentum).flatten(1))

@@ -1,20 +1,17 @@
-"""A run's folder: whose it is, and its plain files, the configuration and the record of figures."""
+"""A run's folder: whose it is, and its record of figures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..data.sources import local_path
+from ..data.loading import TrainingError
 from ..files import write_text
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
 
 CONFIGURATION = "configuration.json"
 METRICS = "metrics.jsonl"
@@ -24,31 +21,40 @@ _LOCK_SECONDS = 30.0
 
 
 @contextmanager
-def own_run_folder(run_folder: Path) -> Iterator[None]:
+def own_run_folder(run_folder: Path) -> Iterator[Callable[[], None]]:
     """Makes the folder and keeps other runs out of it until this one ends, however it ends.
 
-    Waits for a run that is about to end. A folder that was made here is removed if the body leaves it empty.
+    Waits for a run that is about to end. A folder that was made here is removed if the body leaves it empty. The body
+    gets a function that raises TrainingError if the lock was deleted meanwhile, since then another run may be there.
 
     Raises:
         ValueError: If another run goes on there.
     """
-    lock = FileLock(run_folder / _LOCK, timeout=_LOCK_SECONDS)
+    path = run_folder / _LOCK
+    lock = FileLock(path, timeout=_LOCK_SECONDS)
     while True:
         made = not run_folder.exists()
         run_folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
+            number = path.stat().st_ino
             break
         except FileNotFoundError:
+            lock.release()
             continue  # the run that this one waited for has removed its folder
         except Timeout as error:
-            raise ValueError(f"output_dir must not be another run's that goes on, got {run_folder}") from error
+            raise ValueError(f"output must not be the folder of a run that goes on, got {run_folder}") from error
+
+    def check_lock() -> None:
+        if not path.exists() or path.stat().st_ino != number:
+            raise TrainingError(f"{path} was deleted, so that another run may write to its folder; this one ends")
+
     try:
-        yield
+        yield check_lock
     finally:
         with suppress(OSError):  # what ended the body says more
-            if [path.name for path in run_folder.iterdir()] == [_LOCK]:
-                (run_folder / _LOCK).unlink()
+            if [entry.name for entry in run_folder.iterdir()] == [_LOCK]:
+                path.unlink()
                 if made:
                     run_folder.rmdir()
         lock.release()
@@ -61,14 +67,14 @@ def append_metrics(run_folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+    """The records of `metrics.jsonl`. Lines that are none, as one that was cut off by a kill, are passed over."""
     path = run_folder / METRICS
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("examples"), int):
+                records.append(record)
     return records
 
 
@@ -84,73 +90,3 @@ def rewind_metrics(run_folder: Path, examples_seen: int) -> None:
     """Drops what was recorded after a checkpoint, which a resumed run records again."""
     kept = [record for record in read_metrics(run_folder) if record["examples"] <= examples_seen]
     write_text(run_folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def check_same_experiment(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuses to resume a run under another experiment or seed: it would not be the same run any more.
-
-    Args:
-        saved: The experiment stored in the checkpoint.
-        current: The experiment now asked for.
-
-    Raises:
-        ValueError: Names what differs.
-    """
-    saved, current = (_flat(json.loads(json.dumps(value))) for value in (saved, current))  # tuples become lists
-    differing = [name for name in current if saved.get(name) != current[name]]
-    if differing:
-        name = differing[0]
-        raise ValueError(
-            f"{name} must be as in the checkpoint when resuming, {saved.get(name)!r}, got {current[name]!r}"
-        )
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """`{"decoder": {"dropout": 0.1}}` as `{"decoder.dropout": 0.1}`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def describe_data(
-    dataset: str, split: str, image_column: str, rows: Sized | IterableDataset, shuffle_buffer: int | None
-) -> dict[str, Any]:
-    """What [`check_same_data`] compares.
-
-    Args:
-        dataset: Path or name.
-        split: Its split.
-        image_column: The column that holds the images.
-        rows: The opened data set.
-        shuffle_buffer: Images shuffled together when streaming; None for random access.
-    """
-    streaming, path = shuffle_buffer is not None, local_path(dataset)
-    return {
-        "dataset": str(path.resolve()) if path.exists() else dataset,
-        "split": split,
-        "image_column": image_column,
-        "streaming": streaming,
-        "shuffle_buffer": shuffle_buffer,
-        "num_images": None if streaming else len(rows),
-        "num_shards": rows.num_shards if streaming else None,
-    }
-
-
-def check_same_data(saved: dict[str, Any], current: dict[str, Any], warn: Callable[[str], None]) -> None:
-    """Refuses to resume a run on other data. The data set may have moved: another `dataset` is only warned of.
-
-    Args:
-        saved: The data stored in the checkpoint: `dataset`, and what must be equal.
-        current: The data now asked for.
-        warn: Called with one line if `dataset` differs.
-
-    Raises:
-        ValueError: Names what differs.
-    """
-    check_same_experiment(*({**data, "dataset": None} for data in (saved, current)))
-    if saved["dataset"] != current["dataset"]:
-        warn(
-            f"WARNING: the checkpoint was trained on {saved['dataset']}, this run goes on with {current['dataset']}: "
-            "both must hold the same images"
-        )

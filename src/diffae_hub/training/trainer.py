@@ -12,13 +12,7 @@ from diffusers.training_utils import EMAModel
 from ..data.loading import process_share
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .checkpoints import restore_averages, restore_state_layout
-from .objective import (
-    DiffusionAutoencoder,
-    denoising_loss,
-    derived_seed,
-    phase_at,
-    sample_timesteps,
-)
+from .objective import DiffusionAutoencoder, denoising_loss, derived_seed, phase_at, sample_timesteps
 from .optimizers import build_optimizer, learning_rate_at
 from .presets import TrainingPreset
 
@@ -38,7 +32,9 @@ class TwoPhaseTrainer:
     Args:
         preset: The experiment.
         accelerator: Device, processes and precision.
-        seed: Of the initial weights and of every draw.
+        seed: Of the initial weights and of every draw. Several processes draw dropout each for its own share: with
+            dropout their weights are not those that one process would have.
+        pretrained: Networks whose weights the training begins with; None for new ones.
         channels_last: Whether the networks and images lie in memory with the channels innermost.
         gradient_checkpointing: Whether activations are computed again instead of kept.
         gradient_accumulation_steps: Parts in which a batch goes through the networks.
@@ -46,6 +42,7 @@ class TwoPhaseTrainer:
 
     Attributes:
         examples_seen: Examples trained on, over all processes.
+        phase1_examples: Examples with t = 1. A run that is continued for longer keeps the number that it began with.
         autoencoder: The networks, with the weights of the last step.
     """
 
@@ -55,6 +52,7 @@ class TwoPhaseTrainer:
         accelerator: Accelerator,
         *,
         seed: int = 0,
+        pretrained: DiffusionAutoencoderPipeline | None = None,
         channels_last: bool = True,
         gradient_checkpointing: bool = False,
         gradient_accumulation_steps: int = 1,
@@ -63,9 +61,13 @@ class TwoPhaseTrainer:
         self.preset, self.accelerator, self.seed = preset, accelerator, seed
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.examples_seen = 0
+        self.phase1_examples = round(preset.phase1_fraction * preset.training_examples)
         self.scheduler = preset.build_scheduler()
         torch.manual_seed(seed)
         self.autoencoder = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
+        if pretrained is not None:
+            self.autoencoder.encoder.load_state_dict(pretrained.encoder.state_dict())
+            self.autoencoder.decoder.load_state_dict(pretrained.decoder.state_dict())
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.autoencoder.to(accelerator.device, memory_format=self._memory_format)
         if gradient_checkpointing:
@@ -92,10 +94,7 @@ class TwoPhaseTrainer:
     @property
     def phase(self) -> int:
         """The phase, 1 or 2, of the last step; before the first one, of the first."""
-        return self._phase_after(max(self.examples_seen - self.preset.batch_size, 0))
-
-    def _phase_after(self, examples_seen: int) -> int:
-        return phase_at(examples_seen, self.preset.training_examples, self.preset.phase1_fraction)
+        return phase_at(max(self.examples_seen - self.preset.batch_size, 0), self.phase1_examples)
 
     @property
     def learning_rate(self) -> float:
@@ -116,7 +115,7 @@ class TwoPhaseTrainer:
         # Every process draws the timesteps and the noise of the global batch and takes its share.
         share = process_share(preset.batch_size, accelerator.process_index, accelerator.num_processes)
         generator = torch.Generator().manual_seed(derived_seed(self.seed, TIMESTEPS, self.examples_seen))
-        phase = self._phase_after(self.examples_seen)
+        phase = phase_at(self.examples_seen, self.phase1_examples)
         timesteps = sample_timesteps(preset.batch_size, phase, self.scheduler, generator, "cpu")[share]
         generator = torch.Generator(device).manual_seed(derived_seed(self.seed, NOISE, self.examples_seen))
         noise = torch.randn((preset.batch_size, *images.shape[1:]), generator=generator, device=device)[share]
@@ -179,6 +178,7 @@ class TwoPhaseTrainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.averages.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "phase1_examples": self.phase1_examples,
         }
 
     def load_state_dict(self, state: dict[str, Any], examples_seen: int) -> None:
@@ -189,4 +189,4 @@ class TwoPhaseTrainer:
         restore_averages(self.averages, state["ema"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.examples_seen = examples_seen
+        self.examples_seen, self.phase1_examples = examples_seen, state["phase1_examples"]

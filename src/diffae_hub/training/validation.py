@@ -1,14 +1,48 @@
-"""Validation while training: PSNR and SSIM of the reconstructions, and a picture of them."""
+"""Validation while training: PSNR and SSIM of held-out reconstructions, pictures of them, and the run's curves."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
 import torch
 
+from ..data.loading import ImageTransform, UnfitImage, load_rows, open_dataset, where_from
+from ..data.sources import local_path, split_name
+from ..files import new_file
 from ..metrics.psnr import peak_signal_to_noise_ratio
 from ..metrics.ssim import structural_similarity
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
+from .presets import TrainingPreset
 
 _CHUNK = 64
+
+
+def load_validation_images(
+    dataset: str, split: str, image_column: str, num_images: int, preset: TrainingPreset
+) -> torch.Tensor:
+    """The first images of the validation data, (B, C, H, W), in [-1, 1]."""
+    if local_path(dataset).exists() or split != split_name(split):
+        rows = load_rows(dataset, split, image_column)
+    else:  # of a Hub data set's split no more than is used
+        stream = islice(open_dataset(dataset, split, image_column, streaming=True), num_images)
+        images = [row[image_column] or {} for row in stream]
+        rows = [{"path": f"row {index}", "bytes": image.get("bytes")} for index, image in enumerate(images)]
+    transform = ImageTransform(
+        preset.encoder["sample_size"],
+        preset.encoder["in_channels"],
+        crop="center" if preset.crop == "random" else preset.crop,
+    )
+    try:
+        images = [transform(rows[index]) for index in range(min(num_images, len(rows)))]
+    except UnfitImage:
+        raise
+    except ValueError as error:
+        raise ValueError(f"validation_dataset must hold readable images: {error}") from error
+    print(f"validation on the first {len(images):,} of {where_from(rows, dataset, split)}", flush=True)
+    return torch.stack(images)
 
 
 def validate(
@@ -25,43 +59,54 @@ def validate(
 
     Returns:
         Figures (`psnr_<mode>` in dB and `ssim_<mode>`, means over the images; a mode is `one_step` in phase 1,
-        `stochastic` and `inversion` in phase 2) and the reconstructions by mode, (B, C, H, W) in [0, 1], on the CPU.
+        `stochastic` and `inversion` in phase 2) and the pictures by mode, the originals first, (B, C, H, W) in [0, 1],
+        on the CPU.
     """
     pipeline.set_progress_bar_config(disable=True)
     modes = {"one_step": ("stochastic", 1)}
     if phase == 2:
         modes = {mode: (mode, num_inference_steps) for mode in ("stochastic", "inversion")}
     originals = images.cpu() / 2 + 0.5
-    figures, reconstructions = {}, {}
+    figures, pictures = {}, {"originals": originals}
     for name, (mode, steps) in modes.items():
         generator = torch.Generator(images.device).manual_seed(seed)
         chunks = [
             pipeline(chunk, mode=mode, num_inference_steps=steps, generator=generator, output_type="pt").images.cpu()
             for chunk in images.split(_CHUNK)
         ]
-        reconstructions[name] = torch.cat(chunks)
-        figures[f"psnr_{name}"] = float(peak_signal_to_noise_ratio(reconstructions[name], originals).mean())
-        figures[f"ssim_{name}"] = float(structural_similarity(reconstructions[name], originals).mean())
-    return figures, reconstructions
+        pictures[name] = torch.cat(chunks)
+        figures[f"psnr_{name}"] = float(peak_signal_to_noise_ratio(pictures[name], originals).mean())
+        figures[f"ssim_{name}"] = float(structural_similarity(pictures[name], originals).mean())
+    return figures, pictures
 
 
-def picture_grid(originals: torch.Tensor, reconstructions: dict[str, torch.Tensor], columns: int = 8) -> torch.Tensor:
-    """One row of originals and one per kind of reconstruction.
+def picture_grid(rows: Sequence[torch.Tensor], columns: int = 8, gap: int = 2) -> torch.Tensor:
+    """Rows of pictures, each (B, C, H, W) in [0, 1], of at most `columns`, on white -> (C, height, width)."""
+    grid = torch.stack([row[:columns] for row in rows])  # (rows, columns, C, H, W)
+    grid = torch.nn.functional.pad(grid, (0, gap, 0, gap), value=1.0)
+    rows_, columns_, channels, height, width = grid.shape
+    grid = grid.permute(2, 0, 3, 1, 4).reshape(channels, rows_ * height, columns_ * width)
+    return grid[:, :-gap, :-gap]
 
-    Args:
-        originals: (B, C, H, W), in [0, 1].
-        reconstructions: Each as `originals`.
-        columns: At most this many images.
 
-    Returns:
-        (C, height, width), in [0, 1]; images are 2 pixels apart, on white.
+def draw_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """The loss and the validations' PSNR over the examples, from the records of metrics.jsonl, as a PNG file.
+
+    Draws nothing where matplotlib is not installed.
     """
-    rows = [originals.cpu(), *(images.cpu() for images in reconstructions.values())]
-    columns = min(columns, len(originals))
-    channels, height, width = originals.shape[1:]
-    grid = torch.ones(channels, len(rows) * (height + 2) - 2, columns * (width + 2) - 2)
-    for row, images in enumerate(rows):
-        for column in range(columns):
-            top, left = row * (height + 2), column * (width + 2)
-            grid[:, top : top + height, left : left + width] = images[column]
-    return grid
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    panels = (("loss", ("loss",)), ("PSNR, dB", ("psnr_one_step", "psnr_stochastic", "psnr_inversion")))
+    for axes, (title, names) in zip(figure.subplots(1, 2), panels, strict=True):
+        for name in names:
+            points = [(record["examples"], record[name]) for record in records if name in record]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="." if name != "loss" else "", label=name)
+        axes.set(title=title, xlabel="examples")
+        if axes.lines:
+            axes.legend()
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +20,6 @@ from diffae_hub import (
     LatentCodeModel,
     SemanticEncoderModel,
 )
-from diffae_hub.cli.convert import convert_arguments, run_convert
 from diffae_hub.cli.main import main
 from diffae_hub.conversion.convert import convert_official_checkpoint
 from diffae_hub.conversion.official_configuration import (
@@ -140,46 +137,40 @@ def test_other_architectures_are_inferred(a: Architecture, options: dict[str, in
 
 
 @pytest.mark.parametrize(
-    ("change", "options", "message"),
+    ("change", "options", "named"),
     [
-        ({"attention": (16, 32)}, {}, "image_size must be given .* got it at levels 0, 1"),
-        ({"attention": ()}, {}, "image_size must be given .* got none"),
-        ({}, {"image_size": 30}, "image_size must be a positive multiple of 4 for this network, got 30"),
-        ({}, {"image_size": 0}, "image_size must be a positive multiple of 4 for this network, got 0"),
-        ({}, {"encoder_layers_per_block": 4}, "encoder_layers_per_block must fit the 5 .* allow \\[1\\], got 4"),
+        ({"attention": (16, 32)}, {}, "image_size"),
+        ({"attention": ()}, {}, "image_size"),
+        ({}, {"image_size": 30}, "image_size"),
+        ({}, {"image_size": 0}, "image_size"),
+        ({}, {"encoder_layers_per_block": 4}, "encoder_layers_per_block"),
         (
             {"blocks": 3, "encoder_blocks": 1, "encoder_multipliers": (1, 1, 1), "attention": ()},
             {"image_size": 32},
-            "which allow \\[1, 2, 5\\], got None",
+            "encoder_layers_per_block",
         ),
     ],
 )
-def test_what_the_tensors_leave_open_must_be_given(change: dict, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_what_the_tensors_leave_open_must_be_given(change: dict, options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=f"^{named}"):
         infer_autoencoder_configuration(reference.autoencoder_shapes(replace(TINY, **change)), **options)
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "message"),
+    ("name", "shape", "named"),
     [
-        (
-            "time_embed.time_embed.0.weight",
-            None,
-            "must hold the tensor time_embed.time_embed.0.weight, but it is missing",
-        ),
-        ("encoder.out.3.weight", (12, 64), "encoder.out.3.weight with 4 dimensions"),
-        ("out.2.weight", (0, 16, 3, 3), "that are not empty"),
-        ("output_blocks.3.0.in_layers.2.weight", None, "equally many output_blocks"),
-        ("output_blocks.2.0.in_layers.2.weight", (33, 96, 3, 3), "multiples of 32 channels in output_blocks, got"),
+        ("time_embed.time_embed.0.weight", None, "time_embed.time_embed.0.weight"),
+        ("encoder.out.3.weight", (12, 64), "encoder.out.3.weight"),
+        ("out.2.weight", (0, 16, 3, 3), "out.2.weight"),
+        ("output_blocks.3.0.in_layers.2.weight", None, "output_blocks"),
+        ("output_blocks.2.0.in_layers.2.weight", (33, 96, 3, 3), "output_blocks"),
     ],
 )
-def test_networks_of_another_kind(name: str, shape: tuple[int, ...] | None, message: str) -> None:
-    shapes = reference.autoencoder_shapes(TINY)
+def test_networks_of_another_kind(name: str, shape: tuple[int, ...] | None, named: str) -> None:
+    shapes = reference.autoencoder_shapes(TINY) | {name: shape}
     if shape is None:
         del shapes[name]
-    else:
-        shapes[name] = shape
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^checkpoint .*{named}"):
         infer_autoencoder_configuration(shapes)
 
 
@@ -314,127 +305,66 @@ def test_one_file_with_everything(tmp_path: Path) -> None:
     assert torch.equal(pipeline.attribute_classifier.latent_std, state["conds_std"][0])
     assert torch.equal(pipeline.attribute_classifier.linear.weight, state["classifier.weight"])
     assert pipeline.attribute_classifier.config.attribute_names is None
-
-
-def test_averaged_classifier(tmp_path: Path) -> None:
-    state = autoencoder_state(MINIATURE) | classifier_state(MINIATURE)
-    pipeline = convert(tmp_path, state, ema_classifier=True)
+    pipeline = convert(tmp_path, state, ema=False, ema_classifier=True, overwrite=True)
+    weight = state["model.latent_net.layers.3.linear.weight"]
+    assert torch.equal(pipeline.latent_code_model.linear_out.weight, weight)
     assert torch.equal(pipeline.attribute_classifier.linear.weight, state["ema_classifier.weight"])
 
 
-@pytest.mark.parametrize("ema", [True, False])
-def test_averaged_and_last_weights_of_the_latent_code_model(tmp_path: Path, ema: bool) -> None:
-    state = latent_state(MINIATURE)
-    names = [f"{group}.latent_net.layers.3.linear.weight" for group in ("ema_model", "model")]
-    assert not torch.equal(state[names[0]], state[names[1]])
-    weight = convert(tmp_path, state, ema=ema).latent_code_model.linear_out.weight
-    assert torch.equal(weight, state[names[0] if ema else names[1]])
-
-
 def test_statistics_from_latent_pkl(tmp_path: Path) -> None:
-    state = {name: tensor for name, tensor in latent_state(MINIATURE).items() if not name.startswith("conds")}
-    checkpoint, file = save_lightning(tmp_path / "last.ckpt", state), tmp_path / "latent.pkl"
-    with pytest.raises(ValueError, match="latent_stats must be given .* lacks conds_mean, conds_std"):
+    state = latent_state(MINIATURE)
+    bare = {name: tensor for name, tensor in state.items() if not name.startswith("conds")}
+    checkpoint, file = save_lightning(tmp_path / "last.ckpt", bare), tmp_path / "latent.pkl"
+    with pytest.raises(ValueError, match="latent_stats"):
         convert_official_checkpoint(checkpoint, tmp_path / "out")
-    values = statistics(MINIATURE)
+    values = statistics(MINIATURE, seed=8)
     torch.save({"conds": torch.zeros(5, 12), **values}, file)
-    convert_official_checkpoint(checkpoint, tmp_path / "out", latent_stats=file)
+    assert convert_official_checkpoint(checkpoint, tmp_path / "out", latent_stats=file).warnings == []
     model = load(tmp_path / "out").latent_code_model
     assert torch.equal(model.latent_mean, values["conds_mean"])
     assert torch.equal(model.latent_std, values["conds_std"])
 
+    # The checkpoint's own are taken where it has them, and those that nothing needs are refused.
+    full = save_lightning(tmp_path / "full.ckpt", state)
+    report = convert_official_checkpoint(full, tmp_path / "full", latent_stats=file)
+    assert [warning.split()[0] for warning in report.warnings] == ["conds_mean", "conds_std"]
+    assert torch.equal(load(tmp_path / "full").latent_code_model.latent_mean, state["conds_mean"][0])
+    with pytest.raises(ValueError, match="latent_stats"):
+        convert(tmp_path, autoencoder_state(MINIATURE), latent_stats=file, overwrite=True)
+
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("change", "named"),
     [
-        ({"conds_mean": torch.zeros(12)}, "must hold the tensors conds_mean and conds_std"),
-        (
-            {"conds_mean": torch.zeros(12), "conds_std": torch.ones(12), "x": 1},
-            "conds, conds_mean and conds_std only.* has x",
-        ),
-        ({"conds_mean": torch.zeros(2, 12), "conds_std": torch.ones(12)}, r"conds_mean of shape \(1, latent_dim\)"),
-        ({"conds_mean": torch.zeros(11), "conds_std": torch.ones(11)}, "conds_mean must have 12 values.* got 11"),
-        ({"conds_mean": torch.zeros(12), "conds_std": torch.zeros(12)}, "a deviation above 0"),
-        ({"conds_mean": torch.full((12,), math.nan), "conds_std": torch.ones(12)}, "that is finite"),
-        (
-            {"conds": torch.zeros(5, 11), "conds_mean": torch.zeros(12), "conds_std": torch.ones(12)},
-            r"conds of shape \(N, latent_dim\), but .* a tensor of shape \(5, 11\)",
-        ),
+        ({"conds_mean": None}, "conds_mean"),
+        ({"conds_mean": torch.zeros(2, 6)}, "conds_mean"),
+        ({"conds_std": torch.ones(11)}, "conds_std"),
+        ({"conds_std": torch.zeros(12)}, "conds_std"),
+        ({"conds_mean": torch.full((12,), math.nan)}, "conds_mean"),
+        ({"conds_mean": torch.zeros(1).expand(12)}, "conds_mean"),
+        ({"conds_mean": [0.0] * 12}, "conds_mean"),
     ],
 )
-def test_bad_statistics(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+def test_bad_statistics(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     state = {name: tensor for name, tensor in latent_state(MINIATURE).items() if not name.startswith("conds")}
-    torch.save(content, tmp_path / "latent.pkl")
-    checkpoint = save_lightning(tmp_path / "last.ckpt", state)
-    with pytest.raises(ValueError, match=message):
-        convert_official_checkpoint(checkpoint, tmp_path / "out", latent_stats=tmp_path / "latent.pkl")
+    torch.save(statistics(MINIATURE) | change, tmp_path / "latent.pkl")
+    with pytest.raises(ValueError, match=named):
+        convert(tmp_path, state, latent_stats=tmp_path / "latent.pkl")
 
 
-def test_the_checkpoints_own_statistics_are_taken_and_idle_ones_refused(tmp_path: Path) -> None:
-    file, state = tmp_path / "latent.pkl", latent_state(MINIATURE)
-    checkpoint = save_lightning(tmp_path / "last.ckpt", state)
-    torch.save(statistics(MINIATURE), file)
-    assert convert_official_checkpoint(checkpoint, tmp_path / "same", latent_stats=file).warnings == []
-    torch.save(statistics(MINIATURE, seed=8), file)
-    report = convert_official_checkpoint(checkpoint, tmp_path / "other", latent_stats=file)
-    assert [warning.split()[0] for warning in report.warnings] == ["conds_mean", "conds_std"]
-    assert torch.equal(load(tmp_path / "other").latent_code_model.latent_mean, state["conds_mean"][0])
-    with pytest.raises(ValueError, match="latent_stats must go with a latent code model or a classifier"):
-        convert(tmp_path, autoencoder_state(MINIATURE), latent_stats=file)
-
-
-def test_another_encoder_in_the_latent_checkpoint_is_a_warning(tmp_path: Path) -> None:
-    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE, seed=50))
+def test_parts_that_belong_to_other_encoders_are_warnings(tmp_path: Path) -> None:
     checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
-    report = convert_official_checkpoint(checkpoint, tmp_path / "out", latent_checkpoint=latent)
-    assert len(report.warnings) == 1
-    assert "other weights" in report.warnings[0]
+    for seed, warnings in ((0, 0), (50, 1)):
+        latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE, seed))
+        report = convert_official_checkpoint(checkpoint, tmp_path / f"latent{seed}", latent_checkpoint=latent)
+        assert len(report.warnings) == warnings
     latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE))
-    report = convert_official_checkpoint(checkpoint, tmp_path / "other", latent_checkpoint=latent)
-    assert report.warnings == []
-
-
-def test_a_classifier_of_another_encoder_is_a_warning(tmp_path: Path) -> None:
-    latent = save_lightning(tmp_path / "last.ckpt", latent_state(MINIATURE))
     for seed, warnings in ((7, 0), (8, 1)):  # 7 is the latent checkpoint's
         state = classifier_state(MINIATURE)
         state |= {name: tensor[None] for name, tensor in statistics(MINIATURE, seed).items()}
         classifier = save_lightning(tmp_path / "classifier.ckpt", state)
-        report = convert_official_checkpoint(latent, tmp_path / str(seed), classifier_checkpoint=classifier)
+        report = convert_official_checkpoint(latent, tmp_path / f"cls{seed}", classifier_checkpoint=classifier)
         assert len(report.warnings) == warnings
-    assert "belong to different encoders" in report.warnings[0]
-
-
-@pytest.mark.parametrize(
-    ("buffers", "message"),
-    [
-        ({"x_T": torch.zeros(4, 3, 16)}, r"x_T of shape \(N, 3, {size}, {size}\)"),
-        ({"x_T": torch.zeros(4, 3, 16, 8)}, "x_T of shape"),
-        ({"x_T": torch.zeros(4, 1, 16, 16)}, r"x_T of shape .* has a tensor of shape \(4, 1, 16, 16\)"),
-        ({"x_T": torch.zeros(0, 3, 16, 16)}, "x_T of shape"),
-        ({"x_T": torch.zeros(4, 3, 16, 16, dtype=torch.int64)}, "x_T of shape .* torch.int64"),
-        ({"conds_mean": torch.zeros(3, 7)}, r"conds_mean of shape \(1, latent_dim\)"),
-        ({"conds_mean": torch.zeros(1, 11)}, "conds_mean must have 12 values, .* got 11"),
-        ({"conds_std": torch.ones(12, dtype=torch.int64)}, "conds_std of shape .* torch.int64"),
-    ],
-)
-@pytest.mark.parametrize("options", [{}, {"image_size": 16}], ids=["inferred", "given"])
-def test_buffers_that_nobody_uses_are_checked(tmp_path: Path, buffers: dict, message: str, options: dict) -> None:
-    message = message.replace("{size}", "(S|16)")
-    with pytest.raises(ValueError, match=f"^checkpoint must hold {message}|^{message}"):
-        convert(tmp_path, autoencoder_state(MINIATURE) | buffers, **options)
-    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
-    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE) | buffers)
-    with pytest.raises(ValueError, match=f"^latent_checkpoint must hold {message}|^{message}"):
-        convert_official_checkpoint(checkpoint, tmp_path / "out", latent_checkpoint=latent, **options)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "latent.ckpt"]
-
-
-def test_noise_for_images_of_another_size_in_the_latent_checkpoint(tmp_path: Path) -> None:
-    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
-    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE) | {"x_T": torch.zeros(4, 3, 32, 32)})
-    with pytest.raises(ValueError, match=r"latent_checkpoint must hold x_T of shape \(N, 3, 16, 16\)"):
-        convert_official_checkpoint(checkpoint, tmp_path / "out", latent_checkpoint=latent)
 
 
 def test_image_size_of_the_noise_buffer_and_the_argument(tmp_path: Path) -> None:
@@ -445,18 +375,21 @@ def test_image_size_of_the_noise_buffer_and_the_argument(tmp_path: Path) -> None
     pipeline = convert(tmp_path, state, overwrite=True)
     assert (pipeline.decoder.config.sample_size, list(pipeline.decoder.config.attention_resolutions)) == (64, [32])
     assert convert(tmp_path, state, overwrite=True, image_size=16).decoder.config.sample_size == 16
+    for noise in (
+        torch.zeros(4, 3, 64),
+        torch.zeros(4, 3, 16, 8),
+        torch.zeros(4, 1, 16, 16),
+        torch.zeros(0, 3, 16, 16),
+    ):
+        with pytest.raises(ValueError, match="x_T"):
+            convert(tmp_path, state | {"x_T": noise}, overwrite=True)
     del state["x_T"]
     assert convert(tmp_path, state, overwrite=True).decoder.config.sample_size == 32
-    state["x_T"] = torch.zeros(4, 3, 64)
-    with pytest.raises(ValueError, match=r"x_T of shape \(N, 3, S, S\)"):
-        convert(tmp_path, state, overwrite=True)
 
 
-def test_half_precision_weights_are_widened_and_legacy_files_read(tmp_path: Path) -> None:
-    state = {name: tensor.half() for name, tensor in autoencoder_state(MINIATURE).items()}
-    path = save_lightning(tmp_path / "last.ckpt", state, _use_new_zipfile_serialization=False)
-    convert_official_checkpoint(path, tmp_path / "out")
-    weight = load(tmp_path / "out").decoder.conv_in.weight
+def test_averaged_weights_alone_in_half_precision_are_enough(tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in autoencoder_state(MINIATURE).items() if name.startswith("ema")}
+    weight = convert(tmp_path, state).decoder.conv_in.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, state["ema_model.input_blocks.0.0.weight"].float())
 
@@ -468,49 +401,37 @@ LATENT_ALIAS = "ema_model.latent_net.layers.1.cond_layers.1.bias"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        ({CONV: None}, f"missing: {CONV}"),
-        ({f"{CONV}.x": torch.zeros(1)}, f"unknown: {CONV}.x"),
-        ({CONV: torch.zeros(16, 16, 3, 2)}, rf"misshapen: {CONV} \(16, 16, 3, 2\) instead of \(16, 16, 3, 3\)"),
-        ({CONV: torch.zeros(16, 16, 3, 3, dtype=torch.int64)}, f"wrong dtype: {CONV} torch.int64"),
-        (
-            {CONV: torch.zeros(16, 16, 3, 3, dtype=torch.float64)},
-            f"wrong dtype: {CONV} torch.float64 instead of torch.float32",
-        ),
-        ({CONV: 5}, f"must hold tensors in its state_dict, but '{CONV}' in .* is a value of type int"),
-        ({3: torch.zeros(1)}, "must hold tensors in its state_dict, but 3 in"),
-        ({"ema_model.encoder.out.3.bias": None}, "missing: ema_model.encoder.out.3.bias"),
-        ({"model.middle_block.1.qkv.bias": None}, "missing: model.middle_block.1.qkv.bias"),
-        ({"model.extra": torch.zeros(1)}, "unknown: model.extra"),
-        ({"discriminator.weight": torch.zeros(1)}, "unknown discriminator.weight"),
-        ({"ema_model.latent_net.layers.1.norm.weight": None}, "missing: ema_model.latent_net.layers.1.norm.weight"),
-        ({"model.latent_net.layers.1.norm.weight": None}, "missing: model.latent_net.layers.1.norm.weight"),
-        ({LATENT_ALIAS: None}, f"missing: {LATENT_ALIAS}"),
-        ({LATENT_ALIAS: torch.zeros(20)}, f"unequal: {LATENT_ALIAS} and ema_model.latent_net.layers.1.linear_emb.bias"),
-        ({"ema_model.latent_net.layers.0.linear.weight": None}, "latent_net.layers.0.linear.weight, but it is missing"),
-        ({"ema_classifier.bias": torch.zeros(3)}, r"misshapen: ema_classifier.bias \(3,\) instead of \(40,\)"),
-        ({"classifier.bias": None}, "missing: classifier.bias"),
-        ({"classifier.bias": None, "classifier.weight": None}, r"must hold the tensors classifier.\*"),
-        ({"classifier.weight": torch.zeros(40, 11)}, r"misshapen: ema_classifier.weight \(40, 12\) instead of"),
+        ({CONV: None}, CONV),
+        ({f"{CONV}.x": torch.zeros(1)}, f"{CONV}.x"),
+        ({CONV: torch.zeros(16, 16, 3, 2)}, CONV),
+        ({CONV: torch.zeros(16, 16, 3, 3, dtype=torch.int64)}, CONV),
+        ({CONV: torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, CONV),
+        ({CONV: torch.zeros(1).expand(16, 16, 3, 3)}, CONV),
+        ({CONV: torch.zeros(16, 16, 3, 3).to_sparse()}, "checkpoint"),
+        ({CONV: 5}, CONV),
+        ({3: torch.zeros(1)}, "3"),
+        ({"ema_model.encoder.out.3.bias": None}, "ema_model.encoder.out.3.bias"),
+        ({"ema_model.encoder.out.3.bias": torch.full((12,), math.nan)}, "encoder.head.bias"),
+        ({"ema_model.encoder.out.3.bias": torch.full((12,), -math.inf)}, "encoder.head.bias"),
+        ({"discriminator.weight": torch.zeros(1)}, "discriminator.weight"),
+        ({"ema_model.latent_net.layers.1.norm.weight": None}, "ema_model.latent_net.layers.1.norm.weight"),
+        ({LATENT_ALIAS: None}, LATENT_ALIAS),
+        ({LATENT_ALIAS: torch.zeros(20)}, LATENT_ALIAS),
+        ({"ema_model.latent_net.layers.0.linear.weight": None}, "latent_net.layers.0.linear.weight"),
+        ({"classifier.bias": torch.zeros(3)}, "classifier.bias"),
+        ({"classifier.bias": None}, "classifier.bias"),
+        ({"classifier.bias": None, "classifier.weight": None}, "classifier"),
+        ({"classifier.weight": torch.zeros(40, 11)}, "conds_mean"),
     ],
 )
-def test_unknown_missing_and_misshapen_tensors_are_named(tmp_path: Path, change: dict, message: str) -> None:
-    state: dict = latent_state(MINIATURE) | classifier_state(MINIATURE)
-    for name, tensor in change.items():
-        if tensor is None:
-            del state[name]
-        else:
-            state[name] = tensor
-    with pytest.raises(ValueError, match=message):
-        convert_official_checkpoint(save_lightning(tmp_path / "last.ckpt", state), tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_long_lists_of_names_are_cut(tmp_path: Path) -> None:
-    state = autoencoder_state(MINIATURE) | {f"model.extra.{index}": torch.zeros(1) for index in range(12)}
-    with pytest.raises(ValueError, match=r"unknown: model.extra.0, .* model.extra.4 and 7 more$"):
+def test_unknown_missing_and_misshapen_tensors_are_named(tmp_path: Path, change: dict, named: str) -> None:
+    state: dict = latent_state(MINIATURE) | classifier_state(MINIATURE) | change
+    state = {name: tensor for name, tensor in state.items() if tensor is not None}
+    with pytest.raises(ValueError, match=named):
         convert(tmp_path, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize(
@@ -522,86 +443,45 @@ def test_long_lists_of_names_are_cut(tmp_path: Path) -> None:
         "ema_model.latent_net.layers." + "1" * 5000 + ".linear.weight",
         "ema_model.output_blocks." + "1" * 5000 + ".0.in_layers.2.weight",
         (b"\x07",),
-        "1" * 1_000_000,
     ],
-    ids=["escape", "unknown group", "long", "layer", "block", "no string", "long and unknown"],
+    ids=["escape", "unknown group", "long", "layer", "block", "no string"],
 )
 def test_names_in_messages_are_short_and_printable(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(ValueError, match="unknown|must hold tensors") as caught:
-        convert(tmp_path, latent_state(MINIATURE) | {name: torch.zeros(1)})
+    names = [name, *(f"ema_model.extra.{index}" for index in range(100))]
+    with pytest.raises(ValueError, match="^checkpoint") as caught:
+        convert(tmp_path, latent_state(MINIATURE) | {name: torch.zeros(1) for name in names})
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
 
 
 def test_weights_that_are_views_of_one_storage_are_refused(tmp_path: Path) -> None:
+    """A file of a megabyte would become one of any size."""
     state = autoencoder_state(MINIATURE)
     numbers = torch.randn(max(tensor.numel() for tensor in state.values()))
     shared = {name: numbers[: tensor.numel()].view(tensor.shape) for name, tensor in state.items()}
-    with pytest.raises(
-        ValueError, match="checkpoint must hold the values of all tensors, .*tensors share their values"
-    ):
+    with pytest.raises(ValueError, match="^checkpoint"):
         convert(tmp_path, shared)
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_averaged_weights_alone_in_half_precision_are_enough(tmp_path: Path) -> None:
-    state = {name: tensor.half() for name, tensor in autoencoder_state(MINIATURE).items() if name.startswith("ema")}
-    assert torch.equal(convert(tmp_path, state).decoder.conv_in.weight, state["ema_model.input_blocks.0.0.weight"])
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
-    state = autoencoder_state(MINIATURE)
-    state["ema_model.encoder.out.3.bias"][5] = value
-    with pytest.raises(
-        ValueError, match="checkpoint must hold finite weights, but those that become encoder.head.bias"
-    ):
-        convert(tmp_path, state)
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_one_wrong_bit_in_a_weight_is_noticed(tmp_path: Path) -> None:
-    state = autoencoder_state(MINIATURE)
-    path = save_lightning(tmp_path / "last.ckpt", state)
-    content = bytearray(path.read_bytes())
-    values = state["ema_model.out.2.weight"].numpy().tobytes()
-    content[content.index(values)] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="last.ckpt is damaged: .*checksum"):
-        convert_official_checkpoint(path, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_the_wrong_kind_of_checkpoint(tmp_path: Path) -> None:
     autoencoder = save_lightning(tmp_path / "autoencoder.ckpt", autoencoder_state(MINIATURE))
     classifier = save_lightning(tmp_path / "classifier.ckpt", classifier_state(MINIATURE))
-    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE))
+    other = save_lightning(tmp_path / "other.ckpt", classifier_state(replace(MINIATURE, latent=10)))
     plain = tmp_path / "plain.ckpt"
     torch.save({"weights": torch.zeros(1)}, plain)
-    other = save_lightning(tmp_path / "other.ckpt", autoencoder_state(TINY) | {"x_T": torch.zeros(1, 3, 32, 32)})
-    for message, arguments in (
-        (r"checkpoint must hold the tensors ema_model.\* .* only classifier.\*", (classifier, {})),
-        ("latent_checkpoint must hold .*latent_net", (autoencoder, {"latent_checkpoint": autoencoder})),
-        ("classifier_checkpoint must hold .*classifier", (autoencoder, {"classifier_checkpoint": autoencoder})),
-        (
-            "classifier_checkpoint must not hold a latent code model .*, but .*latent.ckpt does",
-            (latent, {"classifier_checkpoint": latent}),
-        ),
-        ("checkpoint must not hold a latent code model", (latent, {"latent_checkpoint": latent})),
-        ("latent_checkpoint must hold exactly", (other, {"latent_checkpoint": latent})),
-        ("state_dict, but .* holds a dict without one, but with weights", (plain, {})),
-        ("classifier_checkpoint must be a Lightning", (autoencoder, {"classifier_checkpoint": plain})),
-        ("latent_checkpoint must be the path", (autoencoder, {"latent_checkpoint": tmp_path / "nothing"})),
+    for named, checkpoint, arguments in (
+        ("checkpoint", classifier, {}),
+        ("checkpoint", plain, {}),
+        ("latent_checkpoint", autoencoder, {"latent_checkpoint": classifier}),
+        ("latent_checkpoint", autoencoder, {"latent_checkpoint": tmp_path / "nothing"}),
+        ("classifier_checkpoint", autoencoder, {"classifier_checkpoint": autoencoder}),
+        ("classifier_checkpoint", autoencoder, {"classifier_checkpoint": plain}),
+        (".*latent_dim", autoencoder, {"classifier_checkpoint": other}),
     ):
-        with pytest.raises(ValueError, match=message):
-            convert_official_checkpoint(arguments[0], tmp_path / "out", **arguments[1])
+        with pytest.raises(ValueError, match=f"^{named}"):
+            convert_official_checkpoint(checkpoint, tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
-
-
-def test_codes_of_different_widths(tmp_path: Path) -> None:
-    classifier = save_lightning(tmp_path / "classifier.ckpt", classifier_state(replace(MINIATURE, latent=10)))
-    with pytest.raises(ValueError, match="codes of one width .*'attribute_classifier': 10"):
-        convert(tmp_path, autoencoder_state(MINIATURE), classifier_checkpoint=classifier)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -610,39 +490,36 @@ def test_codes_of_different_widths(tmp_path: Path) -> None:
 def test_files_are_small_complete_and_safetensors(complete) -> None:
     pipeline, _, _ = complete
     folder = Path(pipeline.config._name_or_path)
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "attribute_classifier",
-        "decoder",
-        "encoder",
-        "latent_code_model",
-        "latent_scheduler",
-        "model_index.json",
-        "scheduler",
-    ]
+    components = ["attribute_classifier", "decoder", "encoder", "latent_code_model"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*components, "latent_scheduler", "model_index.json", "scheduler"]
+    )
     index = json.loads((folder / "model_index.json").read_text())
     assert index["decoder"] == ["diffae_hub", "ConditionedUNet2DModel"]
-    assert not [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".json", ".safetensors")]
-    for name in ("encoder", "decoder", "latent_code_model", "attribute_classifier"):
-        state = getattr(pipeline, name).state_dict()
-        with safe_open(folder / name / "diffusion_pytorch_model.safetensors", framework="pt") as file:
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    for name in components:
+        state, path = getattr(pipeline, name).state_dict(), folder / name / "diffusion_pytorch_model.safetensors"
+        with safe_open(path, framework="pt") as file:
             assert set(file.keys()) == set(state)  # a tensor with two official names is there once
             assert file.metadata() == {"format": "pt"}
-        bytes_needed = sum(4 * tensor.numel() for tensor in state.values())
-        size = (folder / name / "diffusion_pytorch_model.safetensors").stat().st_size
-        assert bytes_needed < size < bytes_needed + 200 * len(state) + 200
+        needed = sum(4 * tensor.numel() for tensor in state.values())
+        assert needed < path.stat().st_size < needed + 200 * len(state) + 200
 
 
 def test_output_folders(tmp_path: Path) -> None:
     checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
-    out = tmp_path / "new" / "out"
+    out, link = tmp_path / "new" / "out", tmp_path / "link"
     convert_official_checkpoint(checkpoint, out)
     marker = out / "left.txt"
     marker.write_text("x")
-    with pytest.raises(ValueError, match=r"output must be a new or empty folder \(--overwrite replaces it\)"):
+    with pytest.raises(ValueError, match="^output"):
         convert_official_checkpoint(checkpoint, out)
     assert marker.exists()
-    convert_official_checkpoint(checkpoint, out, overwrite=True)
+    link.symlink_to(out)
+    convert_official_checkpoint(checkpoint, link, overwrite=True)
+    assert link.is_symlink()
     assert not marker.exists()
+    assert load(link).decoder.config.sample_size == 16
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     (tmp_path / "empty").mkdir()
     convert_official_checkpoint(checkpoint, tmp_path / "empty")
@@ -650,50 +527,34 @@ def test_output_folders(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="or with --overwrite one with a model_index.json"):
+    with pytest.raises(ValueError, match="^output"):
         convert_official_checkpoint(checkpoint, precious, overwrite=True)
     assert (precious / "thesis.tex").exists()
-    with pytest.raises(ValueError, match="output must be a folder, but .* is a file"):
+    with pytest.raises(ValueError, match="^output"):
         convert_official_checkpoint(checkpoint, checkpoint)
     inside = save_lightning(out / "last.ckpt", autoencoder_state(MINIATURE))
-    with pytest.raises(ValueError, match="checkpoint must not lie in the folder that is written"):
+    with pytest.raises(ValueError, match="^checkpoint"):
         convert_official_checkpoint(inside, out, overwrite=True)
     assert inside.exists()
 
 
-def test_overwriting_through_a_link_replaces_the_folder_and_keeps_the_link(tmp_path: Path) -> None:
-    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
-    convert_official_checkpoint(checkpoint, tmp_path / "disk" / "out")
-    (tmp_path / "disk" / "out" / "old.txt").write_text("x")
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "disk" / "out")
-    convert_official_checkpoint(checkpoint, link, overwrite=True)
-    assert link.is_symlink()
-    assert load(link).decoder.config.sample_size == 16
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "last.ckpt", "link"]
-    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
-    assert not (link / "old.txt").exists()
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, capsys, file_size_limit) -> None:
     checkpoint, out = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE)), tmp_path / "out"
     convert_official_checkpoint(checkpoint, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(ConditionedUNet2DModel, "save_config", full)
-    with pytest.raises(OSError, match="No space left"):
-        convert_official_checkpoint(checkpoint, out, overwrite=True)
+    with file_size_limit(50_000):
+        assert main(["convert", str(checkpoint), str(out), "--overwrite"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "out"]
 
 
-def test_peak_memory_is_far_below_the_size_of_the_checkpoint(tmp_path: Path) -> None:
+def test_peak_memory_is_at_most_twice_the_size_of_the_checkpoint(tmp_path: Path) -> None:
     a = replace(MINIATURE, base=64, decoder_multipliers=(1, 4), encoder_multipliers=(1, 4, 4), image_size=32, blocks=2)
-    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(a))
-    assert checkpoint.stat().st_size > 100e6
+    state = {name: tensor for name, tensor in autoencoder_state(a).items() if not name.startswith("model.")}
+    checkpoint = save_lightning(tmp_path / "last.ckpt", state)
+    size = checkpoint.stat().st_size
+    assert size > 60e6
     code = (
         "import resource, sys\n"
         "from diffae_hub.conversion.convert import convert_official_checkpoint\n"
@@ -703,16 +564,10 @@ def test_peak_memory_is_far_below_the_size_of_the_checkpoint(tmp_path: Path) -> 
     )
     arguments = [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "out")]
     result = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    assert int(result.stdout.split()[-1]) < 50_000  # kilobytes, beyond what the libraries take
+    assert int(result.stdout.split()[-1]) * 1024 < 2 * size  # beyond what the libraries take
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
-
-
-def run(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    convert_arguments(parser)
-    return run_convert(parser.parse_args(words))
 
 
 def test_command(tmp_path: Path, capsys) -> None:
@@ -720,40 +575,39 @@ def test_command(tmp_path: Path, capsys) -> None:
     latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE, seed=9))
     classifier = save_lightning(tmp_path / "classifier.ckpt", classifier_state(MINIATURE))
     torch.save(statistics(MINIATURE), tmp_path / "latent.pkl")
-    words = [str(checkpoint), str(tmp_path / "out"), "--latent-checkpoint", str(latent)]
+    words = ["convert", str(checkpoint), str(tmp_path / "out"), "--latent-checkpoint", str(latent)]
     words += ["--latent-stats", str(tmp_path / "latent.pkl"), "--classifier-checkpoint", str(classifier)]
-    assert run(*words) == 0
+    assert main(words) == 0
     captured = capsys.readouterr()
-    assert "16 pixels, codes of 12, 8 base channels, multipliers 1,2 (decoder) and 1,2,2 (encoder)" in captured.out
     assert captured.out.endswith(f"{tmp_path / 'out'}\n")
-    assert "warning: the encoder in" in captured.err
+    assert captured.err.count("\n") == 1  # the warning of another encoder
 
-    assert run(*words, "--overwrite", "--no-ema", "--image-size", "16", "--json") == 0
+    assert main([*words, "--overwrite", "--no-ema", "--image-size", "16", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report["parameters"]) == {"encoder", "decoder", "latent_code_model", "attribute_classifier"}
+    assert report["folder"] == str(tmp_path / "out")
     assert report["configurations"]["decoder"]["sample_size"] == 16
     pipeline = load(tmp_path / "out")
+    assert set(report["parameters"]) == {"encoder", "decoder", "latent_code_model", "attribute_classifier"}
     for name, parameters in report["parameters"].items():
         assert parameters == sum(parameter.numel() for parameter in getattr(pipeline, name).parameters())
     # Without averaging the numbers come from model.*.
-    weight = torch.load(checkpoint, weights_only=False)["state_dict"]["model.out.2.bias"]
-    assert torch.equal(pipeline.decoder.conv_out.bias, weight)
+    assert torch.equal(pipeline.decoder.conv_out.bias, autoencoder_state(MINIATURE)["model.out.2.bias"])
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (["nothing.ckpt", "out"], "checkpoint must be the path of a checkpoint, but nothing.ckpt does not exist"),
-        (["text.ckpt", "out"], "checkpoint must be an intact file written by torch.save"),
-        (["hostile.ckpt", "out"], r"unknown: ema_model.\\x1b\[2J"),
-        (["last.ckpt", "full"], "output must be a new or empty folder"),
-        (["last.ckpt", "out", "--latent-checkpoint", "last.ckpt"], "latent_checkpoint must hold"),
-        (["last.ckpt", "out", "--image-size", "7"], "image_size must be a positive multiple of"),
+        (["nothing.ckpt", "out"], "checkpoint"),
+        (["text.ckpt", "out"], "checkpoint"),
+        (["hostile.ckpt", "out"], "checkpoint"),
+        (["last.ckpt", "full"], "output"),
+        (["last.ckpt", "out", "--latent-checkpoint", "last.ckpt"], "latent_checkpoint"),
+        (["last.ckpt", "out", "--image-size", "7"], "image_size"),
         (["last.ckpt", "out", "--image-size", "large"], "--image-size"),
-        (["last.ckpt"], "OUT_DIR"),
+        (["last.ckpt"], "OUTPUT"),
     ],
 )
-def test_bad_input_ends_with_one_line(tmp_path: Path, monkeypatch, capsys, words: list[str], message: str) -> None:
+def test_bad_input_ends_with_one_line(tmp_path: Path, monkeypatch, capsys, words: list[str], named: str) -> None:
     monkeypatch.chdir(tmp_path)
     save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
     save_lightning(tmp_path / "hostile.ckpt", autoencoder_state(MINIATURE) | {"ema_model.\x1b[2J\n": torch.zeros(1)})
@@ -763,7 +617,7 @@ def test_bad_input_ends_with_one_line(tmp_path: Path, monkeypatch, capsys, words
     assert main(["convert", *words]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert re.search(message, captured.err)
+    assert named in captured.err
     assert captured.err.count("\n") == 1
     assert captured.err[:-1].isprintable()
     assert not (tmp_path / "out").exists()

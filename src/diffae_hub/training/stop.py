@@ -1,4 +1,4 @@
-"""What ends a training run early: a signal, a loss or a weight that is not finite."""
+"""What ends a training run early: a signal, or a loss or a weight that is not finite."""
 
 from __future__ import annotations
 

@@ -1,0 +1,237 @@
+"""Reading a file of torch.save that nobody vouches for: by torch's weights-only loader, with nothing in it executed.
+
+Official checkpoints hold objects of Lightning and numpy, which that loader refuses. Here an inert class stands in for
+every name that torch does not know, whatever it is. What a hostile pickle could still do is cost: a few bytes of it can
+copy or hash a container that was made once. So the pickle is looked through before it is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import pickletools
+import re
+import struct
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # names of Python 2, which torch.save writes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Tensors lie beside the pickle. With the optimizer's state, the largest official network has a pickle of 0.4 MB, with
+# 130,000 values and about ten foreign names.
+MAX_PICKLE_BYTES = 2 * 2**20
+MAX_PICKLE_VALUES = 500_000
+MAX_FOREIGN_NAMES = 100
+
+_SHOWN_CHARACTERS = 200
+# Of the functions that torch would really call, those that official checkpoints need. The others take memory for
+# nothing (`bytearray(10**12)`).
+_CALLED = {
+    "collections.OrderedDict",
+    "_codecs.encode",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+}
+_LITERALS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
+_LITERALS |= {"SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "GLOBAL"}
+# Opcode -> how many values it takes from the stack; None for all down to the last mark.
+_MAKERS = {
+    "EMPTY_TUPLE": 0,
+    "TUPLE1": 1,
+    "TUPLE2": 2,
+    "TUPLE3": 3,
+    "TUPLE": None,
+    "REDUCE": 2,
+    "NEWOBJ": 2,
+    "BINPERSID": 1,
+}
+_ADDERS = {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None, "BUILD": 1}
+
+
+class InertRecord:
+    """What an object becomes whose class torch does not know. It takes any arguments and any state, and keeps none."""
+
+    def __new__(cls, *arguments: object) -> InertRecord:  # noqa: D102
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Damaged(Exception):
+    """Why a file cannot be read, as the end of a sentence."""
+
+
+def load_checkpoint(path: str | Path, argument: str = "checkpoint") -> Any:
+    """Reads a file that torch.save wrote in its zip format (torch 1.6 and later), without running any of it.
+
+    Args:
+        path: The file.
+        argument: What error messages call the file.
+
+    Returns:
+        What was saved. The values of tensors are mapped: they are read from the file when they are used. Objects of
+        foreign classes are [`InertRecord`]s.
+
+    Raises:
+        ValueError: If the file is no intact checkpoint in that format, or its pickle costs too much.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{argument} must be the path of a checkpoint, but {path} is not a file")
+    try:
+        names = _check_pickle(_read_pickle(path))
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if len(foreign) > MAX_FOREIGN_NAMES:
+            raise _Damaged(f"has {len(foreign)} foreign classes, where at most {MAX_FOREIGN_NAMES} are allowed")
+        for name in sorted(names - set(foreign) - _CALLED):
+            if not re.fullmatch(r"torch\.\w+(?<!Tensor)", name):  # storages, dtypes, Size
+                raise _Damaged(f"uses {shown(name)}, for which official checkpoints have no use")
+        with torch.serialization.safe_globals([(InertRecord, name) for name in foreign]):
+            return torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    except _Damaged as error:
+        raise ValueError(f"{argument} must be an intact file written by torch.save, but {path} {error}") from error
+    except Exception as error:  # what is no good can end in almost any
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # torch puts its reason between advice not to be so careful and a link
+        reason = lines[-3] if isinstance(error, pickle.UnpicklingError) and len(lines) > 3 else lines[0]
+        raise ValueError(
+            f"{argument} must be an intact file written by torch.save, but {path} cannot be read: {shown(reason)}"
+        ) from error
+
+
+def _read_pickle(path: Path) -> bytes:
+    """The pickle of a checkpoint, after all checksums in the file have been compared."""
+    if not zipfile.is_zipfile(path):
+        raise _Damaged(
+            "is not a zip file, or is truncated. The format before torch 1.6 is not read: load the file with torch, if "
+            "you trust it, and save it anew"
+        )
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = [entry.filename.lower() for entry in entries]  # torch's reader does not tell upper case from lower
+        pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
+        one_folder = len({name.split("/")[0] for name in names}) == 1 and len(set(names)) == len(names)
+        if len(pickles) != 1 or not one_folder or archive.comment:
+            raise _Damaged("is a zip file, but not of one folder with one data.pkl")
+        if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
+            raise _Damaged("has compressed or encrypted entries; torch.save writes none")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise _Damaged("claims to hold more than its size")
+        if pickles[0].file_size > MAX_PICKLE_BYTES:
+            raise _Damaged(
+                f"has a pickle of {pickles[0].file_size:,} bytes, where at most {MAX_PICKLE_BYTES:,} are allowed"
+            )
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise _Damaged(f"is damaged: the entry {shown(damaged)} does not have its checksum (CRC-32)")
+        return archive.read(pickles[0])
+
+
+@dataclass(slots=True)
+class _Value:
+    """A value that a pickle would make.
+
+    Args:
+        size: How many values and characters it is made of, written out in full.
+        text: A string, or the name of a class or function.
+        parts: The elements of a tuple.
+    """
+
+    size: int
+    text: str | None = None
+    parts: list[_Value] | None = None
+
+
+def _check_pickle(pickled: bytes) -> set[str]:
+    """Looks through a pickle, as torch's loader would run it, for what it costs; returns the names it uses.
+
+    - A value that is taken again counts in full each time, because whatever is done to it may copy it.
+    - Keys must not be tuples or large integers: their hashes are known beforehand, so that keys can be made of which
+      all have the same one; and those of nested tuples exhaust the stack.
+    """
+    names: set[str] = set()
+    memo: dict[int, _Value] = {}
+    stack: list[_Value] = []
+    below: list[list[_Value]] = []  # the stacks before each mark
+    left = MAX_PICKLE_VALUES
+    try:
+        for opcode, argument, _ in pickletools.genops(pickled):
+            code = opcode.name
+            left -= 1
+            if left < 0:
+                raise _Damaged(f"has a pickle of more than {MAX_PICKLE_VALUES:,} values")
+            if code == "STOP":
+                return names
+            if code in ("BINPUT", "LONG_BINPUT"):
+                memo[argument] = stack[-1]
+            elif code in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+                left -= stack[-1].size
+            elif code == "MARK":
+                below.append(stack)
+                stack = []
+            elif code in _LITERALS:
+                if isinstance(argument, int) and argument.bit_length() > 60:
+                    raise _Damaged("has an integer of more than 60 bits")
+                if code == "GLOBAL":
+                    module, _, name = argument.partition(" ")
+                    renamed = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                    argument = ".".join(renamed)
+                    names.add(argument)
+                text = argument if isinstance(argument, str) else None
+                stack.append(_Value(1 + len(text or ""), text))
+            elif code in _MAKERS or code in _ADDERS:
+                count = _MAKERS[code] if code in _MAKERS else _ADDERS[code]
+                if count is None:
+                    parts, stack = stack, below.pop()
+                else:
+                    parts = [stack.pop() for _ in range(count)][::-1]
+                size = sum(part.size for part in parts)
+                if code in ("REDUCE", "NEWOBJ"):
+                    _check_call(*parts)
+                keys: list[_Value] = []
+                if code in ("SETITEM", "SETITEMS"):
+                    keys = parts[::2]
+                elif code == "BINPERSID":  # torch looks a storage up by what this tuple holds
+                    keys = parts[0].parts or []
+                if any(key.parts is not None for key in keys):
+                    raise _Damaged("has a tuple as a key")
+                if code in _ADDERS:
+                    stack[-1].size += size
+                else:
+                    stack.append(_Value(1 + size, parts=parts if "TUPLE" in code else None))
+            elif (code, argument) != ("PROTO", 2):
+                raise _Damaged(f"has a pickle with {code} {shown(str(argument))}, which torch.save does not write")
+    except (ValueError, KeyError, IndexError, OverflowError, EOFError, struct.error) as error:
+        raise _Damaged(f"does not hold a complete pickle: {shown(str(error))}") from error
+    raise _Damaged("holds a pickle without an end")
+
+
+def _check_call(function: _Value, arguments: _Value) -> None:
+    """Checks a call of one of the two functions that copy what they are given."""
+    if function.text == "collections.OrderedDict" and arguments.parts != []:
+        raise _Damaged("has an ordered dict that is not made empty")
+    if function.text == "_codecs.encode" and [part.text for part in arguments.parts or []][1:] != ["latin1"]:
+        raise _Damaged("has bytes in another encoding than latin1")
+
+
+def shown(text: str) -> str:
+    """Text from a file as messages may show it: no control characters (terminals obey them), and not too much of it."""
+    cut = repr(text[:_SHOWN_CHARACTERS])[1:-1]
+    return cut if len(text) <= _SHOWN_CHARACTERS else f"{cut}..."
+
+
+def describe(value: object) -> str:
+    """A few words about a loaded value, for error messages; never its content."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {shown(str(tuple(value.shape)))} and {value.dtype}"
+    return f"a value of type {type(value).__name__}"
+
+
+def is_whole(tensor: torch.Tensor) -> bool:
+    """Whether the file holds the values of a tensor. A hostile one may spread a single number to any size."""
+    return math.prod(tensor.shape) * tensor.dtype.itemsize <= tensor.untyped_storage().nbytes()

@@ -1,0 +1,215 @@
+"""What codes are good for: interpolation, editing and variations of images, and new images (section 5.2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from .editing import Strength, edited_codes
+from .image_processor import ImageInput
+from .interpolation import INTERPOLATIONS, LAYOUTS
+from .pipeline_output import DiffusionAutoencoderPipelineOutput
+from .stages import BATCH_SIZE, DiffusionAutoencoderStages, Generators, StepCallback
+
+# Images that one call decodes: they are held in memory together.
+MAX_FRAMES = 4096
+
+
+class ManipulationMixin(DiffusionAutoencoderStages):
+    """The methods of `DiffusionAutoencoderPipeline` that make images from changed codes.
+
+    They decode `BATCH_SIZE` images at a time, and at most `MAX_FRAMES` in all; a callback sees each batch.
+    """
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        images: ImageInput,
+        num_frames: int = 9,
+        num_inference_steps: int = 50,
+        layout: str = "path",
+        mode: str = "inversion",
+        latent_interpolation: str = "slerp",
+        noise_interpolation: str = "slerp",
+        generator: torch.Generator | None = None,
+        tolerance: float | None = None,
+        output_type: str = "pil",
+        resize_mode: str | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+    ) -> DiffusionAutoencoderPipelineOutput | tuple:
+        """Images between images (section 5.2): codes and noises are interpolated, then decoded.
+
+        Args:
+            images: A list of two or more; four for a grid.
+            num_frames: Of a path: at least the number of images; equally spaced, so that an image in between is met
+                exactly if (num_frames - 1) is a multiple of the number of legs. Of a grid: rows, and columns.
+            layout: "path" leads through the images one after the other; "grid" fills the square between four: upper
+                left, upper right, lower left, lower right.
+            mode: "inversion" interpolates the images' own noises; with "stochastic" all frames have one, random.
+            latent_interpolation: "slerp" (the paper) or "lerp" (official DiffAE).
+            noise_interpolation: "slerp" or "lerp"; the latter loses variance between the ends.
+        """
+        for name, value in (
+            ("latent_interpolation", latent_interpolation),
+            ("noise_interpolation", noise_interpolation),
+        ):
+            if value not in INTERPOLATIONS:
+                raise ValueError(f"{name} must be one of {sorted(INTERPOLATIONS)}, got {value!r}")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {sorted(LAYOUTS)}, got {layout!r}")
+        self.check_inputs(num_inference_steps, callback_on_step_end_tensor_inputs, mode, output_type)
+        pixels = self.image_processor.preprocess(images, resize_mode)
+        is_grid, count = layout == "grid", len(pixels)
+        if count < 2 or (is_grid and count != 4):
+            raise ValueError(f"images must be a list of {'four' if is_grid else 'two or more'} images, got {count}")
+        least, most = (2, int(MAX_FRAMES**0.5)) if is_grid else (count, MAX_FRAMES)
+        if not least <= num_frames <= most:
+            raise ValueError(f"num_frames must be between {least} and {most}, got {num_frames}")
+
+        codes, noises = self._codes_and_noises(pixels, mode, num_inference_steps, generator, tolerance)
+        between = LAYOUTS[layout]
+        if mode == "stochastic":
+            noises = noises[:1].expand(count, -1, -1, -1)
+        codes = between(codes, num_frames, INTERPOLATIONS[latent_interpolation])
+        noises = between(noises, num_frames, INTERPOLATIONS[noise_interpolation])
+        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample = self._decode_batches(codes, noises, num_inference_steps, generator, on_step_end)
+        return self._output(sample, codes, noises, output_type, return_dict)
+
+    @torch.no_grad()
+    def edit(
+        self,
+        image: ImageInput,
+        edits: Mapping[str, Strength] | torch.Tensor,
+        strength: Strength = 1.0,
+        keep: Sequence[str] = (),
+        mode: str = "inversion",
+        num_inference_steps: int = 50,
+        generator: Generators = None,
+        tolerance: float | None = None,
+        output_type: str = "pil",
+        resize_mode: str | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+    ) -> DiffusionAutoencoderPipelineOutput | tuple:
+        """Images whose codes are moved along attributes; see [`~pipelines.editing.edited_codes`] for the formula.
+
+        Args:
+            edits: Attribute names of the `attribute_classifier`, each with its strength (official DiffAE: 0.3; below 0
+                takes the attribute away) or a list of strengths: a strip. Or a direction (latent_dim,) that is added to
+                the code, such as the difference between the mean codes of two kinds of images.
+            strength: How many times a direction is added, or a list of this.
+            keep: Attributes that shall stay: the move is made orthogonal to their directions.
+            mode: "inversion" keeps the details that the code does not hold; "stochastic" draws them, the same for all
+                strengths.
+
+        Returns:
+            The edited images; of several images with several strengths, image by image.
+        """
+        self.check_inputs(num_inference_steps, callback_on_step_end_tensor_inputs, mode, output_type)
+        pixels = self.image_processor.preprocess(image, resize_mode)
+        self.check_inputs(generator=generator, batch_size=len(pixels))
+        edited_codes(
+            pixels.new_zeros(1, self.decoder.config.latent_dim), edits, strength, keep, self.attribute_classifier
+        )
+
+        codes, noises = self._codes_and_noises(pixels, mode, num_inference_steps, generator, tolerance)
+        codes = edited_codes(codes, edits, strength, keep, self.attribute_classifier)
+        if len(codes) > MAX_FRAMES:
+            raise ValueError(f"strength must give at most {MAX_FRAMES} images in all, got {len(codes)}")
+        noises = noises.repeat_interleave(len(codes) // len(noises), dim=0)
+        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample = self._decode_batches(codes, noises, num_inference_steps, generator, on_step_end)
+        return self._output(sample, codes, noises, output_type, return_dict)
+
+    @torch.no_grad()
+    def variations(
+        self,
+        image: ImageInput,
+        num_images: int = 4,
+        num_inference_steps: int = 50,
+        generator: Generators = None,
+        output_type: str = "pil",
+        resize_mode: str | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+    ) -> DiffusionAutoencoderPipelineOutput | tuple:
+        """Images of one image's code and other noises. The output's `spread` shows what the code does not hold."""
+        self._check_num_images(num_images)
+        self.check_inputs(num_inference_steps, callback_on_step_end_tensor_inputs, output_type=output_type)
+        self.check_inputs(generator=generator, batch_size=num_images)
+        pixels = self.image_processor.preprocess(image, resize_mode)
+        if len(pixels) != 1:
+            raise ValueError(f"image must be a single image, got {len(pixels)}")
+
+        codes = self._encode(pixels).repeat(num_images, 1)
+        noises = self._random_noise((num_images, *pixels.shape[1:]), generator)
+        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample = self._decode_batches(codes, noises, num_inference_steps, generator, on_step_end)
+        spread = self.image_processor.denormalize(sample).std(dim=0, correction=0)
+        return self._output(sample, codes, noises, output_type, return_dict, spread=spread)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_images: int = 1,
+        generator: Generators = None,
+        num_inference_steps: int = 50,
+        latent_num_inference_steps: int = 50,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> DiffusionAutoencoderPipelineOutput | tuple:
+        """New images: the latent code model draws codes, the decoder turns them into images (official DiffAE).
+
+        Args:
+            generator: Draws the codes' noise first, then the images'.
+            latent_num_inference_steps: Updates of drawing the codes.
+        """
+        model = self.latent_code_model
+        if model is None or self.latent_scheduler is None:
+            raise ValueError("sample needs a pipeline with latent_code_model and latent_scheduler, got one without")
+        self._check_num_images(num_images)
+        self.check_inputs(num_inference_steps, output_type=output_type, generator=generator, batch_size=num_images)
+        scheduler = copy.deepcopy(self.latent_scheduler)
+        scheduler.set_timesteps(latent_num_inference_steps, device=self._execution_device)
+
+        codes = self._random_noise((num_images, model.config.latent_dim), generator)
+        for timestep in scheduler.timesteps:
+            prediction = model(codes.to(model.dtype), timestep, return_dict=False)[0].to(codes.dtype)
+            codes = scheduler.step(prediction, timestep, codes, return_dict=False)[0]
+        codes = model.denormalize(codes.to(model.dtype))
+        size, channels = self.decoder.config.sample_size, self.decoder.config.in_channels
+        noises = self._random_noise((num_images, channels, size, size), generator)
+        sample = self._decode_batches(codes, noises, num_inference_steps, generator)
+        return self._output(sample, codes, noises, output_type, return_dict)
+
+    def _check_num_images(self, num_images: int) -> None:
+        if not 1 <= num_images <= MAX_FRAMES:
+            raise ValueError(f"num_images must be between 1 and {MAX_FRAMES}, got {num_images}")
+
+    def _codes_and_noises(
+        self,
+        pixels: torch.Tensor,
+        mode: str,
+        num_inference_steps: int,
+        generator: Generators,
+        tolerance: float | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """z and x_T of images (B, C, H, W): inverted or random."""
+        codes = self._encode(pixels)
+        if mode == "stochastic":
+            return codes, self._random_noise(pixels.shape, generator)
+        return codes, self._invert(pixels, codes, self._inverse_scheduler(num_inference_steps, tolerance), tolerance)
+
+    def _decode_batches(
+        self, codes: torch.Tensor, noises: torch.Tensor, num_inference_steps: int, generator: Generators, *more: object
+    ) -> torch.Tensor:
+        batches = zip(codes.split(BATCH_SIZE), noises.split(BATCH_SIZE), strict=True)
+        one = generator if isinstance(generator, torch.Generator) else None  # for solvers that draw noise on their way
+        return torch.cat([self._decode(code, noise, num_inference_steps, one, *more) for code, noise in batches])

@@ -1,0 +1,247 @@
+"""The stages of the pipeline, tensors in and tensors out: image -> z, image -> x_T, (z, x_T) -> image."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..images import Tiles
+from ..schedulers.compatibility import network_timestep, trained_scheduler
+from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
+from .pipeline_output import DiffusionAutoencoderPipelineOutput
+
+MODES = ("stochastic", "inversion")
+# How many frames or tiles go through a network at once.
+BATCH_SIZE = 64
+# Corrections of one step of inversion until it counts as not converging.
+MAX_CORRECTIONS = 50
+# Images are about in [-1, 1]; what is this far away comes from a code or weights that mean nothing.
+_ABSURD = 1e4
+
+Generators = torch.Generator | list[torch.Generator] | None
+StepCallback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+
+
+class DiffusionAutoencoderStages(DiffusionPipeline):
+    """What the public methods of `DiffusionAutoencoderPipeline` share. All but `check_inputs` trust their callers."""
+
+    _callback_tensor_inputs = ["sample", "latent_code"]
+    _interrupt = False
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has asked to skip the rest of this call's updates."""
+        return self._interrupt
+
+    def check_inputs(
+        self,
+        num_inference_steps: int | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = (),
+        mode: str = MODES[0],
+        output_type: str = "latent",
+        generator: Generators = None,
+        latent_code: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """Raises ValueError for arguments that are not allowed; those left out are not looked at."""
+        self._interrupt = False  # of the call before
+        self.image_processor.check_output_type(output_type)
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+        if num_inference_steps is not None:
+            copy.deepcopy(self.scheduler).set_timesteps(num_inference_steps)
+        if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be a list of names among {self._callback_tensor_inputs}, "
+                f"got {callback_on_step_end_tensor_inputs!r}"
+            )
+        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
+            raise ValueError(f"generator must be one generator or a list of {batch_size}, got {len(generator)}")
+        width, factor = self.decoder.config.latent_dim, self.decoder.downsampling_factor
+        if latent_code is not None and (latent_code.shape != (batch_size, width) or not batch_size):
+            shape = tuple(latent_code.shape)
+            raise ValueError(f"latent_code must have one row of {width} values per image, got shape {shape}")
+        if noise is not None:
+            shape, channels = tuple(noise.shape), self.decoder.config.in_channels
+            if len(shape) != 4 or shape[:2] != (batch_size, channels) or 0 in shape:
+                raise ValueError(f"noise must have shape ({batch_size}, {channels}, height, width), got {shape}")
+            if shape[2] % factor or shape[3] % factor:
+                raise ValueError(f"noise must have a height and width divisible by {factor}, got {shape}")
+        for name, tensor in (("latent_code", latent_code), ("noise", noise)):
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} must be finite, got NaN or infinity")
+
+    def _encode(self, pixels: torch.Tensor, tiles: Tiles | None = None) -> torch.Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> z, (B, latent_dim), or one per tile."""
+        batches = [pixels] if tiles is None else tiles.split(pixels).split(BATCH_SIZE)
+        codes = []
+        with self._progress("encode", len(batches)) as progress:
+            for batch in batches:
+                batch = batch.to(self._execution_device, self.encoder.dtype)
+                codes.append(self.encoder(batch, return_dict=False)[0])
+                progress.update()
+        latent_code = torch.cat(codes)
+        if not torch.isfinite(latent_code).all():
+            raise ValueError("encoder gave a latent code that is not finite: its weights are damaged, or overflow")
+        return latent_code
+
+    def _invert(
+        self,
+        pixels: torch.Tensor,
+        latent_code: torch.Tensor,
+        scheduler: VPDDIMInverseScheduler,
+        tolerance: float | None = None,
+        on_step_end: Callable[..., torch.Tensor] | None = None,
+        tiles: Tiles | None = None,
+    ) -> torch.Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> x_T."""
+        network = self._network(latent_code, tiles)
+        sample = pixels.to(self._execution_device, torch.promote_types(self.decoder.dtype, torch.float32))
+        with self._progress("invert", len(scheduler.timesteps)) as progress:
+            for index, timestep in enumerate(scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                # 1. noise, x_0 or velocity, where sampling will ask for it, if that shall be exact
+                model_output = network(sample, timestep)
+                corrections = 0
+                while tolerance is not None:
+                    corrected, error = scheduler.correct(model_output, timestep, sample)
+                    miss, corrections = float(error.abs().amax()), corrections + 1
+                    if miss <= tolerance:
+                        break
+                    if corrections > MAX_CORRECTIONS:
+                        raise ValueError(
+                            f"tolerance must be reached by {MAX_CORRECTIONS} corrections of a step, got {tolerance:g}: "
+                            f"{miss:.2g} is left at timestep {float(timestep):g}; take more steps or a larger one"
+                        )
+                    sample, model_output = corrected, network(corrected, timestep)
+
+                # 2. to the next noisier level
+                sample = scheduler.step(model_output, timestep, sample, return_dict=False)[0]
+                if on_step_end is not None:
+                    sample = on_step_end(index, timestep, sample, latent_code)
+                progress.update()
+        return self._checked(sample)
+
+    def _decode(
+        self,
+        latent_code: torch.Tensor,
+        noise: torch.Tensor,
+        num_inference_steps: int,
+        generator: Generators = None,
+        on_step_end: Callable[..., torch.Tensor] | None = None,
+        tiles: Tiles | None = None,
+    ) -> torch.Tensor:
+        """z and x_T (B, C, H, W) -> images, about in [-1, 1]."""
+        scheduler = copy.deepcopy(self.scheduler)  # other threads walk on their own
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        extra = {"generator": generator} if takes_generator else {}
+        network = self._network(latent_code, tiles)
+        sample = noise.to(self._execution_device, torch.promote_types(self.decoder.dtype, torch.float32))
+        sample = sample * scheduler.init_noise_sigma
+        with self._progress("decode", len(scheduler.timesteps)) as progress:
+            for index, timestep in enumerate(scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                # 1. noise, x_0 or velocity
+                model_input = scheduler.scale_model_input(sample, timestep)
+                model_output = network(model_input, network_timestep(scheduler, timestep))
+
+                # 2. to the next cleaner level
+                sample = scheduler.step(model_output, timestep, sample, **extra, return_dict=False)[0]
+                if on_step_end is not None:
+                    sample = on_step_end(index, timestep, sample, latent_code)
+                progress.update()
+        return self._checked(sample)
+
+    def _network(
+        self, latent_code: torch.Tensor, tiles: Tiles | None
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The decoder as a function of x_t and the timestep, in its own dtype; of tiles, their blended outputs."""
+        dtype = self.decoder.dtype
+        codes = latent_code.to(self._execution_device, dtype)
+        # What depends on the code only is computed once, not at each step.
+        conditioning = self.decoder.prepare_latent(codes) if tiles is None else None
+
+        def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            batches = [sample] if tiles is None else tiles.split(sample).split(BATCH_SIZE)
+            outputs = [
+                self.decoder(
+                    batch.to(dtype, memory_format=torch.channels_last),  # the faster layout, which convolutions keep
+                    timestep,
+                    code,
+                    latent_conditioning=conditioning,
+                    return_dict=False,
+                )[0].to(sample.dtype)
+                for batch, code in zip(batches, codes.split(max(len(b) for b in batches)), strict=True)
+            ]
+            return outputs[0] if tiles is None else tiles.join(torch.cat(outputs))
+
+        return network
+
+    def _step_callback(self, function: StepCallback | None, names: Sequence[str]) -> Callable[..., torch.Tensor] | None:
+        """A user's callback as a function that gives x_t, or what the callback puts in its place."""
+        if function is None:
+            return None
+        if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):
+            names = function.tensor_inputs
+
+        def on_step_end(index: int, timestep: torch.Tensor, sample: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+            tensors = {"sample": sample, "latent_code": code}
+            returned = function(self, index, timestep, {name: tensors[name] for name in names}) or {}
+            return returned.get("sample", sample).to(sample)
+
+        return on_step_end
+
+    def _inverse_scheduler(
+        self, num_inference_steps: int, tolerance: float | None = None, inversion: str | None = None
+    ) -> VPDDIMInverseScheduler:
+        """Walks the trained noise schedule from the image to x_T, whatever decodes."""
+        if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
+            raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
+        config = dict(trained_scheduler(self.scheduler).config)
+        config["inversion"] = inversion or ("predictor_corrector" if tolerance is not None else None)
+        scheduler = VPDDIMInverseScheduler.from_config(config)
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        return scheduler
+
+    def _random_noise(self, shape: Sequence[int], generator: Generators) -> torch.Tensor:
+        return randn_tensor(tuple(shape), generator=generator, device=self._execution_device, dtype=torch.float32)
+
+    def _progress(self, name: str, total: int) -> Any:
+        bar = self.progress_bar(total=total)
+        bar.set_description(name)
+        return bar
+
+    def _checked(self, sample: torch.Tensor) -> torch.Tensor:
+        largest = float(sample.detach().abs().amax())
+        if not largest < _ABSURD:  # NaN neither
+            raise ValueError(
+                f"latent_code, noise or the decoder's weights lead to values of {largest:g}, where images are in "
+                "[-1, 1]: they mean nothing to this model, are damaged, or overflow half precision"
+            )
+        return sample
+
+    def _output(
+        self,
+        sample: torch.Tensor,
+        latent_code: torch.Tensor,
+        noise: torch.Tensor,
+        output_type: str,
+        return_dict: bool = True,
+        **more: torch.Tensor,
+    ) -> DiffusionAutoencoderPipelineOutput | tuple:
+        self.maybe_free_model_hooks()
+        images = self.image_processor.postprocess(sample, output_type)
+        if not return_dict:
+            return images, latent_code, noise
+        return DiffusionAutoencoderPipelineOutput(images=images, latent_code=latent_code, noise=noise, **more)

@@ -1,0 +1,126 @@
+"""The data of a run: the batches of each process's shares, and the check that a resumed run has the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+
+from ..data.loading import (
+    ImageTensorDataset,
+    ImageTransform,
+    ResumableBatchSampler,
+    load_rows,
+    open_dataset,
+    process_share,
+    training_loader,
+    where_from,
+)
+from ..data.sources import local_path
+from ..data.streaming import StreamedBatches, streaming_loader
+from .checkpoints import check_equal
+from .options import TrainingOptions
+from .presets import TrainingPreset
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def open_batches(
+    options: TrainingOptions,
+    preset: TrainingPreset,
+    accelerator: Accelerator,
+    examples_seen: int = 0,
+    saved_data: dict[str, Any] | None = None,
+    stream_positions: list[Any] | None = None,
+) -> tuple[DataLoader, dict[str, Any]]:
+    """Batches of this process's shares, and a description of the data for the checkpoint.
+
+    Args:
+        options: Of the run.
+        preset: Its experiment.
+        accelerator: Its processes.
+        examples_seen: Where to begin.
+        saved_data: The description in the checkpoint that the run goes on from.
+        stream_positions: Where each process's stream stood then.
+
+    Raises:
+        ValueError: If the data cannot be opened or is not the checkpoint's.
+    """
+    source = options.dataset, options.split, options.image_column
+    rows = open_dataset(*source, streaming=True) if options.streaming else load_rows(*source)
+    data = _describe(options, rows)
+    if saved_data is not None:
+        _check_same_data(saved_data, data, options.allow_changed_data, accelerator.print)
+    transform = ImageTransform(
+        preset.encoder["sample_size"],
+        preset.encoder["in_channels"],
+        horizontal_flip=preset.horizontal_flip,
+        crop=preset.crop,
+        seed=options.seed,
+    )
+    process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    if not options.streaming:
+        accelerator.print(f"training on {where_from(rows, *source[:2])}")
+        dataset = ImageTensorDataset(rows, transform, options.skip_bad_images)
+        length = {"start": examples_seen, "stop": preset.training_examples}
+        sampler = ResumableBatchSampler(len(rows), preset.batch_size, **length, seed=options.seed, **process)
+        return training_loader(dataset, sampler, options.num_workers), data
+    accelerator.print(f"training on a stream from {source[0]}, split {source[1]}: {rows.num_shards} files or shards")
+    positions = (stream_positions or []) if examples_seen else [None] * accelerator.num_processes
+    if len(positions) != accelerator.num_processes:
+        raise ValueError(
+            f"a streaming run must resume with as many processes as it had, {len(positions)}, "
+            f"got {accelerator.num_processes}"
+        )
+    share = process_share(preset.batch_size, **process)
+    stream = StreamedBatches(
+        rows,
+        options.image_column,
+        transform,
+        batch_size=share.stop - share.start,
+        buffer_size=options.shuffle_buffer,
+        seed=options.seed,
+        position=positions[accelerator.process_index],
+        skip_bad_images=options.skip_bad_images,
+        **process,
+    )
+    return streaming_loader(stream, options.num_workers), data
+
+
+def _describe(options: TrainingOptions, rows: Any) -> dict[str, Any]:
+    path = local_path(options.dataset)
+    return {
+        "dataset": str(path.resolve()) if path.exists() else options.dataset,
+        "split": options.split,
+        "image_column": options.image_column,
+        "streaming": options.streaming,
+        "shuffle_buffer": options.shuffle_buffer if options.streaming else None,
+        "num_images": None if options.streaming else len(rows),
+        "num_shards": rows.num_shards if options.streaming else None,
+        "fingerprint": data_fingerprint(rows),
+    }
+
+
+def data_fingerprint(rows: Any) -> str | None:
+    """Stands in for `diffae_hub.data`'s function of this name: a cheap hash of what the data set consists of."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in map(Path, getattr(rows, "paths", ())):
+        digest.update(f"{path.name} {path.stat().st_size if path.exists() else None}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _check_same_data(
+    saved: dict[str, Any], current: dict[str, Any], allow_changed: bool, warn: Callable[[str], None]
+) -> None:
+    """Refuses other data. The data set may have moved: another `dataset` is only warned of."""
+    loose = ["dataset", *(["num_images", "num_shards", "fingerprint"] if allow_changed else [])]
+    hint = "" if allow_changed else "; --allow-changed-data goes on with data that is not as it was"
+    check_equal(*({**data, **dict.fromkeys(loose)} for data in (saved, current)), hint)
+    for name in loose:
+        if saved[name] != current[name]:
+            warn(f"WARNING: {name} was {saved[name]!r} of the data of the checkpoint, this run has {current[name]!r}")

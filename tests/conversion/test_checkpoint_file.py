@@ -1,0 +1,382 @@
+"""Files of torch.save that nobody vouches for: nothing in them runs, and what is no good is one sentence, soon."""
+
+from __future__ import annotations
+
+import builtins
+import enum
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffae_hub.conversion.checkpoint_file import (
+    MAX_FOREIGN_NAMES,
+    MAX_PICKLE_BYTES,
+    MAX_PICKLE_VALUES,
+    InertRecord,
+    load_checkpoint,
+)
+from diffae_hub.conversion.convert import convert_official_checkpoint
+
+from .official_files import ModelCheckpoint
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def save(path: Path, content: object, **options: bool) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def rewrite(path: Path, pickled: bytes, **entries: bytes) -> Path:
+    """A zip checkpoint whose pickle is `pickled`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {"data.pkl": pickled, "data/0": bytes(64), "version": b"3", **entries}.items():
+            archive.writestr(f"archive/{name}", content)
+    return path
+
+
+def refusal(path: Path) -> str:
+    """What is said about a file that is refused, by whichever door it comes."""
+    with pytest.raises(ValueError, match="^checkpoint must be") as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert message.isprintable()
+    assert len(message) < 700
+    return message
+
+
+# ---- what it reads ---------------------------------------------------------------------------------------------------
+
+
+def test_tensors_and_plain_values(tmp_path: Path) -> None:
+    matrix = torch.randn(6, 4)
+    tensors = {
+        "float": matrix,
+        "row": matrix[2],
+        "transposed": matrix.t(),
+        "strided": matrix[::2, 1:],
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+        "double": torch.randn(2, dtype=torch.float64),
+        "half": torch.randn(5).half(),
+        "bfloat16": torch.randn(5).bfloat16(),
+        "long": torch.arange(3),
+        "bool": torch.tensor([True, False]),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 3),
+    }
+    plain = {
+        "text": "z\u00e4hl",
+        "numbers": [1, -(2**50), 1.5, True, None],
+        "bytes": b"\x00\xff",
+        "nested": {"a": (1, (2, 3)), 5: [()]},
+        "types": [torch.Size([2, 3]), torch.float16],
+    }
+    content = load_checkpoint(save(tmp_path / "file", {"state_dict": OrderedDict(tensors), **plain}))
+    for name, tensor in tensors.items():
+        assert content["state_dict"][name].dtype == tensor.dtype
+        assert torch.equal(content["state_dict"][name], tensor)
+    for name, value in plain.items():
+        assert content[name] == value
+
+
+def test_other_classes_become_inert_records(tmp_path: Path) -> None:
+    foreign = {
+        "callbacks": {ModelCheckpoint: {"best": 1}},
+        "object": ModelCheckpoint(),
+        "class": int,
+        "enum": Colour.RED,
+        "step": np.int64(3),
+        "array": np.zeros(3),
+        "path": Path("a"),
+    }
+    content = load_checkpoint(save(tmp_path / "file", foreign))
+    ((key, value),) = content.pop("callbacks").items()
+    assert (key, value) == (InertRecord, {"best": 1})
+    assert content.pop("class") is InertRecord
+    assert all(type(value) is InertRecord for value in content.values())
+    assert all(
+        InertRecord not in allowed for allowed in torch.serialization.get_safe_globals() if isinstance(allowed, tuple)
+    )
+
+
+def test_reading_costs_little_memory(tmp_path: Path) -> None:
+    large = save(tmp_path / "large", {f"t{index}": torch.zeros(2_000_000) for index in range(20)})  # 160 MB
+    dear = rewrite(tmp_path / "dear", b"\x80\x02(" + b"}" * (MAX_PICKLE_VALUES - 10) + b"t.")  # allowed, but just so
+    code = (
+        "import resource, sys\n"
+        "from diffae_hub.conversion.checkpoint_file import load_checkpoint\n"
+        "for path in sys.argv[1:]:\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    load_checkpoint(path)\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(large), str(dear)]
+    result = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    kilobytes = [int(line) for line in result.stdout.split()]
+    assert kilobytes[0] < 30_000
+    assert kilobytes[1] < 300_000
+
+
+# ---- hostile programs ------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+    def __call__(self) -> None:
+        """So that pickle takes it for a function."""
+
+
+def hostile_objects(trace: Path) -> dict[str, object]:
+    write = f"open({str(trace)!r}, 'w').close()"
+    return {
+        "os.system": Call(os.system, f"touch {trace}"),
+        "subprocess": Call(subprocess.call, ["touch", str(trace)]),
+        "builtins.exec": Call(builtins.exec, write),
+        "builtins.eval": Call(builtins.eval, write),
+        "nested": Call(getattr, Call(__import__, "os"), "system"),
+        "call of a call": Call(Call(getattr, Call(__import__, "os"), "mkdir"), str(trace)),
+        "in the arguments": Call(OrderedDict, [("a", Call(os.mkdir, str(trace)))]),
+        "torch.load": Call(torch.load, str(trace)),
+        "torch.save": Call(torch.save, 1, str(trace)),
+        "io.open": Call(io.open, str(trace), "w"),
+    }
+
+
+def hand_written_programs(trace: Path) -> dict[str, bytes]:
+    command = f"touch {trace}".encode()
+    text = b"X" + struct.pack("<I", len(command)) + command
+    return {
+        "INST": b"(S'" + command + b"'\nios\nsystem\n.",
+        "OBJ": b"(cos\nsystem\nS'" + command + b"'\no.",
+        "NEWOBJ": b"\x80\x02cshutil\nrmtree\n" + text + b"\x85\x81.",
+        "NEWOBJ_EX": b"\x80\x04cos\nsystem\n(S'" + command + b"'\nt}\x92.",
+        "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93(S'" + command + b"'\ntR.",
+        "BUILD": b"\x80\x02cshutil\nrmtree\n)R}X\x09\x00\x00\x00__class__" + b"csubprocess\ncall\nsb.",
+        "BUILD of a dict": b"\x80\x02}}X\x0c\x00\x00\x00__setstate__cos\nsystem\nsb" + text + b"b.",
+        "Python 2": b"\x80\x02c__builtin__\nexecfile\n" + text + b"\x85R.",
+    }
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "plain pickle", "protocol 0", "protocol 5", "in the state dict"])
+@pytest.mark.parametrize("name", list(hostile_objects(Path())))
+def test_hostile_calls_do_not_run(tmp_path: Path, name: str, kind: str) -> None:
+    hostile, path = hostile_objects(tmp_path / "trace")[name], tmp_path / "file"
+    if kind in ("zip", "legacy"):
+        save(path, hostile, _use_new_zipfile_serialization=kind == "zip")
+    elif kind == "plain pickle":
+        path.write_bytes(pickle.dumps(hostile))
+    else:
+        protocol = 2 if kind == "in the state dict" else int(kind[-1])
+        rewrite(path, pickle.dumps({"state_dict": {"ema_model.a": hostile}}, protocol))
+    with pytest.raises(ValueError, match="^checkpoint must "):
+        convert_official_checkpoint(path, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", list(hand_written_programs(Path())))
+def test_hostile_opcodes_do_not_run(tmp_path: Path, name: str) -> None:
+    path = rewrite(tmp_path / "file", hand_written_programs(tmp_path / "trace")[name])
+    with pytest.raises(ValueError, match="^checkpoint must "):
+        convert_official_checkpoint(path, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_class_whose_import_would_run_code_is_not_imported(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "hostile_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert type(load_checkpoint(rewrite(tmp_path / "file", b"\x80\x02chostile_module\nA\n)R."))) is InertRecord
+    assert "hostile_module" not in sys.modules
+
+
+# ---- hostile costs ---------------------------------------------------------------------------------------------------
+
+
+def storage(numel: bytes = b"K\x10", key: bytes = b"X\x01\x00\x00\x000") -> bytes:
+    return b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + key + b"X\x03\x00\x00\x00cpu" + numel + b"tQ"
+
+
+def tensor(shape: bytes = b"K\x10\x85", stride: bytes = b"K\x01\x85", **options: bytes) -> bytes:
+    return (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage(**options) + b"K\x00" + shape + stride + b"\x89)tR."
+    )
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x10" + value.to_bytes(16, "little", signed=True)
+
+
+NESTED = b")" + b"\x85" * 50_000  # hashing it exhausts the stack, and the process is gone
+LONG_TEXT = b"X" + struct.pack("<I", 50_000) + b"a" * 50_000
+LIST = b"](" + b"K\x01" * 10_000 + b"e"
+COSTLY = {
+    "nested key": b"\x80\x02}" + NESTED + b"Ns.",
+    "nested key among others": b"\x80\x02}(K\x01N" + NESTED + b"Nu.",
+    "nested key of a storage": tensor(key=NESTED),
+    "key of exponential size": b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"Ns.",
+    "keys of equal hashes": b"\x80\x02}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(20_000)) + b"u.",
+    "keys of tuples": b"\x80\x02}(" + b"K\x01K\x02\x86N" * 100 + b"u.",
+    "set": b"\x80\x02" + LIST + b"q\x00(" + b"cbuiltins\nset\nh\x00\x85R" * 10_000 + b"t.",
+    "set of Python 2": b"\x80\x02" + LIST + b"q\x00(" + b"c__builtin__\nset\nh\x00\x85R" * 10_000 + b"t.",
+    "ordered dict": b"\x80\x02](K\x01N\x86eq\x00(" + b"ccollections\nOrderedDict\nh\x00\x85R" * 10 + b"t.",
+    "state of a dict": b"\x80\x02]q\x00" + LIST + b"q\x01(" + b"ccollections\nOrderedDict\n)Rh\x01b" * 100 + b"t.",
+    "bytearray": b"\x80\x02cbuiltins\nbytearray\n" + number(10**13) + b"\x85R.",
+    "tensor without a file": b"\x80\x02ctorch\nFloatTensor\n" + number(10**13) + b"\x85R.",
+    "storage without a file": b"\x80\x02ctorch.storage\nUntypedStorage\n" + number(10**13) + b"\x85R.",
+    "encodings": b"\x80\x02c_codecs\nencode\n" + LONG_TEXT + b"X\x08\x00\x00\x00punycode\x86R.",
+    "encoded again": b"\x80\x02"
+    + LONG_TEXT
+    + b"q\x00("
+    + b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R" * 1000
+    + b"t.",
+    "grows by itself": b"\x80\x02]q\x00" + b"h\x00a" * 10_000 + b".",
+    "values": b"\x80\x02(" + b"N" * (MAX_PICKLE_VALUES + 1) + b"t.",
+    "bytes": b"\x80\x02X" + struct.pack("<I", MAX_PICKLE_BYTES) + b"a" * MAX_PICKLE_BYTES + b".",
+    "names": b"\x80\x02(" + b"".join(b"ca\nb%d\n" % index for index in range(MAX_FOREIGN_NAMES + 1)) + b"t.",
+    "memo": b"\x80\x02Nr\xff\xff\xff\x7f" + b"h\x00.",
+    "text longer than the file": b"\x80\x02X\xff\xff\xff\x7fabc.",
+    "digits": b"L" + b"9" * 10_000 + b"L\n.",
+}
+
+
+@pytest.mark.parametrize("name", list(COSTLY))
+def test_what_a_pickle_may_cost(tmp_path: Path, name: str) -> None:
+    refusal(rewrite(tmp_path / "file", COSTLY[name]))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        tensor(numel=number(-1)),
+        tensor(shape=b"K\x11\x85"),
+        tensor(shape=b"K\x02\x85", stride=b"K\x10\x85"),
+        tensor(stride=number(-1) + b"\x85"),
+        tensor(stride=b"K\x01K\x01\x86"),
+        tensor(shape=number(2**40) * 2 + b"\x86", stride=b"K\x00K\x00\x86"),
+        tensor(key=b"X\x01\x00\x00\x009"),
+        tensor(key=b"X\x0a\x00\x00\x00../version"),
+        tensor(key=b"N"),
+        tensor(numel=b"N"),
+        b"\x80\x02NN",
+        b"\x80\x02h\x05.",
+        b"\x80\x02K\x01Na.",
+        b"\x80\x02\x82\x01.",
+        b"\x80\x02Pstorage\n.",
+        b"\xff\xfe\xfd",
+        b"",
+    ],
+)
+def test_programs_that_are_no_good(tmp_path: Path, program: bytes) -> None:
+    refusal(rewrite(tmp_path / "file", program))
+
+
+def test_a_number_spread_to_any_size_has_no_values(tmp_path: Path) -> None:
+    program = b"\x80\x02}X\x0a\x00\x00\x00state_dict}X\x0a\x00\x00\x00conds_mean"
+    program += tensor(shape=b"K\x01" + number(10**12) + b"\x86", stride=b"K\x00K\x00\x86")[2:-1] + b"ss."
+    with pytest.raises(ValueError, match="^checkpoint must .*conds_mean"):
+        convert_official_checkpoint(rewrite(tmp_path / "file", program), tmp_path / "out")
+
+
+# ---- damaged and foreign files ---------------------------------------------------------------------------------------
+
+
+def test_zip_files_that_torch_does_not_write(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    good = pickle.dumps(1, 2)
+    assert load_checkpoint(rewrite(path, good)) == 1
+    refusal(rewrite(path, good, **{"DATA.PKL": good}))  # torch's reader takes either
+    refusal(rewrite(path, good, byteorder=b"big?"))
+    refusal(rewrite(path, good, **{"constants.pkl": good}))  # a program of TorchScript
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # a bomb
+        archive.writestr("archive/data.pkl", good + bytes(2**24))
+    refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("picture.png", b"x")
+    refusal(path)
+    with zipfile.ZipFile(rewrite(path, good), "a") as archive:
+        archive.writestr("other/data.pkl", good)
+    refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x\x1b]0;title\x07/data.pkl", b"\x80\x02c\x1b]0;\nA\n.")
+    refusal(path)
+
+
+def test_entries_that_overlap_or_claim_more_than_the_file_holds(tmp_path: Path) -> None:
+    content = rewrite(tmp_path / "file", pickle.dumps(1, 2)).read_bytes()
+    directory = content.rindex(b"PK\x01\x02")  # the last entry of the central directory
+    for position, value in ((42, struct.pack("<I", 0)), (20, struct.pack("<II", 2**31, 2**31))):
+        damaged = bytearray(content)
+        damaged[directory + position : directory + position + len(value)] = value
+        (tmp_path / "file").write_bytes(damaged)
+        refusal(tmp_path / "file")
+
+
+def test_truncated_files(tmp_path: Path) -> None:
+    path = save(tmp_path / "file", {"a": torch.randn(300), "b": torch.randn(7)})
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        refusal(path)
+
+
+def test_every_flipped_byte_of_a_pickle_gives_a_value_or_a_sentence(tmp_path: Path) -> None:
+    whole = save(tmp_path / "file", {"a": torch.zeros(16), "b": [1, "x", ModelCheckpoint()]})
+    with zipfile.ZipFile(whole) as archive:
+        pickled = archive.read("file/data.pkl")
+    generator = np.random.default_rng(0)
+    for position in range(len(pickled)):
+        damaged = bytearray(pickled)
+        damaged[position] = generator.integers(0, 256)
+        try:
+            load_checkpoint(rewrite(tmp_path / "damaged", bytes(damaged)))
+        except ValueError as error:
+            assert str(error).startswith("checkpoint must be") and str(error).isprintable()
+
+
+@pytest.mark.parametrize("entry", ["data/0", "data.pkl"])
+def test_one_wrong_bit_is_noticed(tmp_path: Path, entry: str) -> None:
+    path = save(tmp_path / "file", {"whole": torch.arange(5000.0)})
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read(f"file/{entry}")
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(content) + len(content) - 2] ^= 1
+    path.write_bytes(whole)
+    assert "checksum" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text\n", bytes(range(256)) * 10, b"\x89PNG\r\n\x1a\n" + bytes(100), b"PK\x03\x04" + bytes(100)],
+)
+def test_files_that_are_something_else(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    refusal(tmp_path / "file")
+
+
+def test_other_formats_of_torch_missing_files_folders_and_pipes(tmp_path: Path) -> None:
+    old = save(tmp_path / "old", {"a": torch.zeros(3)}, _use_new_zipfile_serialization=False)
+    assert "1.6" in refusal(old)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "nothing", tmp_path, tmp_path / "pipe"):
+        refusal(path)
+    with pytest.raises(ValueError, match="^latent_stats must be"):
+        load_checkpoint(tmp_path / "nothing", "latent_stats")

@@ -1,0 +1,192 @@
+"""Interpolation, editing, variations and new images, against formulas written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline
+from diffae_hub.pipelines.interpolation import between_corners, lerp, slerp
+
+from ..conftest import randomize
+
+OPTIONS = {"num_inference_steps": 3, "output_type": "latent"}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(4, 3, 16, 16, generator=seeded())
+
+
+@pytest.fixture
+def with_classifier(tiny_pipeline) -> DiffusionAutoencoderPipeline:
+    torch.manual_seed(0)
+    classifier = randomize(AttributeClassifier(8, num_attributes=3, attribute_names=["a", "b", "c"]))
+    classifier.latent_mean.copy_(torch.randn(8))
+    classifier.latent_std.copy_(torch.rand(8) + 0.5)
+    tiny_pipeline.attribute_classifier = classifier
+    return tiny_pipeline
+
+
+# ---- interpolation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["slerp", "lerp"])
+def test_a_path_meets_its_images(tiny_pipeline, images, how: str) -> None:
+    """Each image is the reconstruction of its own code and noise; halfway, the formula."""
+    output = tiny_pipeline.interpolate(
+        list(images[:3]), num_frames=5, latent_interpolation=how, noise_interpolation=how, **OPTIONS
+    )
+    own = tiny_pipeline(images[:3], mode="inversion", **OPTIONS)
+    torch.testing.assert_close(output.images[[0, 2, 4]], own.images, atol=1e-4, rtol=1e-4)
+    for tensor, ends in ((output.latent_code, own.latent_code), (output.noise, own.noise)):
+        middle = ends[:2].double().mean(dim=0)
+        if how == "slerp":  # halfway on the arc: the mean, divided by cos(w / 2)
+            cosine = torch.nn.functional.cosine_similarity(*ends[:2].double().flatten(1), dim=0)
+            middle = middle / torch.cos(torch.arccos(cosine) / 2)
+        torch.testing.assert_close(tensor[1].double(), middle, atol=1e-4, rtol=1e-4)
+
+
+def test_a_grid_has_its_images_at_the_corners(tiny_pipeline, images) -> None:
+    output = tiny_pipeline.interpolate(list(images), num_frames=3, layout="grid", **OPTIONS)
+    own = tiny_pipeline(images, mode="inversion", **OPTIONS)
+    assert output.images.shape == (9, 3, 16, 16)
+    torch.testing.assert_close(output.images[[0, 2, 6, 8]], own.images, atol=1e-4, rtol=1e-4)
+    upper = slerp(own.latent_code[:1], own.latent_code[1:2], 0.5)
+    torch.testing.assert_close(output.latent_code[1:2], upper, atol=1e-5, rtol=1e-5)
+
+
+def test_bilinear_grid() -> None:
+    corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])  # (row, column)
+    grid = between_corners(corners, 3, lerp).reshape(3, 3, 2)
+    torch.testing.assert_close(grid[..., 0], torch.tensor([0, 0.5, 1])[:, None].expand(3, 3))
+    torch.testing.assert_close(grid[..., 1], torch.tensor([0, 0.5, 1]).expand(3, 3))
+
+
+def test_stochastic_frames_share_one_noise_and_batches_change_nothing(tiny_pipeline, images, monkeypatch) -> None:
+    def run() -> torch.Tensor:
+        options = OPTIONS | {"mode": "stochastic", "generator": seeded(5)}
+        return tiny_pipeline.interpolate(list(images[:2]), num_frames=5, **options)
+
+    whole = run()
+    assert torch.equal(whole.noise[0], whole.noise[4])
+    monkeypatch.setattr("diffae_hub.pipelines.manipulation.BATCH_SIZE", 2)
+    torch.testing.assert_close(run().images, whole.images, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"num_frames": 2}, "num_frames"),
+        ({"num_frames": 100_000}, "num_frames"),
+        ({"num_frames": 100, "layout": "grid"}, "images"),
+        ({"latent_interpolation": "jump"}, "latent_interpolation"),
+        ({"noise_interpolation": "jump"}, "noise_interpolation"),
+        ({"layout": "star"}, "layout"),
+        ({"mode": "magic"}, "mode"),
+    ],
+)
+def test_bad_interpolation(tiny_pipeline, images, arguments: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=f"^{named}"):
+        tiny_pipeline.interpolate(list(images[:3]), **arguments)
+
+
+def test_one_image_is_no_path(tiny_pipeline, images) -> None:
+    with pytest.raises(ValueError, match="^images"):
+        tiny_pipeline.interpolate(images[0])
+    with pytest.raises(ValueError, match="^num_frames"):
+        tiny_pipeline.interpolate(images, num_frames=65, layout="grid")
+
+
+# ---- editing ---------------------------------------------------------------------------------------------------------
+
+
+def test_edit_is_the_official_formula(with_classifier, images) -> None:
+    """z' = denormalise(normalise(z) + sum of a sqrt(d) w / |w|), in float64."""
+    pipeline, classifier = with_classifier, with_classifier.attribute_classifier
+    output = pipeline.edit(images[:2], {"a": [-0.5, 0.0, 0.5], "c": 0.25}, **OPTIONS)
+    z = pipeline.encode(images[:2]).double()
+    weight = classifier.linear.weight.detach().double()
+    unit = weight / weight.norm(dim=1, keepdim=True)
+    mean, std = classifier.latent_mean.double(), classifier.latent_std.double()
+    expected = [
+        ((code - mean) / std + math.sqrt(8) * (a * unit[0] + 0.25 * unit[2])) * std + mean
+        for code in z
+        for a in (-0.5, 0.0, 0.5)
+    ]
+    torch.testing.assert_close(output.latent_code.double(), torch.stack(expected), atol=1e-5, rtol=1e-5)
+    assert output.images.shape == (6, 3, 16, 16)
+    assert torch.equal(output.noise[0], output.noise[2])
+    torch.testing.assert_close(output.noise[:1], pipeline.invert(images[:1], num_inference_steps=3), atol=1e-4, rtol=0)
+
+
+def test_kept_attributes_keep_their_logits(with_classifier, images) -> None:
+    pipeline, classifier = with_classifier, with_classifier.attribute_classifier
+    before = classifier(pipeline.encode(images[:1])).logits
+    for edits in ({"a": 1.0}, torch.randn(8, generator=seeded(3))):
+        output = pipeline.edit(images[:1], edits, keep=["b", "c"], mode="stochastic", generator=seeded(), **OPTIONS)
+        after = classifier(output.latent_code).logits
+        torch.testing.assert_close(after[:, 1:], before[:, 1:], atol=1e-4, rtol=1e-4)
+        if isinstance(edits, dict):
+            assert after[0, 0] > before[0, 0]
+            assert float(((output.latent_code - pipeline.encode(images[:1])) / classifier.latent_std).norm()) == (
+                pytest.approx(math.sqrt(8), rel=1e-4)
+            )
+
+
+def test_a_direction_is_added_to_the_code(tiny_pipeline, images) -> None:
+    direction = torch.randn(8, generator=seeded(1))
+    output = tiny_pipeline.edit(images[:1], direction, strength=[0, 2.0], **OPTIONS)
+    z = tiny_pipeline.encode(images[:1])
+    torch.testing.assert_close(output.latent_code, torch.cat([z, z + 2 * direction]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"edits": {"smile": 1.0}}, r"edits.*'a', 'b', 'c'.*smile"),
+        ({"edits": {}}, "edits"),
+        ({"edits": {"a": float("nan")}}, "strength"),
+        ({"edits": {"a": [0, 1], "b": [0, 1, 2]}}, "strength"),
+        ({"edits": {"a": []}}, "strength"),
+        ({"edits": torch.zeros(9)}, "edits.*9"),
+        ({"edits": {"a": 1.0}, "keep": ["a"]}, "keep"),
+        ({"edits": {"a": 1.0}, "keep": ["d"]}, "keep.*'d'"),
+        ({"edits": {"a": 1.0}, "mode": "magic"}, "mode"),
+    ],
+)
+def test_bad_edits_fail_before_any_work(with_classifier, images, arguments: dict, named: str) -> None:
+    worked = []
+    with_classifier.encoder.register_forward_hook(lambda *_: worked.append(1))
+    with pytest.raises(ValueError, match=named):
+        with_classifier.edit(images[0], **arguments)
+    assert not worked
+
+
+def test_names_need_a_classifier(tiny_pipeline, images) -> None:
+    with pytest.raises(ValueError, match="attribute_classifier"):
+        tiny_pipeline.edit(images[0], {"a": 1.0})
+
+
+# ---- variations and new images ---------------------------------------------------------------------------------------
+
+
+def test_variations_share_the_code_and_their_spread_is_the_deviation(tiny_pipeline, images) -> None:
+    output = tiny_pipeline.variations(images[0], 5, generator=seeded(2), num_inference_steps=3, output_type="pt")
+    code = tiny_pipeline.encode(images[0])
+    noise = torch.randn(5, 3, 16, 16, generator=seeded(2))
+    decoded = tiny_pipeline.decode(code.repeat(5, 1), noise=noise, num_inference_steps=3, output_type="pt").images
+    torch.testing.assert_close(output.images, decoded)
+    expected = ((decoded - decoded.mean(dim=0)) ** 2).mean(dim=0).sqrt()
+    torch.testing.assert_close(output.spread, expected, atol=1e-5, rtol=1e-4)
+    for arguments, named in (({"num_images": 0}, "num_images"), ({"generator": [seeded()]}, "generator")):
+        with pytest.raises(ValueError, match=f"^{named}"):
+            tiny_pipeline.variations(images[0], **arguments)
+    with pytest.raises(ValueError, match="^image"):
+        tiny_pipeline.variations(images)

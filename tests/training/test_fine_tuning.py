@@ -1,0 +1,97 @@
+"""Runs that begin with a trained model, and runs that go on beyond their end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffae_hub import DiffusionAutoencoderPipeline, VPDDIMScheduler
+from diffae_hub.training.options import TrainingOptions, resolve_experiment
+
+from ..conftest import TINY
+from .runner import arguments, parsed, records, run, states, write_images
+
+
+@pytest.fixture
+def model(tiny_pipeline: DiffusionAutoencoderPipeline, tmp_path: Path) -> Path:
+    """Trained on another noise schedule than the default."""
+    tiny_pipeline.scheduler = VPDDIMScheduler(scaling_factor=2.0, prediction_type="sample")
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def command_line(model: Path, output: Path, *flags: str) -> list[str]:
+    images = write_images(output.parent / "images", size=TINY["sample_size"])
+    machine = ("--batch-size=16", "--num-workers=0", "--log-every=16", "--checkpoint-every=16")
+    return [f"--pretrained-model={model}", f"--dataset={images}", f"--output={output}", *machine, *flags]
+
+
+def test_networks_schedule_weights_and_averages_are_the_models(model: Path, tmp_path: Path) -> None:
+    flags = ("--training-examples=16", "--learning-rate=1e-12", "--warmup-examples=0")
+    code, text = run(command_line(model, tmp_path / "run", *flags))
+    assert code == 0, text
+    before, after = (DiffusionAutoencoderPipeline.from_pretrained(path) for path in (model, tmp_path / "run/pipeline"))
+    for name in ("encoder", "decoder"):
+        weights = getattr(after, name).state_dict()
+        for key, value in getattr(before, name).state_dict().items():
+            torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-9)
+    assert (after.scheduler.config.scaling_factor, after.scheduler.config.prediction_type) == (2.0, "sample")
+    assert {record["phase"] for record in records(tmp_path / "run")} == {2}
+
+
+def test_other_networks_than_the_models_are_refused(model: Path) -> None:
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
+    options = TrainingOptions(pretrained_model=str(model), dataset="x", output=Path("y"))
+    preset = resolve_experiment(options, ["decoder.dropout=0.3", "phase1_fraction=0.5"], pipeline)
+    assert (preset.decoder["dropout"], preset.phase1_fraction) == (0.3, 0.5)
+    assert preset.encoder["channel_multipliers"] == list(TINY["channel_multipliers"])
+    with pytest.raises(ValueError, match=r"decoder\.layers_per_block"):
+        resolve_experiment(options, ["decoder.layers_per_block=2"], pipeline)
+
+
+def test_a_fine_tuning_resumes_to_the_same_weights(model: Path, tmp_path: Path) -> None:
+    argv = command_line(model, tmp_path / "whole", "--training-examples=64", "--keep-checkpoints=9")
+    assert run(argv)[0] == 0
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "whole" / "checkpoint-32.pt").rename(tmp_path / "broken" / "checkpoint-32.pt")
+    code, text = run([*argv, f"--output={tmp_path / 'broken'}", "--resume-from-checkpoint=latest"])
+    assert code == 0, text
+    first, second = (states(tmp_path / name)[-1]["model"] for name in ("whole", "broken"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_finished_run_is_prolonged(image_folder: Path, tmp_path: Path) -> None:
+    """The phases change where they did at first; the steps before the old end are those of the longer run's twin."""
+    folder = tmp_path / "run"
+    argv = arguments(image_folder, folder, "--resume-from-checkpoint=latest", training_examples=128)
+    assert run(argv)[0] == 0
+    code, text = run([*argv, "--training-examples=256"])
+    assert code == 0, text
+    assert "at 128 examples" in text
+    phases = [record["phase"] for record in records(folder)]
+    assert phases == [1] * 2 + [2] * 14
+    assert states(folder)[-1]["phase1_examples"] == 32
+    twin = arguments(image_folder, tmp_path / "twin", training_examples=256)
+    code, text = run([*twin, "--phase1-fraction=0.125"])
+    assert code == 0, text
+    first, second = (states(path)[-1]["model"] for path in (folder, tmp_path / "twin"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    figures = json.loads((folder / "pipeline" / "figures.json").read_text())
+    assert figures["experiment"]["phase1_fraction"] == 0.125
+    # A third time, for as long as the second: there is nothing left to do. Not shorter.
+    assert run([*argv, "--training-examples=256"])[0] == 0
+    code, text = run(argv)
+    assert code == 2, text
+    assert "training_examples" in text.splitlines()[-1]
+
+
+def test_a_preset_may_give_the_recipe(model: Path) -> None:
+    _, small = parsed(["--preset=small-64", "--dataset=x", "--output=y"])
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
+    options = TrainingOptions(preset="small-64", pretrained_model=str(model), dataset="x", output=Path("y"))
+    preset = resolve_experiment(options, pretrained=pipeline)
+    assert (preset.optimizer, preset.learning_rate) == (small.optimizer, small.learning_rate)
+    assert preset.decoder["sample_size"] == TINY["sample_size"]
