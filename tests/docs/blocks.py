@@ -77,7 +77,7 @@ NOT_HERE_YET: dict[str, Callable[[], bool]] = {
 
 # Small networks for any preset of 32 pixels.
 _NETWORK = {"base_channels": 8, "channel_multipliers": [1, 2], "norm_num_groups": 4, "latent_dim": 16}
-TINY_EXPERIMENT = {"encoder": _NETWORK, "decoder": {**_NETWORK, "latent_spatial_size": 8}, "batch_size": 8}
+TINY_EXPERIMENT = {"encoder": _NETWORK, "decoder": {**_NETWORK, "latent_spatial_size": 16}, "batch_size": 8}
 
 
 def prepare(folder: Path) -> None:

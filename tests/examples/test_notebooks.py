@@ -1,0 +1,54 @@
+"""The notebooks run from top to bottom on the CPU, and stay small files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffae_hub import DiffusionAutoencoderPipeline
+from diffae_hub.cli import main as command_line
+
+NOTEBOOKS = Path(__file__).parents[2] / "examples" / "notebooks"
+
+# Until then a notebook is skipped.
+NEEDS = {
+    "reconstruct_and_edit": lambda: hasattr(DiffusionAutoencoderPipeline, "edit"),
+    "train_on_a_folder": lambda: "train" in command_line._COMMANDS,
+}
+
+
+def run(name: str) -> dict[str, Any]:
+    """Executes the code cells; what they defined."""
+    notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
+    namespace: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{name}.ipynb", "exec"), namespace)
+    return namespace
+
+
+def test_every_notebook_is_run_and_small() -> None:
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(NEEDS)
+    assert all(path.stat().st_size < 300_000 for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.mark.skipif(not NEEDS["reconstruct_and_edit"](), reason="the pipeline has no edit yet")
+def test_reconstruct_and_edit() -> None:
+    made = run("reconstruct_and_edit")
+    assert made["z"].shape == (1, 512)
+    assert (len(made["variations"]), len(made["frames"]), len(made["edited"])) == (4, 7, 5)
+    pixels = [picture.resize((1, 1)).getpixel((0, 0)) for picture in made["edited"]]
+    warmth = [red - blue for red, _, blue in pixels]
+    assert warmth == sorted(warmth)
+    assert warmth[-1] > warmth[0] + 20
+
+
+@pytest.mark.skipif(not NEEDS["train_on_a_folder"](), reason="there is no diffae-hub train yet")
+def test_train_on_a_folder() -> None:
+    made = run("train_on_a_folder")
+    losses = [record["loss"] for record in made["records"] if "loss" in record]
+    assert losses[-1] < losses[0]
+    assert made["reconstruction"].size == (32, 32)
