@@ -39,19 +39,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffae_hub import __version__
-from diffae_hub.data.loading import (
-    ImageTensorDataset,
-    ImageTransform,
-    ResumableBatchSampler,
-    UnfitImage,
-    load_rows,
-    open_dataset,
-    process_share,
-    training_loader,
-    where_from,
-)
+from diffae_hub.data.errors import UnfitImage
+from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, process_share, training_loader
+from diffae_hub.data.open_dataset import load_rows, open_dataset, where_from
 from diffae_hub.data.sources import local_path, split_name
 from diffae_hub.data.streaming import StreamedBatches, streaming_loader
+from diffae_hub.data.transform import ImageTransform
 from diffae_hub.files import new_folder, write_text
 from diffae_hub.hub.model_card import figures_of_run, write_model_card
 from diffae_hub.hub.push import ensure_repository, push_pipeline
@@ -286,8 +279,6 @@ def train(
         batches = iter(loader)
         while not trainer.finished and not monitor.stopping:
             batch = next(batches)
-            if isinstance(batch, Exception):
-                raise batch
             for line in sorted(set(batch.unreadable) - skipped):
                 skipped.add(line)
                 print(f"skipped an unreadable image ({len(skipped)} so far): {line}", file=sys.stderr, flush=True)

@@ -425,7 +425,7 @@ def test_unreadable_image_stops_or_is_skipped(tmp_path: Path) -> None:
     code, text = run(arguments(folder, tmp_path / "stops", training_examples=32))
     assert code == 1
     assert "007.png" in text.splitlines()[-1]
-    assert "--skip_bad_images" in text.splitlines()[-1]
+    assert "--skip-bad-images" in text.splitlines()[-1]
     assert "Traceback" not in text
     for name, streaming in (("skips", ()), ("streams", ("--streaming",))):  # 4 epochs
         flags = ("--skip_bad_images", *streaming)
