@@ -19,7 +19,7 @@ from diffae_hub import load_codes
 from diffae_hub.cli.main import main
 from diffae_hub.codes.fingerprints import encoder_fingerprint
 from diffae_hub.codes.shards import encode_dataset
-from diffae_hub.data.loading import load_rows
+from diffae_hub.data.open_dataset import load_rows
 
 
 def encode(dataset: str, model: str, output: Path, *more: str) -> list[str]:

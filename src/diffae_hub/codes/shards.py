@@ -25,7 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..data.loading import ImageTransform, load_rows, open_dataset
+from ..data.open_dataset import load_rows, open_dataset
+from ..data.transform import ImageTransform
 from ..files import SETTINGS, check_new_or_continued, check_output, keep_settings, new_file, read_json, write_text
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .fingerprints import encoder_fingerprint

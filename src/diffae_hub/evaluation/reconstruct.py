@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from ..codes.fingerprints import weights_fingerprint
 from ..codes.shards import encode_dataset, encode_images, stored_codes
-from ..data.loading import ImageTransform, load_rows, open_dataset
+from ..data.open_dataset import load_rows, open_dataset
+from ..data.transform import ImageTransform
 from ..devices import find_device, load_pipeline, processor_name
 from ..files import SETTINGS, check_new_or_continued, check_output, keep_settings, write_png, write_text
 from ..images import film_strip

@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from ..data.loading import (
-    ImageTensorDataset,
-    ImageTransform,
-    ResumableBatchSampler,
-    load_rows,
-    open_dataset,
-    process_share,
-    training_loader,
-    where_from,
-)
+from ..data.loader import ImageTensorDataset, ResumableBatchSampler, process_share, training_loader
+from ..data.open_dataset import load_rows, open_dataset, where_from
 from ..data.sources import local_path
 from ..data.streaming import StreamedBatches, streaming_loader
+from ..data.transform import ImageTransform
 from .checkpoints import check_equal
 from .options import TrainingOptions
 from .presets import TrainingPreset

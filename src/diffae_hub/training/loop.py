@@ -18,7 +18,8 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..data.loading import Batch, TrainingError
+from ..data.errors import TrainingError
+from ..data.loader import Batch
 from ..files import new_folder, write_png, write_text
 from ..hub.model_card import figures_of_run, write_model_card
 from ..hub.push import ensure_repository, push_pipeline
