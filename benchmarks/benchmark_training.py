@@ -35,15 +35,10 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffae_hub.data.loading import (
-    ImageTensorDataset,
-    ImageTransform,
-    ResumableBatchSampler,
-    load_rows,
-    open_dataset,
-    training_loader,
-)
+from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, training_loader
+from diffae_hub.data.open_dataset import load_rows, open_dataset
 from diffae_hub.data.streaming import StreamedBatches, streaming_loader
+from diffae_hub.data.transform import ImageTransform
 from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss
 from diffae_hub.training.presets import TrainingPreset, preset_named
 from diffae_hub.training.trainer import TwoPhaseTrainer

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from diffae_hub.cli.main import main
 from diffae_hub.codes.shards import load_codes
-from diffae_hub.data.loading import load_rows
+from diffae_hub.data.open_dataset import load_rows
 
 
 def encode(dataset: str, model: str, output: Path, *more: str) -> list[str]:

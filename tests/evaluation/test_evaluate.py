@@ -20,7 +20,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from diffae_hub.cli.main import main
 from diffae_hub.conversion.official_configuration import CELEBA_ATTRIBUTES
-from diffae_hub.data.loading import load_rows
+from diffae_hub.data.open_dataset import load_rows
 from diffae_hub.evaluation.baselines import jpeg_reconstruct
 from diffae_hub.evaluation.evaluate import image_pairs
 from diffae_hub.evaluation.evaluation_folder import EvaluationFolder

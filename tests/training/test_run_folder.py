@@ -13,7 +13,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from diffae_hub.cli.main import main
-from diffae_hub.data.loading import TrainingError
+from diffae_hub.data.errors import TrainingError
 from diffae_hub.training import loop, run_folder
 from diffae_hub.training.checkpoints import checkpoint_files
 from diffae_hub.training.run_folder import METRICS, append_metrics, own_run_folder, read_metrics, rewind_metrics

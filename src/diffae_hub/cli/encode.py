@@ -36,7 +36,7 @@ Given again, the command continues where it stopped. `accelerate launch -m diffa
 def run_encode(arguments: argparse.Namespace) -> int:
     """Encodes a data set."""
     from ..codes.shards import SUMMARY, dataset_rows, encode_dataset, finish_codes
-    from ..data.loading import ImageTransform
+    from ..data.transform import ImageTransform
     from ..devices import find_device, join_processes, load_for_evaluation, weights_fingerprint
     from ..files import check_new_or_continued, check_output
 

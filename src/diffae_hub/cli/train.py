@@ -28,7 +28,7 @@ command goes on where it stopped, as if it had not been interrupted; with larger
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Trains; the exit code is 0, 2 for a command line that cannot be run, 1 for a run that broke off."""
-    from ..data.loading import TrainingError, UnfitImage
+    from ..data.errors import TrainingError, UnfitImage
     from ..training.checkpoints import checkpoint_files
     from ..training.loop import train
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..data.loading import ImageTransform
+from ..data.transform import ImageTransform
 from ..files import SETTINGS, keep_settings, new_file, write_text
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 
@@ -239,7 +239,7 @@ def dataset_rows(
     Raises:
         ValueError: If the source, the split or a column does not exist, or an argument is not allowed.
     """
-    from ..data.loading import load_rows, open_dataset
+    from ..data.open_dataset import load_rows, open_dataset
 
     if limit is not None and limit < 1:
         raise ValueError(f"num_images must be at least 1, got {limit}")
@@ -265,7 +265,7 @@ def dataset_rows(
 
 def class_names(source: str, split: str, image_column: str, column: str) -> list[str] | None:
     """The names of the classes of a column, where the data set has them."""
-    from ..data.loading import open_dataset
+    from ..data.open_dataset import open_dataset
 
     feature = open_dataset(source, split, image_column, False, [column]).features[column]
     return getattr(feature, "names", None)

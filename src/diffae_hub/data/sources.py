@@ -1,178 +1,148 @@
-"""Finding training data on the disk: the image files or the parquet files that a split names."""
+"""Finding data on the disk: the image files or the parquet files that a split names.
+
+The rules of `datasets` do not serve for images: it takes `photo test 1.png` for a test split and silently leaves out
+the other images of the folder, and linked folders too.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 from ..files import user_path
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Not read, but worth a word: whoever has such files will think that they are.
 _OTHER_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".tga")
-
-# Beside images they hold columns of theirs: no data of their own, the parquet file neither.
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-
-# What folders of splits are called, in the order of preference among those that mean the same.
-_SYNONYMS = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing", "eval"))
-_SPLIT_NAMES = tuple(name for names in _SYNONYMS for name in names)
+# Further columns of the images beside them, and no data of their own.
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# What folders of splits are called, and what that means.
+_SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation"}
+_SPLITS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test"}
 
 
-class ImageFolder(Sequence):
-    """The image files below a folder, in the order of their names, as rows `{"path": ..., "bytes": None}`.
+def local_path(source: str) -> Path:
+    """Where a data set is if it is on this disk, with `~` for the home folder."""
+    path = user_path(source)
+    try:
+        path.exists()
+    except OSError as error:
+        raise ValueError(f"dataset must be a path that can be read, got {error.filename}: {error.strerror}") from error
+    return path
 
-    Args:
-        folder: Searched with its subfolders, also linked ones; hidden files and folders are left out. Links to files
-            that do not exist are kept, as images that cannot be read. A warning gives the number of images in formats
-            that are not read.
 
-    Raises:
-        ValueError: If there is no image file, or a subfolder cannot be read.
+def files_below(folder: str | Path) -> Iterator[tuple[str, os.DirEntry]]:
+    """The visible files below a folder, each with the real path of the folder it lies in.
+
+    Linked folders are followed, but each real folder is visited once, under its own name if it has one here. A link to
+    a folder that holds `folder` is not followed.
     """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.paths, other = [], 0
-        for path in _files(folder):
-            # Pipes and sockets are left out.
-            if path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or not path.exists()):
-                self.paths.append(str(path))
-            other += path.suffix.lower() in _OTHER_IMAGE_SUFFIXES
-        self.paths.sort()
-        if not self.paths:
-            raise ValueError(f"dataset must hold at least one image file ({', '.join(IMAGE_SUFFIXES)}), got {folder}")
-        if other:
-            warnings.warn(
-                f"{folder}: {other} files were passed over, read are {', '.join(IMAGE_SUFFIXES)} only", stacklevel=2
-            )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"path": self.paths[index], "bytes": None}
+    start = Path(folder).resolve()
+    waiting, visited = deque([os.fspath(folder)]), set()
+    while waiting:
+        parent = waiting.popleft()
+        real_parent = os.path.realpath(parent)
+        if real_parent in visited:
+            continue
+        visited.add(real_parent)
+        with os.scandir(parent) as entries:
+            visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        for entry in visible:
+            if not (Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()):
+                yield real_parent, entry
+            elif not entry.is_symlink():
+                waiting.appendleft(entry.path)
+            elif not start.is_relative_to(os.path.realpath(entry.path)):
+                waiting.append(entry.path)  # after all real folders
 
 
-def _files(folder: str | Path) -> Iterator[Path]:
-    """All that is below a folder and no folder, without what is hidden."""
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        # A link to a folder that it lies in would be followed for ever.
-        place = Path(parent).resolve()
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and not place.is_relative_to(Path(parent, name).resolve())
-        ]
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
+def check_regular_file(path: str | Path) -> None:
+    """Refuses pipes, devices and sockets: reading them could take for ever. A link to nothing is left to the reader."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"dataset must consist of regular files, got {path}: a pipe, a device or a socket")
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise ValueError(
-        f"dataset must be a folder that can be read with its subfolders, got {error.filename}: {error.strerror}"
-    ) from error
+def is_image_name(name: str) -> bool:
+    """Whether a file is called like an image that is read."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def image_files(folder: Path) -> list[str]:
+    """The image files below a folder, sorted, each real file once. Links to nothing are kept: as unreadable images."""
+    paths, links, folders, other = [], [], set(), 0
+    for real_parent, entry in files_below(folder):
+        if is_image_name(entry.name):
+            folders.add(real_parent)
+            if not entry.is_symlink() and entry.is_file():
+                paths.append(entry.path)
+            else:
+                check_regular_file(entry.path)
+                (links if Path(entry.path).exists() else paths).append(entry.path)
+        other += entry.name.lower().endswith(_OTHER_IMAGE_SUFFIXES)
+    by_target: dict[str, str] = {}
+    for link in links:
+        target = os.path.realpath(link)
+        parent, name = os.path.split(target)
+        if parent not in folders or name.startswith(".") or not is_image_name(name):  # else it is among `paths`
+            by_target.setdefault(target, link)
+    paths = sorted([*paths, *by_target.values()])
+    if not paths:
+        raise ValueError(f"dataset must hold at least one image file ({', '.join(IMAGE_SUFFIXES)}), got {folder}")
+    if other:
+        warnings.warn(f"{folder}: {other} files were passed over, not {', '.join(IMAGE_SUFFIXES)}", stacklevel=2)
+    return paths
 
 
 def image_folder(folder: Path, split: str) -> Path:
     """The folder that holds a split's images: a subfolder where the folder is divided into splits, else itself.
 
     It is divided if it has subfolders named like splits (train, training, validation, valid, val, dev, test, testing or
-    eval, in any case) and there are images in no others: a class of images may be called "train". What is found in a
-    folder that is divided is the subfolder of the split's own name, or of one that means the same ("val" for
-    "validation"). All images of a folder that is not divided are any split with one of these names.
-
-    Args:
-        folder: Holds images.
-        split: A name without a slice.
-
-    Raises:
-        ValueError: If the split does not exist, or a subfolder cannot be read.
+    eval, in any case) and there are images in no others: a class of images may be called "train". Of a folder that is
+    divided the subfolder of the split's own name is taken, or else one that means the same ("val" for "validation").
+    All images of a folder that is not divided are any split with one of these names.
     """
-    _, names, _ = next(os.walk(folder, onerror=_refuse))
-    splits = [name for name in sorted(names) if name.lower() in _SPLIT_NAMES]
-    others = [name for name in sorted(names) if name not in splits and not name.startswith(".")]
-    mixed = [name for name in others if splits and _holds_image_files(folder / name)]
-    same = next((synonyms for synonyms in _SYNONYMS if split.lower() in synonyms), ())
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    splits = [name for name in names if name.lower() in _SPLITS]
+    others = [name for name in names if splits and name not in splits]
+    mixed = [name for name in others if any(is_image_name(entry.name) for _, entry in files_below(folder / name))]
+    meaning = _SPLITS.get(split.lower(), split)
     if splits and not mixed:
-        for wanted in (split, *same):
-            for name in splits:
-                if wanted in (name, name.lower()):
-                    return folder / name
-        raise ValueError(f"split must be a subfolder of {folder} or mean the same, one of {splits}, got {split!r}")
-    if not same:
-        raise ValueError(
-            f"split must be one of {', '.join(_SPLIT_NAMES)} for {folder}, which is not divided into subfolders of "
-            f"these names (all images are taken), got {split!r}"
-        )
+        same = [name for name in splits if split == name or _SPLITS[name.lower()] == meaning]
+        if not same:
+            raise ValueError(f"split must be a subfolder of {folder} or mean the same, one of {splits}, got {split!r}")
+        return folder / (split if split in same else same[0])
+    if meaning not in _SPLITS:
+        raise ValueError(f"split must be one of {', '.join(_SPLITS)} as {folder} is not divided, got {split!r}")
     if mixed:
-        warnings.warn(
-            f"{folder}: all images are taken, those below {', '.join(splits)} for no splits, as there are also some "
-            f"below {mixed[0]}",
-            stacklevel=2,
-        )
+        splits = ", ".join(splits)
+        warnings.warn(f"{folder}: all images are taken, not by {splits}, as some are in {mixed[0]}", stacklevel=2)
     return folder
 
 
-def _holds_image_files(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _files(folder))
-
-
-def metadata_files(folder: Path) -> list[str]:
-    """The files with further columns of the images below a folder."""
-    return sorted(str(path) for path in _files(folder) if path.name in _METADATA)
-
-
 def parquet_files(path: Path, split: str) -> list[str]:
-    """The parquet files that a path stands for; empty if there are none.
+    """The parquet files of a split; empty if there are none of any split.
 
-    Those of a split are named `<split>`, `<split>-...`, `<split>_<digits>...` or `<split>.<...>`, or lie in a folder of
-    its name. A copy of a Hub dataset has them in the folder `data`, which counts if there are none above it.
-
-    Args:
-        path: A parquet file, which is any split, or a folder.
-        split: A name without a slice.
-
-    Raises:
-        ValueError: If there are files, but of other splits.
+    They are named `<split>`, `<split>-...`, `<split>_<digits>...` or `<split>.<...>`, or lie in a folder of its name:
+    in `path` itself or, as in a copy of a Hub dataset, in its folder `data`. A path to a file is any split.
     """
-    if path.is_file():
-        return [str(path)] if path.suffix.lower() == ".parquet" else []
+    files = [path] if path.suffix.lower() == ".parquet" and not path.is_dir() else []
+    pattern = re.compile(rf"{re.escape(split)}([-.].*|_\d.*)?", re.DOTALL)
     for folder in (path, path / "data"):
-        by_name = [(file.stem, file) for file in _parquet_files_in(folder)]
-        by_folder = [(name, file) for name in {split, *_SPLIT_NAMES} for file in _parquet_files_in(folder / name)]
-        pattern = re.compile(rf"{re.escape(split)}([-.].*|_\d.*)?", re.DOTALL)
-        files = [file for name, file in by_name if pattern.fullmatch(name)]
-        files += [file for name, file in by_folder if name == split]
+        found = [*folder.glob("*.parquet"), *(folder / (split or ".")).glob("*.parquet")]
+        found = sorted({file for file in found if file.name not in METADATA and not file.name.startswith(".")})
+        files += [file for file in found if file.parent != folder or pattern.fullmatch(file.stem)]
         if files:
-            return sorted(map(str, files))
-        if by_name or by_folder:
-            names = sorted(str(file.relative_to(folder)) for _, file in (*by_name, *by_folder))
+            break
+        if found:
+            names = [str(file.relative_to(folder)) for file in found]
             raise ValueError(f"split must name parquet files in {folder}, which are {names}, got {split!r}")
-    return []
-
-
-def _parquet_files_in(folder: Path) -> list[Path]:
-    files = folder.glob("*.parquet")
-    return [file for file in files if file.name not in _METADATA and not file.name.startswith(".")]
-
-
-def local_path(source: str) -> Path:
-    """Where a data set would be if it is on this disk, with `~` for the home folder.
-
-    Raises:
-        ValueError: If there is a folder that cannot be read.
-    """
-    path = user_path(source)
-    try:
-        if path.is_dir():
-            os.scandir(path).close()  # whether it may be listed
-            (path / "..").stat()  # whether what is in it may be opened
-        return path
-    except OSError as error:
-        _refuse(error)
+    for file in files:
+        check_regular_file(file)
+    return [str(file) for file in files]
 
 
 def split_name(split: str) -> str:
@@ -181,11 +151,7 @@ def split_name(split: str) -> str:
 
 
 def rows_of_slice(split: str, count: int) -> range:
-    """The rows that a split such as `"train[:90%]"` stands for, of the `count` that the split has.
-
-    Raises:
-        ValueError: If it is no such text.
-    """
+    """The rows that a split such as `"train[:90%]"` stands for, of the `count` that the split has."""
     import datasets
 
     try:

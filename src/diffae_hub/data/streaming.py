@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from .loading import Batch, ImageTransform, TrainingDataLoader, TrainingError, UnfitImage, bad_image
+from .errors import TrainingError, UnfitImage
+from .loader import Batch, TrainingDataLoader, unreadable_image
+from .transform import ImageTransform
 
 if TYPE_CHECKING:
     import datasets
 
-_START = {
-    "epoch": 0, "shard": 0, "shard_state": None, "shard_row": 0, "row": 0, "block": 0, "offset": 0, "examples": 0
-}  # fmt: skip
+# A position. Where a block begins: the epoch, the shard in the epoch's order, where `datasets` stands in it, the rows
+# read of it. The block's number in the epoch, how many of its rows are used, and how many rows in all.
+_START = {"epoch": 0, "shard": 0, "shard_state": None, "shard_row": 0, "block": 0, "offset": 0, "examples": 0}
 
 # The reading thread goes on by so many batches' rows for every batch that is decoded. All at once the rows of a block
 # would take the interpreter from the decoding threads, and a batch would be as late as if there were no thread.
@@ -40,76 +43,60 @@ def _readable(shard: datasets.IterableDataset, name: str) -> Iterator[dict[str, 
     try:
         yield from shard
     except Exception as error:  # each format and place of storage has its own
-        raise TrainingError(f"{name} cannot be read: {error}") from error
+        raise TrainingError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
 
 
+@dataclass(eq=False)
 class StreamedBatches(IterableDataset):
-    """An endless stream of one process's [`Batch`]es, or its end: the exception, for the trainer to raise.
+    """An endless stream of one process's [`Batch`]es. Its last item is what stops the training: [`TrainingDataLoader`].
 
     Epoch e visits the shards (files) in the permutation seeded by (seed, e). Where there are at least as many shards as
     processes, each process reads its own; otherwise each reads all and keeps every `num_processes`-th row.
 
     Args:
-        dataset: An `IterableDataset` of `datasets`, from [`~diffae_hub.data.loading.open_dataset`].
+        dataset: An `IterableDataset` of `datasets`, from [`~diffae_hub.data.open_dataset.open_dataset`].
         image_column: Its column of undecoded images.
         transform: Decodes a row.
         batch_size: Images per batch, for this process.
         buffer_size: Rows per block. Memory holds two blocks of encoded images: the present one and the next.
-        seed: Seed of the order.
-        position: Where to begin: the `position` of the last batch that was trained on; None for the beginning.
-        process_index: This process.
-        num_processes: Number of processes. A position holds for this number only.
+        position: Where to begin: the `position` of the last batch that was trained on; None for the beginning. It holds
+            for this number of processes only.
         skip_bad_images: Whether the stream goes on after an image that cannot be read.
         decoding_threads: Threads that decode the images of a batch.
     """
 
-    def __init__(
-        self,
-        dataset: datasets.IterableDataset,
-        image_column: str,
-        transform: ImageTransform,
-        *,
-        batch_size: int,
-        buffer_size: int,
-        seed: int,
-        position: dict[str, Any] | None = None,
-        process_index: int = 0,
-        num_processes: int = 1,
-        skip_bad_images: bool = False,
-        decoding_threads: int = 1,
-    ) -> None:
-        self.dataset = dataset
-        self.image_column = image_column
-        self.transform = transform
-        self.batch_size = batch_size
-        self.buffer_size = buffer_size
-        self.seed = seed
-        self.position = position or _START
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.skip_bad_images = skip_bad_images
-        self.decoding_threads = decoding_threads
+    dataset: datasets.IterableDataset
+    image_column: str
+    transform: ImageTransform
+    _: KW_ONLY
+    batch_size: int
+    buffer_size: int
+    seed: int
+    position: dict[str, Any] | None = None
+    process_index: int = 0
+    num_processes: int = 1
+    skip_bad_images: bool = False
+    decoding_threads: int = 1
 
     def _epoch_rows(self, start: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """This process's rows `{"path", "bytes"}` of an epoch from `start` on, each with the place that follows it."""
-        order = np.random.default_rng((self.seed, start["epoch"])).permutation(self.dataset.num_shards)
-        own_shards = len(order) >= self.num_processes
-        if own_shards:
-            order = order[self.process_index :: self.num_processes]
-        row_number = start["row"]
+        num_shards = self.dataset.num_shards
+        order = np.random.default_rng((self.seed, start["epoch"])).permutation(num_shards)
+        first, every = self.process_index, self.num_processes  # of a shard's rows
+        if num_shards >= self.num_processes:
+            order, first, every = order[first::every], 0, 1
         for shard_number in range(start["shard"], len(order)):
-            shard = self.dataset.shard(num_shards=self.dataset.num_shards, index=int(order[shard_number]))
-            first_row = 0
+            index = int(order[shard_number])
+            shard, rows_read = self.dataset.shard(num_shards=num_shards, index=index), 0
             if shard_number == start["shard"] and start["shard_state"] is not None:
                 shard.load_state_dict(start["shard_state"])
-                first_row = start["shard_row"]
-            name = f"shard {order[shard_number]} (of {self.dataset.num_shards}, from 0) of the dataset"
-            for shard_row, row in enumerate(_readable(shard, name), first_row + 1):
-                row_number += 1
-                if own_shards or (row_number - 1) % self.num_processes == self.process_index:
+                rows_read = start["shard_row"]
+            rows = _readable(shard, f"shard {index} (of {num_shards}, from 0) of the dataset")
+            for number, row in enumerate(rows, rows_read):
+                if number % every == first:
                     image = row[self.image_column] or {}
-                    path = image.get("path") or f"row {shard_row - 1} of shard {order[shard_number]}"
-                    place = {"shard": shard_number, "shard_state": shard, "shard_row": shard_row, "row": row_number}
+                    path = image.get("path") or f"row {number} of shard {index}"
+                    place = {"shard": shard_number, "shard_state": shard, "shard_row": number + 1}
                     yield {"path": path, "bytes": image.get("bytes")}, place
 
     def _blocks(self) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]] | None]:
@@ -117,12 +104,11 @@ class StreamedBatches(IterableDataset):
         row, or in its midst where the stream is resumed there. After every few rows comes None, and the caller chooses
         when to read on.
         """
-        start = dict(self.position)
+        start, step = dict(self.position or _START), _BATCHES_READ_AHEAD * self.batch_size
         while True:
             rows = self._epoch_rows(start)
             while True:
                 block: list[dict[str, Any]] = []
-                step = _BATCHES_READ_AHEAD * self.batch_size
                 while more := list(islice(rows, min(step, self.buffer_size - len(block)))):
                     block += [row for row, _ in more]
                     place = more[-1][1]
@@ -134,7 +120,7 @@ class StreamedBatches(IterableDataset):
                 yield block, start
                 examples = start["examples"] + len(block) - start["offset"]
                 start = {**start, **following, "block": start["block"] + 1, "offset": 0, "examples": examples}
-            if start["row"] == 0:
+            if start["block"] == 0:
                 raise TrainingError("dataset must hold at least one image per process, got none")
             start = {**_START, "epoch": start["epoch"] + 1, "examples": start["examples"]}
 
@@ -168,7 +154,7 @@ class StreamedBatches(IterableDataset):
                 raise
             except ValueError as error:
                 if not self.skip_bad_images:
-                    raise bad_image(error) from error
+                    raise unreadable_image(error) from error
                 decoded.append((str(error), position))
         return decoded
 
@@ -181,7 +167,7 @@ class StreamedBatches(IterableDataset):
     def _batches(self) -> Iterator[Batch]:
         images: list[torch.Tensor] = []
         unreadable: list[str] = []
-        epoch = self.position["epoch"]  # of the newest readable image
+        epoch = (self.position or _START)["epoch"]  # of the newest readable image
         with closing(self._shuffled_rows()) as rows, ThreadPoolExecutor(self.decoding_threads) as pool:
             while True:
                 wanted = list(islice(rows, self.batch_size - len(images)))
@@ -205,21 +191,10 @@ class StreamedBatches(IterableDataset):
                     images, unreadable = [], []
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
 def streaming_loader(stream: StreamedBatches, num_workers: int) -> DataLoader:
     """The stream's batches, decoded ahead by one process with `num_workers` threads, beside the thread that reads.
 
     Without workers the process of the training decodes; the next block is read ahead all the same.
     """
     stream.decoding_threads = max(1, num_workers)
-    return TrainingDataLoader(
-        stream,
-        batch_size=None,
-        num_workers=min(1, num_workers),
-        collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if num_workers else None,
-    )
+    return TrainingDataLoader(stream, min(1, num_workers), batch_size=None)

@@ -23,7 +23,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..codes.shards import class_names, dataset_rows, encode_dataset, finish_codes, load_codes, stored_codes
-from ..data.loading import ImageTransform, load_rows
+from ..data.open_dataset import load_rows
+from ..data.transform import ImageTransform
 from ..devices import find_device, join_processes, load_for_evaluation, processor_name, weights_fingerprint
 from ..files import check_output, write_text
 from ..metrics.bootstrap import bootstrap_interval
@@ -226,8 +227,8 @@ def _load_other(options: EvaluationOptions, device: torch.device, config: Any) -
 
 def _check_required(options: EvaluationOptions, device: torch.device) -> None:
     """Loads the weights of the required metrics, so that a missing one is known before the sampling."""
-    from ..metrics.lpips import PerceptualDistance
     from ..metrics import frechet
+    from ..metrics.lpips import PerceptualDistance
 
     for metric in options.require:
         try:

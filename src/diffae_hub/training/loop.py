@@ -18,7 +18,8 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..data.loading import Batch, TrainingError
+from ..data.errors import TrainingError
+from ..data.loader import Batch
 from ..files import new_folder, write_png, write_text
 from ..hub.model_card import figures_of_run, write_model_card
 from ..hub.push import ensure_repository, push_pipeline
@@ -219,8 +220,6 @@ class _Run:
             batches = iter(self.loader)
             while not trainer.finished and not monitor.stopping:
                 batch = next(batches)
-                if isinstance(batch, Exception):
-                    raise batch
                 loss = trainer.step(batch.images)
                 monitor.add(trainer.examples_seen // self.preset.batch_size, trainer.examples_seen, loss)
                 self._note(batch)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..data.loading import CROPS
+from ..data.transform import CROPS
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.semantic_encoder import SemanticEncoderModel
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler

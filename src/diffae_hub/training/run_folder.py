@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..data.loading import TrainingError
+from ..data.errors import TrainingError
 from ..files import write_text
 
 CONFIGURATION = "configuration.json"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.loading import TrainingError
+from ..data.errors import TrainingError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.training_utils import EMAModel
 
-from ..data.loading import process_share
+from ..data.loader import process_share
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .checkpoints import restore_averages, restore_state_layout
 from .objective import DiffusionAutoencoder, denoising_loss, derived_seed, phase_at, sample_timesteps

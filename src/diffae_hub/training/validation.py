@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from ..data.loading import ImageTransform, UnfitImage, load_rows, open_dataset, where_from
+from ..data.errors import UnfitImage
+from ..data.open_dataset import load_rows, open_dataset, where_from
 from ..data.sources import local_path, split_name
+from ..data.transform import ImageTransform
 from ..files import new_file
 from ..metrics.psnr import peak_signal_to_noise_ratio
 from ..metrics.ssim import structural_similarity

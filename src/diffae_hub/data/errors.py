@@ -1,0 +1,11 @@
+"""What ends a run because of its data, or for another reason: one line for the user, without a traceback."""
+
+from __future__ import annotations
+
+
+class TrainingError(RuntimeError):
+    """The training cannot go on."""
+
+
+class UnfitImage(ValueError):
+    """An intact image that the crop is not for: the command must change, not the image."""

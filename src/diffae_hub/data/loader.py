@@ -1,0 +1,194 @@
+"""Batches with random access, in an order that can be resumed.
+
+The order of the examples is a pure function of the seed and the number of examples seen. A resumed run therefore goes
+on with exactly the batches that an uninterrupted one would have had, whatever the number of processes. Data sets that
+do not fit on the disk are in `streaming.py`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import signal
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from .errors import TrainingError, UnfitImage
+from .transform import ImageTransform
+
+
+class Batch(NamedTuple):
+    """A process's share of a global batch.
+
+    Args:
+        images: (B, C, H, W), float32, in [-1, 1].
+        unreadable: One line for each image that was skipped; the next readable one is in its place.
+        position: Where a stream stands after this batch; None for data sets with random access.
+    """
+
+    images: torch.Tensor
+    unreadable: list[str]
+    position: dict[str, Any] | None = None
+
+
+@dataclass(eq=False)
+class ImageTensorDataset(torch.utils.data.Dataset):
+    """Rows of a data set as image tensors.
+
+    With `skip_bad_images` the next readable image takes the place of one that cannot be read: always the same, so that
+    the training stays reproducible.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    transform: ImageTransform
+    skip_bad_images: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
+        """(image, one line for each unreadable one before it) at an index, or at (index, position in the training).
+
+        Raises:
+            TrainingError: If an image cannot be read and is not to be skipped, or none can be read.
+            UnfitImage: If the crop is not for images of this size.
+        """
+        index, position = key if isinstance(key, tuple) else (key, None)
+        unreadable: list[str] = []
+        for offset in range(len(self.rows)):
+            try:
+                row = self.rows[(index + offset) % len(self.rows)]
+                return self.transform(row, None if position is None else (position,)), unreadable
+            except UnfitImage:
+                raise
+            except ValueError as error:
+                if not self.skip_bad_images:
+                    raise unreadable_image(error) from error
+                unreadable.append(str(error))
+        raise TrainingError(f"none of the {len(self.rows)} images can be read; the first: {unreadable[0]}")
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Batch | Exception:
+        """A batch, or what stops the training: see [`TrainingDataLoader`]."""
+        try:
+            images, unreadable = zip(*(self[key] for key in keys), strict=True)
+        except (TrainingError, UnfitImage) as error:
+            return error
+        return Batch(torch.stack(images), [line for lines in unreadable for line in lines])
+
+
+def unreadable_image(error: ValueError) -> TrainingError:
+    """What stops a training that is not to skip images."""
+    return TrainingError(f"unreadable image (--skip-bad-images goes on without it): {error}")
+
+
+@dataclass(eq=False)
+class ResumableBatchSampler:
+    """Batches of (index, position) pairs in an order that the seed and the position alone decide.
+
+    Epoch e visits the data set in the permutation seeded by (seed, e). Batches run on over epoch ends and all are full,
+    the last one too. With several processes each takes its contiguous share of every global batch.
+
+    Args:
+        dataset_size: Number of images.
+        batch_size: Images per batch, of all processes together.
+        start: Examples seen before the first batch.
+        stop: Batches end when at least this many examples are seen.
+    """
+
+    dataset_size: int
+    batch_size: int
+    _: KW_ONLY
+    start: int
+    stop: int
+    seed: int
+    process_index: int = 0
+    num_processes: int = 1
+
+    def __len__(self) -> int:
+        return max(0, -(-(self.stop - self.start) // self.batch_size))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = process_share(self.batch_size, self.process_index, self.num_processes)
+        epoch, permutation = -1, np.empty(0, dtype=np.int64)
+        for first in range(self.start, self.stop, self.batch_size):
+            batch = []
+            for position in range(first, first + self.batch_size)[share]:
+                if position // self.dataset_size != epoch:
+                    epoch = position // self.dataset_size
+                    permutation = np.random.default_rng((self.seed, epoch)).permutation(self.dataset_size)
+                batch.append((int(permutation[position % self.dataset_size]), position))
+            yield batch
+
+
+def process_share(batch_size: int, process_index: int, num_processes: int) -> slice:
+    """The contiguous share of a global batch that a process works on; shares differ by at most one example."""
+    bounds = [batch_size * rank // num_processes for rank in (process_index, process_index + 1)]
+    return slice(*bounds)
+
+
+class TrainingDataLoader(DataLoader):
+    """A loader of whole batches, decoded ahead by its processes.
+
+    What stops the training comes from a data set in place of a batch, and is raised here: raised in a loader's process
+    it would be a traceback. The processes outlive SIGTERM and Ctrl-C, which go to the whole group, because the training
+    needs them until its next checkpoint. They end with the program: multiprocessing alone would wait for them for ever.
+    """
+
+    _running: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, **options: Any) -> None:
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=_prepare_worker,
+            **options,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = super().__iter__()
+        if self.num_workers:
+            self._running.add(batches)
+        return _raising(batches)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Ends the processes of all loaders."""
+        for batches in list(cls._running):
+            batches._shutdown_workers()
+            for worker in batches._workers:
+                worker.kill()  # one that hangs in reading
+
+
+atexit.register(TrainingDataLoader.end_all)  # after, and therefore run before, multiprocessing's own
+
+
+def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
+    return batch
+
+
+def _raising(batches: Iterator[Batch | Exception]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+def _prepare_worker(worker_index: int) -> None:
+    gc.freeze()  # a collection of what the process was born with would copy the pages it shares with the training
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def training_loader(dataset: ImageTensorDataset, sampler: ResumableBatchSampler, num_workers: int) -> DataLoader:
+    """[`Batch`]es in the sampler's order; `num_workers` processes decode images ahead."""
+    return TrainingDataLoader(dataset, num_workers, batch_sampler=sampler)

@@ -1,0 +1,215 @@
+"""Opening a data set: a folder of images, parquet files, a folder saved by `datasets`, or one on the Hub.
+
+Images stay encoded: `images.py` alone decodes them, behind its list of formats.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..network import reach_hub
+from . import sources
+from .sources import local_path, split_name
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+# The pieces that a folder's stream is shuffled by: see `streaming.py`.
+_FOLDER_SHARDS = 256
+
+
+@dataclass
+class ImageFiles(Sequence):
+    """Image files as rows `{"path": ..., "bytes": None}`."""
+
+    paths: list[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"path": self.paths[index], "bytes": None}
+
+
+@dataclass
+class ImageColumn(Sequence):
+    """The rows `{"path": ..., "bytes": ...}` of a data set's column of images."""
+
+    dataset: Dataset
+    column: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.dataset[index][self.column] or {}
+        return {"path": row.get("path") or f"row {index}", "bytes": row.get("bytes")}
+
+
+def load_rows(source: str, split: str = "train", image_column: str = "image") -> Sequence[Mapping[str, Any]]:
+    """The rows of a data set with random access, each `{"path": ..., "bytes": ...}`, still encoded.
+
+    The arguments are those of [`open_dataset`]. A data set without images is a ValueError.
+    """
+    path, name = local_path(source), split_name(split)
+    if path.is_dir() and not is_saved(path) and not sources.parquet_files(path, name):
+        paths = sources.image_files(sources.image_folder(path, name))
+        if split != name:
+            paths = [paths[index] for index in sources.rows_of_slice(split, len(paths))]
+        rows = ImageFiles(paths)
+    else:
+        rows = ImageColumn(open_dataset(source, split, image_column, streaming=False), image_column)
+    if not len(rows):
+        raise ValueError(f"dataset must hold at least one image, got none in split {split!r} of {source!r}")
+    return rows
+
+
+def where_from(rows: Sequence[Mapping[str, Any]], source: str, split: str) -> str:
+    """How many images there are and where, in words: `1,234 images in pictures/train`."""
+    paths = getattr(rows, "paths", None)
+    place = f"in {Path(os.path.commonpath(paths))}" if paths else f"of {source}, split {split}"
+    return f"{len(rows):,} images {place}"
+
+
+def open_dataset(
+    source: str, split: str, image_column: str, streaming: bool, columns: Sequence[str] = ()
+) -> Dataset | IterableDataset:
+    """Opens a data set with its images left undecoded.
+
+    Args:
+        source: A folder of images, a parquet file, a folder of parquet files, a folder of `Dataset.save_to_disk` or
+            the name of a Hub dataset. `~` is the home folder.
+        split: Its split, with a slice (`"train[:90%]"`) unless streaming: see
+            [`~diffae_hub.data.sources.image_folder`] and [`~diffae_hub.data.sources.parquet_files`]. A single parquet
+            file, and a dataset saved without splits, is any split.
+        image_column: The column that holds the images; "image" for a folder of images.
+        streaming: Whether to read it while training, without a copy on the disk.
+        columns: Columns to keep beside the images. Those of a folder of images are in its metadata files (metadata.csv,
+            .jsonl or .parquet, by `file_name`); without these "label" is the subfolder that an image is in.
+
+    Raises:
+        ValueError: If the source, the split or a column does not exist, or a file is damaged.
+    """
+    path, name = local_path(source), split_name(split)
+    if streaming and split != name:
+        raise ValueError(f"split must be a name without a slice when streaming, got {split!r}")
+    if path.exists():
+        dataset = _open_local(path, name, streaming, columns)
+        if split != name:
+            dataset = dataset.select(sources.rows_of_slice(split, len(dataset)))
+    else:
+        dataset = _open_on_hub(source, split, streaming)
+    return _undecoded(dataset, image_column, columns)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was made by `save_to_disk`."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _open_local(path: Path, split: str, streaming: bool, columns: Sequence[str]) -> Dataset | IterableDataset:
+    import datasets
+
+    if files := sources.parquet_files(path, split):
+        return _load("parquet", files, path, streaming)
+    if is_saved(path):
+        for _, entry in sources.files_below(path):
+            sources.check_regular_file(entry.path)
+        with _one_line("dataset must hold files that can be read", path):
+            dataset = datasets.load_from_disk(str(path))
+        if isinstance(dataset, datasets.DatasetDict):
+            if split not in dataset:
+                raise ValueError(f"split must be one of {sorted(dataset)}, got {split!r}")
+            dataset = dataset[split]
+        return dataset.to_iterable_dataset() if streaming else dataset
+    if not path.is_dir():
+        raise ValueError(f"dataset must be a folder, a .parquet file or the name of a Hub dataset, got the file {path}")
+    folder = sources.image_folder(path, split)
+    paths = sources.image_files(folder)
+    metadata = sorted(entry.path for _, entry in sources.files_below(folder) if entry.name in sources.METADATA)
+    if columns and metadata:  # only the images in these count
+        for file in metadata:
+            sources.check_regular_file(file)
+        return _load("imagefolder", [*paths, *metadata], path, streaming)
+    dataset = _folder_dataset(folder, paths, "label" in columns)
+    return dataset.to_iterable_dataset(min(len(paths), _FOLDER_SHARDS)) if streaming else dataset
+
+
+def _load(kind: str, files: list[str], path: Path, streaming: bool) -> Dataset | IterableDataset:
+    import datasets
+
+    patterns = {"train": [glob.escape(file) for file in files]}
+    with _one_line("dataset must hold files that can be read", path):
+        return datasets.load_dataset(kind, data_files=patterns, split="train", streaming=streaming)
+
+
+def _folder_dataset(folder: Path, paths: list[str], with_labels: bool) -> Dataset:
+    import datasets
+
+    features: dict[str, Any] = {"image": datasets.Image(decode=False)}
+    rows: dict[str, list] = {"image": [{"path": path, "bytes": None} for path in paths]}
+    if with_labels:
+        parts = [Path(path).relative_to(folder).parts for path in paths]
+        if bare := [path for path, names in zip(paths, parts, strict=True) if len(names) == 1]:
+            raise ValueError(f"columns must not have 'label' if images are in no subfolder, as {bare[0]} is")
+        features["label"] = datasets.ClassLabel(names=sorted({names[0] for names in parts}))
+        rows["label"] = [names[0] for names in parts]
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+def _open_on_hub(source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+    import datasets
+    from huggingface_hub.utils import validate_repo_id
+
+    with _one_line("dataset must be a folder, a parquet file or a Hub dataset", source):
+        validate_repo_id(source)
+        if not datasets.config.HF_HUB_OFFLINE:
+            reach_hub()
+        return datasets.load_dataset(source, split=split, streaming=streaming)
+
+
+def _undecoded(
+    dataset: Dataset | IterableDataset, image_column: str, columns: Sequence[str]
+) -> Dataset | IterableDataset:
+    """The image column, not to be decoded by `datasets`, and the named ones, which must not need decoding."""
+    import datasets
+    from datasets.features.features import require_decoding
+
+    names, features = dataset.column_names, dataset.features or {}
+    if names is not None and image_column not in names:
+        raise ValueError(f"image_column must be one of {names}, got {image_column!r}")
+    with_images = [name for name, feature in features.items() if _holds_images(feature)]
+    if features and image_column not in with_images:
+        raise ValueError(f"image_column must hold images, as {with_images} do, got {image_column!r}")
+    if missing := [name for name in columns if names is not None and name not in names]:
+        raise ValueError(f"columns must be among {names}, got {missing}")
+    if encoded := [name for name in columns if name in features and require_decoding(features[name])]:
+        raise ValueError(f"columns must hold numbers, texts or lists of these, got {encoded}")
+    return dataset.select_columns([image_column, *columns]).cast_column(image_column, datasets.Image(decode=False))
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column holds encoded images: marked as such, or as plain bytes with or without a path."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+@contextmanager
+def _one_line(requirement: str, source: str | Path) -> Iterator[None]:
+    """A ValueError for whatever the libraries raise: each format and place of storage has its own."""
+    import datasets
+
+    try:
+        yield
+    except Exception as error:
+        told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        raise ValueError(f"{requirement}, got {str(source)!r}: {' '.join(str(told).split())}") from error

@@ -1,0 +1,89 @@
+"""One encoded image -> one tensor in [-1, 1] of the model's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..images import pil_to_array, read_image, read_image_bytes, upright
+from .errors import UnfitImage
+
+CROPS = ("center", "random", "d2c")
+
+# Columns and rows that the official networks' crop of CelebA keeps: left, upper, right, lower.
+_D2C_BOX = (25, 57, 153, 185)
+_CELEBA_SIZE = (178, 218)
+
+
+@dataclass
+class ImageTransform:
+    """An encoded image -> a float tensor in [-1, 1], shape (channels, resolution, resolution).
+
+    Args:
+        resolution: Height and width of the result.
+        channels: 1 (grayscale) or 3 (RGB).
+        horizontal_flip: Whether to flip with probability 1/2.
+        crop: "center" or "random": a square of the shorter side, resized; "d2c": the official networks' crop of CelebA,
+            for images of 178 x 218 pixels only.
+        seed: Seed of the flips and the random crops.
+    """
+
+    resolution: int
+    channels: int = 3
+    horizontal_flip: bool = False
+    crop: str = "center"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"crop must be one of {CROPS}, got {self.crop!r}")
+
+    def __call__(self, row: Mapping[str, Any], position: tuple[int, ...] | None = None) -> torch.Tensor:
+        """The image of a row `{"path", "bytes"}`.
+
+        Args:
+            row: `bytes` is the encoded image, or None for the file at `path`. `path` is its name in an error.
+            position: The place in the training. With the seed it decides the flip and the random crop; None: neither.
+
+        Raises:
+            UnfitImage: If the crop is not for images of this size.
+            ValueError: If the image cannot be read; the message names it.
+        """
+        path, content = row["path"], row["bytes"]
+        image = read_image(path) if content is None else read_image_bytes(content, path)
+        try:
+            image = self._cropped(image, path, position)
+            array = pil_to_array(image, channels=self.channels, size=(self.resolution, self.resolution))
+        except UnfitImage:
+            raise
+        except Exception as error:  # Pillow raises almost anything on odd files
+            raise ValueError(f"image {path} cannot be used: {error}") from error
+        if self.horizontal_flip and position is not None and self._random(0, position).random() < 0.5:
+            array = array[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))) * 2.0 - 1.0
+
+    def _random(self, purpose: int, position: tuple[int, ...]) -> np.random.Generator:
+        return np.random.default_rng((self.seed, purpose, *position))
+
+    def _cropped(self, image: Image.Image, path: str, position: tuple[int, ...] | None) -> Image.Image:
+        if self.crop == "center":
+            return image  # `pil_to_array` does it
+        image = upright(image)
+        if self.crop == "d2c":
+            if image.size != _CELEBA_SIZE:
+                raise UnfitImage(
+                    "--crop must be 'center' or 'random' for images that are not of 178x218 pixels, got 'd2c' for "
+                    f"{path} of {image.width}x{image.height}"
+                )
+            return image.crop(_D2C_BOX)
+        side = min(image.size)
+        room = [length - side for length in image.size]
+        left, upper = (length // 2 for length in room)
+        if position is not None:
+            left, upper = (int(v) for v in self._random(1, position).integers(0, np.asarray(room) + 1))
+        return image.crop((left, upper, left + side, upper + side))

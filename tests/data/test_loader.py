@@ -1,0 +1,118 @@
+"""The order of the examples, and what happens to images that cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffae_hub.data.errors import TrainingError, UnfitImage
+from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, process_share, training_loader
+from diffae_hub.data.open_dataset import load_rows
+from diffae_hub.data.transform import ImageTransform
+
+from .pictures import GRADIENT, encoded, grayscale_values, save, table, write_images
+
+
+def test_every_epoch_visits_every_image_once() -> None:
+    sampler = ResumableBatchSampler(50, 16, start=0, stop=160, seed=4)
+    pairs = [pair for batch in sampler for pair in batch]
+    assert len(sampler) == 10
+    assert [position for _, position in pairs] == list(range(160))
+    epochs = [[index for index, _ in pairs[50 * e : 50 * e + 50]] for e in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != list(range(50))
+    assert epochs[1] == np.random.default_rng((4, 1)).permutation(50).tolist(), "as of all versions"
+
+
+@pytest.mark.parametrize("start", [0, 16, 48, 96])
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_order_depends_on_the_position_only(start: int, num_processes: int) -> None:
+    whole = list(ResumableBatchSampler(50, 16, start=0, stop=150, seed=4))
+    options = {"start": start, "stop": 150, "seed": 4, "num_processes": num_processes}
+    shares = [list(ResumableBatchSampler(50, 16, process_index=rank, **options)) for rank in range(num_processes)]
+    together = [[pair for share in batch for pair in share] for batch in zip(*shares, strict=True)]
+    assert together == whole[start // 16 :]
+    assert all(len(batch) == 16 for batch in together), "the last batch is full too"
+
+
+def test_shares() -> None:
+    for batch_size, num_processes in ((16, 2), (15, 2), (7, 3)):
+        shares = [range(batch_size)[process_share(batch_size, rank, num_processes)] for rank in range(num_processes)]
+        assert [index for share in shares for index in share] == list(range(batch_size))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.fixture
+def bad_folder(tmp_path: Path) -> str:
+    """Of six images 2, 4 and 5 cannot be read."""
+    for index in range(6):
+        save(tmp_path / f"{index}.png", Image.fromarray(GRADIENT + index))
+    content = (tmp_path / "4.png").read_bytes()
+    for index, damaged in ((2, b"not an image"), (4, content[:-40]), (5, b"")):
+        (tmp_path / f"{index}.png").write_bytes(damaged)
+    (tmp_path / "notes.txt").write_text("no image, and not named like one")
+    return str(tmp_path)
+
+
+def test_unreadable_files_are_named_and_replaced(bad_folder: str) -> None:
+    dataset = ImageTensorDataset(load_rows(bad_folder), ImageTransform(8, 1), skip_bad_images=True)
+    assert len(dataset) == 6
+    for index, (shown, problems) in enumerate([(0, 0), (1, 0), (3, 1), (3, 0), (0, 2), (0, 1)]):
+        image, unreadable = dataset[index]
+        np.testing.assert_allclose(grayscale_values(image), GRADIENT + shown, atol=1e-4)
+        assert len(unreadable) == problems
+    assert "2.png" in dataset[2][1][0]
+    assert ["4.png" in dataset[4][1][0], "5.png" in dataset[4][1][1]] == [True, True]
+
+
+def test_damaged_rows_are_named(tmp_path: Path) -> None:
+    images = [encoded(), {"bytes": b"damaged", "path": "inner/name.png"}, {"bytes": b"", "path": None}]
+    table(images).to_parquet(tmp_path / "a.parquet")
+    rows = load_rows(str(tmp_path / "a.parquet"))
+    _, (first, second) = ImageTensorDataset(rows, ImageTransform(8, 1), skip_bad_images=True)[1]
+    assert "name.png" in first
+    assert "row 2" in second
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_stops_the_training_is_raised(bad_folder: str, workers: int) -> None:
+    """Without the traceback of a loader's process. An image that the crop is not for is not skipped."""
+    rows = load_rows(bad_folder)
+    sampler = ResumableBatchSampler(6, 6, start=0, stop=6, seed=0)
+    d2c = ImageTensorDataset(rows, ImageTransform(8, 1, crop="d2c"), skip_bad_images=True)
+    for dataset, kind in ((ImageTensorDataset(rows, ImageTransform(8, 1)), TrainingError), (d2c, UnfitImage)):
+        with pytest.raises(kind, match=r"\d\.png") as caught:
+            list(training_loader(dataset, sampler, workers))
+        assert "Traceback" not in str(caught.value)
+
+
+def test_nothing_readable(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"a\.png"):
+        ImageTensorDataset(load_rows(str(tmp_path)), ImageTransform(8), skip_bad_images=True)[0]
+
+
+def test_links_to_nothing_are_unreadable_images(tmp_path: Path) -> None:
+    source = write_images(tmp_path, "b.png")
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    rows = load_rows(source)
+    with pytest.raises(TrainingError, match=r"a\.png"):
+        ImageTensorDataset(rows, ImageTransform(8))[0]
+    assert "a.png" in ImageTensorDataset(rows, ImageTransform(8), skip_bad_images=True)[0][1][0]
+
+
+def test_loader_processes_change_nothing(bad_folder: str) -> None:
+    batches = []
+    for workers in (0, 2):
+        transform = ImageTransform(8, 1, horizontal_flip=True, crop="random")
+        dataset = ImageTensorDataset(load_rows(bad_folder), transform, skip_bad_images=True)
+        sampler = ResumableBatchSampler(len(dataset), 4, start=0, stop=32, seed=0)
+        batches.append(list(training_loader(dataset, sampler, workers)))
+    for alone, parallel in zip(*batches, strict=True):
+        assert torch.equal(alone.images, parallel.images)
+        assert alone.unreadable == parallel.unreadable
+    assert sum(len(batch.unreadable) for batch in batches[0]) >= 3

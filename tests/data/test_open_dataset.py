@@ -1,0 +1,306 @@
+"""Which images and columns a source, a split and a slice stand for, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffae_hub.data.open_dataset import load_rows, open_dataset
+from diffae_hub.data.transform import ImageTransform
+
+from .pictures import GRADIENT, encoded, grayscale_values, table, write_images
+
+
+@pytest.fixture
+def picture_table() -> datasets.Dataset:
+    """Ten pictures; the first pixel of picture i is i."""
+    return table([encoded(GRADIENT // 2 + index) for index in range(10)], "picture")
+
+
+def names_of(source: str, split: str = "train") -> list[str]:
+    """The images of a folder's split, which are the same in every way of opening it."""
+    paths = load_rows(source, split).paths
+    for streaming in (False, True)[: 1 if "[" in split else 2]:
+        opened = open_dataset(source, split, "image", streaming)
+        assert [row["image"] for row in opened] == [{"path": path, "bytes": None} for path in paths]
+    return [str(Path(path).relative_to(Path(source).expanduser())) for path in paths]
+
+
+def refused(argument: str, source: object, split: str = "train", column: str = "image", columns: tuple = ()) -> str:
+    """The message with which every way of opening refuses: one line that names the argument."""
+    for streaming in (False, True)[: 1 if "[" in split else 2]:
+        with pytest.raises(ValueError, match=argument) as caught:
+            open_dataset(str(source), split, column, streaming, columns)
+        assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_folders(tmp_path: Path) -> None:
+    names = ("train/cat/b.png", "train/dog/a.JPG", "Val/d.png", "test/c.webp", "train/cat/.hidden.png", ".cache/e.png")
+    source = write_images(tmp_path / "divided", *names, "beside.png")
+    (tmp_path / "divided" / "annotations").mkdir()  # holds no images: still divided
+    (tmp_path / "divided" / "annotations" / "boxes.json").write_text("{}")
+    assert names_of(source, "train") == names_of(source, "training") == ["train/cat/b.png", "train/dog/a.JPG"]
+    assert names_of(source, "validation") == names_of(source, "dev") == names_of(source, "Val") == ["Val/d.png"]
+    assert names_of(source, "test") == ["test/c.webp"]
+    for split in ("held_out", "cat", ""):
+        refused("split", source, split)
+    refused("split", source, "train[:1]+test")
+    (tmp_path / "empty").mkdir()
+    refused("dataset", tmp_path / "empty")
+
+
+def test_a_folder_that_is_just_images(tmp_path: Path) -> None:
+    """No image is taken for a split's because of its name."""
+    source = write_images(tmp_path, "a.png", "photo test 1.png", "sub/val-2.png")
+    assert names_of(source, "train") == names_of(source, "test") == ["a.png", "photo test 1.png", "sub/val-2.png"]
+    refused("split", source, "held_out")
+
+
+def test_a_class_named_like_a_split(tmp_path: Path) -> None:
+    source = write_images(tmp_path, "train/a.png", "car/b.png", "bus/c.png")
+    with pytest.warns(UserWarning, match="train.*bus"):
+        assert names_of(source, "test") == ["bus/c.png", "car/b.png", "train/a.png"]
+    refused("split", source, "car")
+
+
+def test_links(tmp_path: Path) -> None:
+    """Each real file once, by its own name if it has one here; no walk without end; nothing that is hidden."""
+    write_images(tmp_path, "elsewhere/dog/c.png", "elsewhere/one.png")
+    source = write_images(tmp_path / "root", "a/1.png", "b/2.png", "cat/.hidden/4.png")
+    links = {"dog": "../elsewhere/dog", "a/above": "../..", "a/other": "../b", "b/other": "../a", "again": "b"}
+    links |= {"0.png": "a/1.png", "x.png": "../elsewhere/one.png", "y.png": "x.png", "z.png": "cat/.hidden/4.png"}
+    links |= {"itself": "itself", "itself.png": "itself.png", "gone.png": "nowhere.png"}
+    for name, target in links.items():
+        (tmp_path / "root" / name).symlink_to(target)
+    expected = ["a/1.png", "b/2.png", "dog/c.png", "gone.png", "itself.png", "x.png", "z.png"]
+    assert names_of(source) == expected
+
+
+@pytest.mark.parametrize("name", ["a.png", "train.parquet", "metadata.csv", "saved/data.arrow"])
+def test_pipes_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    """And not read, which would take for ever."""
+    source = write_images(tmp_path / "data", "b.png")
+    if "saved" in name:
+        source = tmp_path / "data" / "saved"
+        table([encoded()]).save_to_disk(source)
+    os.mkfifo(tmp_path / "data" / name)
+    assert name in refused("dataset", source, columns=("age",))
+    if name == "train.parquet":
+        assert name in refused("dataset", tmp_path / "data" / name)
+
+
+def test_devices_are_refused() -> None:
+    assert "/dev/zero" in refused("dataset", "/dev/zero")
+
+
+def test_subfolders_that_cannot_be_read(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", "cat/a.png", "dog/b.png")
+    (tmp_path / "images" / "dog").chmod(0)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    superuser = os.geteuid() == 0  # who may read everything
+    try:
+        if superuser:
+            os.seteuid(65534)
+        for folder in ("images", "images/dog"):
+            with pytest.raises(PermissionError, match="dog"):
+                load_rows(str(tmp_path / folder))
+    finally:
+        if superuser:
+            os.seteuid(0)
+        (tmp_path / "images" / "dog").chmod(0o755)
+
+
+def test_images_of_other_types_are_counted(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jfif", "c.AVIF", "d.txt"):
+        Image.fromarray(GRADIENT).save(tmp_path / name, "PNG")
+    with pytest.warns(UserWarning, match="2 files"):
+        assert len(load_rows(str(tmp_path))) == 1
+    (tmp_path / "b.jfif").unlink()
+    (tmp_path / "c.AVIF").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("test[:2]", [0, 1]), ("test[-1:]", [9]), ("test[:30%]", [0, 1, 2]), ("test[a:b]", None), ("test[", None)],
+)
+@pytest.mark.parametrize("kind", ["flat", "divided", "parquet", "saved", "saved with splits"])
+def test_slices(tmp_path: Path, picture_table: datasets.Dataset, kind: str, split: str, expected) -> None:
+    rows = picture_table.rename_column("picture", "image")
+    if kind in ("flat", "divided"):
+        folder = tmp_path / "test" if kind == "divided" else tmp_path
+        folder.mkdir(exist_ok=True)
+        for index in range(10):
+            Image.fromarray((GRADIENT // 2 + index).astype(np.uint8)).save(folder / f"{index}.png")
+    elif kind == "parquet":
+        rows.to_parquet(tmp_path / "test.parquet")
+    elif kind == "saved":
+        rows.save_to_disk(tmp_path)
+    else:
+        datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path)
+    if expected is None:
+        with pytest.raises(ValueError, match="split"):
+            load_rows(str(tmp_path), split)
+        return
+    rows = load_rows(str(tmp_path), split)
+    assert [round(float(grayscale_values(ImageTransform(8, 1)(row))[0, 0])) for row in rows] == expected
+    if kind in ("flat", "divided"):
+        assert [Path(name).name for name in names_of(str(tmp_path), split)] == [f"{index}.png" for index in expected]
+    with pytest.raises(ValueError, match="split"):
+        open_dataset(str(tmp_path), split, "image", streaming=True)
+    with pytest.raises(ValueError, match="dataset"):
+        load_rows(str(tmp_path), "test[:0]")
+
+
+@pytest.mark.parametrize("kind", ["parquet file", "parquet folder", "saved", "saved with splits"])
+def test_tables(tmp_path: Path, picture_table: datasets.Dataset, kind: str) -> None:
+    source = tmp_path / "source"
+    if kind == "parquet file":
+        source = source.with_suffix(".PARQUET")
+        picture_table.to_parquet(source)
+    elif kind == "parquet folder":
+        source.mkdir()
+        for part in range(2):
+            picture_table.shard(2, part, contiguous=True).to_parquet(source / f"held_out-{part}-of-2.parquet")
+        picture_table.select([0]).to_parquet(source / "train.parquet")
+    elif kind == "saved":
+        picture_table.save_to_disk(source)
+    else:
+        datasets.DatasetDict({"held_out": picture_table}).save_to_disk(source)
+    rows = load_rows(str(source), "held_out", "picture")
+    images = [grayscale_values(ImageTransform(8, 1)(row)) for row in rows]
+    np.testing.assert_allclose(images, [GRADIENT // 2 + index for index in range(10)], atol=1e-4)
+    for streaming in (False, True):  # not decoded by `datasets`
+        row = next(iter(open_dataset(str(source), "held_out", "picture", streaming, ["label"])))
+        assert row == {"picture": {**encoded(GRADIENT // 2), "path": row["picture"]["path"]}, "label": 0}
+    refused("image_column", source, "held_out", "image")
+    refused("image_column", source, "held_out", "label")
+    refused("columns", source, "held_out", "picture", ("age",))
+    refused("columns", source, "held_out", "picture", ("picture",))  # a second column of images would be decoded
+    if kind in ("parquet folder", "saved with splits"):
+        refused("split", source, "validation", "picture")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["test.parquet", "test-00000-of-00001.parquet", "test_0.parquet", "test.part.parquet", "test/any.parquet"],
+)
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_parquet_files_of_a_split(tmp_path: Path, picture_table: datasets.Dataset, name: str, folder: str) -> None:
+    """Not those of splits whose names begin alike. A copy of a Hub dataset has them in `data`, beside README.md."""
+    (tmp_path / "README.md").write_text("A data set.")
+    others = ("test_hard.parquet", "test2.parquet", "testing/b.parquet", "train-0.parquet", "test/.hidden.parquet")
+    for file in (name, *others):
+        (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
+        picture_table.select(range(3 if file == name else 5)).to_parquet(tmp_path / folder / file)
+    for streaming in (False, True):
+        assert len(list(open_dataset(str(tmp_path), "test", "picture", streaming))) == 3
+    assert len(load_rows(str(tmp_path), "test_hard", "picture")) == 5
+    refused("split", tmp_path, "tes", "picture")
+
+
+def test_parquet_files_above_data_come_first(tmp_path: Path, picture_table: datasets.Dataset) -> None:
+    """A name is no pattern, and the name of the folder itself says nothing."""
+    folder = tmp_path / "test"
+    (folder / "data").mkdir(parents=True)
+    picture_table.to_parquet(folder / "data" / "test.parquet")
+    picture_table.select([0]).to_parquet(folder / "test[1].parquet")
+    refused("split", folder, "test", "picture")
+    assert len(load_rows(str(folder / "test[1].parquet"), "any", "picture")) == 1
+
+
+def test_columns_of_a_folder_of_images(tmp_path: Path) -> None:
+    """From a metadata file beside the images, which is no data of its own."""
+    source = write_images(tmp_path, "a.png", "b.png")
+    datasets.Dataset.from_dict({"file_name": ["a.png", "b.png"], "age": [3, 5]}).to_parquet(
+        tmp_path / "metadata.parquet"
+    )
+    write_images(tmp_path, "c.png")  # it has no age
+    assert names_of(source) == ["a.png", "b.png", "c.png"]
+    for streaming in (False, True):
+        opened = open_dataset(source, "train", "image", streaming, ["age"])
+        assert {Path(row["image"]["path"]).name: row["age"] for row in opened} == {"a.png": 3, "b.png": 5}
+    refused("columns", source, columns=("height",))
+
+
+@pytest.mark.parametrize("divided", ["", "test/"])
+def test_subfolders_are_classes(tmp_path: Path, divided: str) -> None:
+    names = ("cat/a.png", "cat/young/b.png", "dog/c.png")
+    source = write_images(tmp_path, *(divided + name for name in names))
+    for streaming in (False, True):
+        opened = open_dataset(source, "test", "image", streaming, ["label"])
+        assert opened.features["label"].names == ["cat", "dog"]
+        assert [row["label"] for row in opened] == [0, 0, 1]
+    write_images(tmp_path, f"{divided}bare.png")
+    assert "bare.png" in refused("columns", source, "test", columns=("label",))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "broken state"])
+def test_damaged_files(tmp_path: Path, kind: str) -> None:
+    if kind == "parquet":
+        (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing else PAR1")
+    else:
+        table([encoded()]).save_to_disk(tmp_path)
+        (tmp_path / ("state.json" if kind == "broken state" else "data-00000-of-00001.arrow")).write_bytes(b"{damaged")
+    assert str(tmp_path) in refused("dataset", tmp_path)
+
+
+def test_sources_that_are_none(tmp_path: Path) -> None:
+    for name in ("photo.png", "photos.tar"):
+        (tmp_path / name).write_bytes(b"content")
+        assert name in refused("dataset", tmp_path / name)
+    (tmp_path / "train.parquet").symlink_to(tmp_path / "gone.parquet")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for source in (tmp_path, tmp_path / "loop", "nowhere/at/all", "a" * 5000):
+        refused("dataset", source)
+
+
+def test_an_empty_table(tmp_path: Path) -> None:
+    table([]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="dataset"):
+        load_rows(str(tmp_path))
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "photos", "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert names_of("~/photos") == ["a.png"]
+
+
+UNREACHABLE = """
+import sys
+from diffae_hub.data.open_dataset import open_dataset
+try:
+    open_dataset("nope", "train", "image", streaming=sys.argv[1] == "streaming")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+@pytest.mark.parametrize("streaming", ["streaming", "random access"])
+def test_mistyped_path_where_there_is_no_hub(tmp_path: Path, offline: str, streaming: str) -> None:
+    """One line, and the Hub is asked at most once (its client would print each of its attempts)."""
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline}
+    result = subprocess.run(
+        [sys.executable, "-c", UNREACHABLE, streaming],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    (line,) = result.stdout.splitlines()
+    assert "dataset" in line
+    assert "nope" in line
+    assert result.stderr == ""

@@ -1,0 +1,124 @@
+"""Image files of every kind become tensors of the model's size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffae_hub.data.errors import UnfitImage
+from diffae_hub.data.transform import ImageTransform
+
+from .pictures import GRADIENT, grayscale_values, save, write_images
+
+
+def test_grayscale(tmp_path: Path) -> None:
+    row = save(tmp_path / "a.png", Image.fromarray(GRADIENT))
+    one, three = (ImageTransform(8, channels)(row) for channels in (1, 3))
+    assert one.shape == (1, 8, 8)
+    assert one.dtype == torch.float32
+    np.testing.assert_allclose(grayscale_values(one), GRADIENT, atol=1e-4)
+    assert torch.equal(three, one.expand(3, 8, 8))
+
+
+def test_rgba_is_put_on_white(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:4] = (200, 100, 0, 255)  # opaque
+    pixels[4:] = (200, 100, 0, 0)  # transparent: its hidden colour must not show
+    image = ImageTransform(8)(save(tmp_path / "a.png", Image.fromarray(pixels)))
+    expected = torch.tensor([200, 100, 0]) / 127.5 - 1
+    assert torch.allclose(image[:, :4], expected[:, None, None].expand(3, 4, 8), atol=1e-6)
+    assert torch.equal(image[:, 4:], torch.ones(3, 4, 8))
+
+
+def test_palette(tmp_path: Path) -> None:
+    image = Image.fromarray((np.arange(64).reshape(8, 8) % 2).astype(np.uint8)).convert("P")
+    image.putpalette([10, 20, 30, 200, 150, 100] + [0] * 762)
+    result = ImageTransform(8)(save(tmp_path / "a.png", image))
+    odd = torch.arange(64).reshape(8, 8) % 2 == 1
+    for channel, (even_value, odd_value) in enumerate(((10, 200), (20, 150), (30, 100))):
+        expected = torch.where(odd, odd_value, even_value) / 127.5 - 1
+        assert torch.allclose(result[channel], expected, atol=1e-6)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    """Without a colour profile: R = 255 (1 - C) (1 - K), and so on."""
+    image = Image.new("CMYK", (8, 8), (0, 255, 128, 51))
+    result = ImageTransform(8)(save(tmp_path / "a.tiff", image))
+    key = 1 - 51 / 255
+    expected = torch.tensor([255 * key, 0.0, 255 * (1 - 128 / 255) * key]) / 127.5 - 1
+    assert torch.allclose(result.mean(dim=(1, 2)), expected, atol=0.02)
+
+
+def test_16_bit(tmp_path: Path) -> None:
+    values = np.add.outer(np.arange(8) * 8000, np.arange(8) * 100).astype(np.uint16)  # 0 .. 56,700
+    result = ImageTransform(8, 1)(save(tmp_path / "a.png", Image.fromarray(values)))
+    np.testing.assert_allclose(grayscale_values(result), values / 257.0, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a, 1))],
+)
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_exif_rotation(tmp_path: Path, orientation: int, upright, crop: str) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    row = save(tmp_path / "a.png", Image.fromarray(GRADIENT), exif=exif)
+    np.testing.assert_allclose(grayscale_values(ImageTransform(8, 1, crop=crop)(row)), upright(GRADIENT), atol=1e-4)
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("block", [b"garbagegarbage", b"MM\0*", b""])
+def test_a_broken_exif_block_turns_nothing(tmp_path: Path, block: bytes, crop: str) -> None:
+    plain = save(tmp_path / "plain.jpg", Image.fromarray(GRADIENT))
+    broken = save(tmp_path / "broken.jpg", Image.fromarray(GRADIENT), exif=b"Exif\0\0" + block)
+    transform = ImageTransform(8, 1, crop=crop)
+    assert torch.equal(transform(broken), transform(plain))
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_images_that_cannot_be_used_are_named(tmp_path: Path, crop: str) -> None:
+    deep = save(tmp_path / "deep.tiff", Image.fromarray(np.full((8, 8), 2**31 - 1, np.int32)))
+    with pytest.raises(ValueError, match=r"deep\.tiff"):
+        ImageTransform(8, crop=crop)(deep)
+    # What Pillow raises is often no ValueError: an OverflowError here, as no picture is that large.
+    write_images(tmp_path, "good.png")
+    with pytest.raises(ValueError, match=r"good\.png"):
+        ImageTransform(2**40, crop=crop)({"path": str(tmp_path / "good.png"), "bytes": None})
+
+
+def test_d2c_crop(tmp_path: Path) -> None:
+    """Rows 57 .. 185 and columns 25 .. 153 of 218 x 178."""
+    pixels = np.random.default_rng(0).integers(0, 256, (218, 178), dtype=np.uint8)
+    transform = ImageTransform(128, 1, crop="d2c")
+    cropped = transform(save(tmp_path / "a.png", Image.fromarray(pixels)))
+    np.testing.assert_allclose(grayscale_values(cropped), pixels[57:185, 25:153], atol=1e-4)
+    with pytest.raises(UnfitImage, match=r"crop.*b\.png"):
+        transform(save(tmp_path / "b.png", Image.fromarray(pixels[:-1])))
+
+
+def test_center_and_random_crop(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 20), dtype=np.uint8)
+    row = save(tmp_path / "a.png", Image.fromarray(pixels))
+    center = ImageTransform(8, 1)(row)
+    np.testing.assert_allclose(grayscale_values(center), pixels[:, 6:14], atol=1e-4)
+    windows = {pixels[:, left : left + 8].tobytes(): left for left in range(13)}
+    transform = ImageTransform(8, 1, crop="random", seed=3)
+    lefts = [windows[grayscale_values(transform(row, (p,))).round().astype(np.uint8).tobytes()] for p in range(300)]
+    assert set(lefts) == set(range(13))
+    assert torch.equal(transform(row, (5,)), transform(row, (5,)))
+    assert torch.equal(transform(row), center)
+
+
+def test_flip_is_half_of_the_positions(tmp_path: Path) -> None:
+    row = save(tmp_path / "a.png", Image.fromarray(GRADIENT))
+    transform = ImageTransform(8, 1, horizontal_flip=True, seed=1)
+    plain = transform(row)
+    flipped = [torch.equal(transform(row, (position,)), plain.flip(-1)) for position in range(400)]
+    kept = [torch.equal(transform(row, (position,)), plain) for position in range(400)]
+    assert [not f for f in flipped] == kept
+    assert abs(sum(flipped) - 200) < 4 * 10  # four deviations
