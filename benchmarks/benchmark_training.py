@@ -4,7 +4,7 @@
     python benchmarks/benchmark_training.py --presets cifar10-32 --batch_size 256 --device cuda --compile
 
 The plain loop is what one writes first: eager, float32, NCHW, Adam and averaged weights with their default settings, no
-accelerate. The other rows are the step of examples/train_two_phase.py with the options named. Both do the whole step:
+accelerate. The other rows are the step of training/trainer.py with the options named. Both do the whole step:
 timesteps and noise, loss, gradients, clipping, Adam, averaged weights, on the same weights and images. Variants take
 turns, `--rounds` times, so that a machine that slows down slows down all of them; the best round counts. Memory on the
 CPU is the peak of the resident set of a process of its own, above what it had before the networks; on CUDA the
@@ -70,7 +70,7 @@ def plain_step(preset: TrainingPreset, batch_size: int, device: torch.device) ->
 def script_step(
     preset: TrainingPreset, batch_size: int, device: torch.device, variant: str
 ) -> Callable[[torch.Tensor], None]:
-    """The step of examples/train_two_phase.py, with the options that the variant's words name."""
+    """The step of training/trainer.py, with the options that the variant's words name."""
     AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the last variant's
     accelerator = Accelerator(mixed_precision="bf16" if "bf16" in variant else "no", cpu=device.type == "cpu")
     preset = preset.with_overrides({"batch_size": batch_size, "phase1_fraction": 0.0})

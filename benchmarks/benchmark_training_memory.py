@@ -2,7 +2,7 @@
 
     python benchmarks/benchmark_training_memory.py --presets cifar10-32 --batch_sizes 2 4
 
-Each cell runs two steps of examples/train_two_phase.py in a process of its own; its figure is the peak of the resident
+Each cell runs two steps of training/trainer.py in a process of its own; its figure is the peak of the resident
 set above what the process had before the networks. The line through the two batch sizes gives the memory per example
 and, at batch 0, what does not depend on the batch. The last column follows that line to the preset's batch: it is an
 estimate.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
+from ..data.fingerprint import data_fingerprint
 from ..data.loader import ImageTensorDataset, ResumableBatchSampler, process_share, training_loader
 from ..data.open_dataset import load_rows, open_dataset, where_from
 from ..data.sources import local_path
@@ -93,18 +93,8 @@ def _describe(options: TrainingOptions, rows: Any) -> dict[str, Any]:
         "shuffle_buffer": options.shuffle_buffer if options.streaming else None,
         "num_images": None if options.streaming else len(rows),
         "num_shards": rows.num_shards if options.streaming else None,
-        "fingerprint": data_fingerprint(rows),
+        "fingerprint": data_fingerprint(options.dataset, options.split, rows),
     }
-
-
-def data_fingerprint(rows: Any) -> str | None:
-    """Stands in for `diffae_hub.data`'s function of this name: a cheap hash of what the data set consists of."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in map(Path, getattr(rows, "paths", ())):
-        digest.update(f"{path.name} {path.stat().st_size if path.exists() else None}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _check_same_data(

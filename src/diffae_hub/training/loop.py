@@ -220,8 +220,6 @@ class _Run:
             batches = iter(self.loader)
             while not trainer.finished and not monitor.stopping:
                 batch = next(batches)
-                if isinstance(batch, Exception):
-                    raise batch
                 loss = trainer.step(batch.images)
                 monitor.add(trainer.examples_seen // self.preset.batch_size, trainer.examples_seen, loss)
                 self._note(batch)
