@@ -151,6 +151,7 @@ def _loader(class_name: str) -> bytes:
 def _for_diffusers(index: Path) -> dict[str, Any]:
     """A model_index.json that names the loader file of the pipeline's class."""
     content = json.loads(index.read_text(encoding="utf-8"))
+    content.pop("_name_or_path", None)  # a local folder
     name = content.get("_class_name")
     content["_class_name"] = ["pipeline", name[-1] if isinstance(name, list) else str(name)]
     return content

@@ -70,6 +70,7 @@ NOT_HERE_YET: dict[str, Callable[[], bool]] = {
     "diffae-hub edit": lambda: "edit" in command_line._COMMANDS,
     "pipe.variations(": lambda: hasattr(_pipeline, "variations"),
     "pipe.edit(": lambda: hasattr(_pipeline, "edit"),
+    "AttributeClassifier.fit(": lambda: hasattr(diffae_hub.AttributeClassifier, "fit"),
     "VPDPMSolverMultistepScheduler": lambda: _public("VPDPMSolverMultistepScheduler"),
     "load_codes": lambda: _public("load_codes"),
     "list_models": lambda: _public("list_models"),

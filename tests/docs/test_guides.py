@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +95,29 @@ def test_the_loop_of_the_diffusers_page_is_the_pipelines(tmp_path: Path, monkeyp
     pipe = DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small")
     decoded = pipe.decode(z, noise=noise, num_inference_steps=10, output_type="pt").images
     torch.testing.assert_close((namespace["sample"] / 2 + 0.5).clamp(0, 1), decoded, rtol=0, atol=1e-4)
+
+
+def test_options_in_tables_are_valid_experiments() -> None:
+    """Rows whose cell holds options of `diffae-hub train`: each makes an experiment, and the paper's the paper's."""
+    from diffae_hub.cli.flags import from_arguments
+    from diffae_hub.cli.train import train_arguments
+    from diffae_hub.training.options import TrainingOptions, resolve_experiment
+
+    parser = argparse.ArgumentParser()
+    train_arguments(parser)
+    rows = {}
+    for page, preset in (("guides/replicate.md", "cifar10-32"), ("from_official.md", "official-ffhq256")):
+        for title, options in re.findall(
+            r"^\| ([^|]+) \| (?:`(--[^`]+)`[^|]*|none) \|$", (PAGES / page).read_text(), re.M
+        ):
+            words = shlex.split(f"--preset {preset} --dataset photos --output run {options}")
+            arguments = parser.parse_args(words)
+            rows[title] = resolve_experiment(from_arguments(TrainingOptions, arguments), arguments.set)
+    assert len(rows) == 6
+    two_phase = [preset for title, preset in rows.items() if "two" in title]
+    assert len(two_phase) == 2
+    for preset in two_phase:
+        assert preset.phase1_fraction == 0.25
+        chosen = {"prediction_type": "v_prediction", "noise_schedule": "shifted_cosine", "scaling_factor": 4.0}
+        chosen |= {"timestep_spacing": "uniform", "clip_sample": False}
+        assert chosen.items() <= preset.scheduler.items()

@@ -222,7 +222,8 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         Args:
             latent_code: The images' codes; None encodes them.
             tolerance: Evaluates the network again at each update, until a sampling step back misses by at most this
-                much (largest pixel error, images being in [-1, 1]). 1e-6 is about what float32 can do.
+                much (largest error of a pixel, as a part of the largest value of x_t where that is above 1). 1e-6 is
+                about what float32 can do.
             inversion: "predictor_corrector" (one evaluation per update and one more), "plain" (the paper's, less
                 exact), or None for what the scheduler's configuration says. With a tolerance always the former.
 

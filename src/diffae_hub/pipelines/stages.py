@@ -116,7 +116,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
                 while tolerance is not None:
                     corrected, error = scheduler.correct(model_output, timestep, sample)
                     miss, corrections = float(error.abs().amax()), corrections + 1
-                    if miss <= tolerance:
+                    if miss <= tolerance * max(1.0, float(sample.abs().amax())):
                         break
                     if corrections > MAX_CORRECTIONS:
                         raise ValueError(
