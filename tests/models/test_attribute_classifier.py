@@ -131,3 +131,25 @@ def test_bad_codes_and_a_classifier_without_names(classifier: AttributeClassifie
                 method(code)
     with pytest.raises(ValueError, match="attribute"):
         AttributeClassifier(6, 3).edit(torch.zeros(1, 6), "Smiling")
+
+
+def test_fitting_labels_and_saving_what_was_measured(tmp_path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randn(600, 6, generator=rng) * torch.tensor([1.0, 2, 3, 4, 5, 6]) + 1
+    labels = torch.stack([codes[:, 2] > 1, codes[:, 5] + codes[:, 4] > 2], dim=1)
+    fitted = AttributeClassifier.fit(codes, labels, ["third", "last two"])
+    fitted.save_pretrained(tmp_path)
+    loaded = AttributeClassifier.from_pretrained(tmp_path)
+    assert loaded.config.attribute_names == ["third", "last two"]
+    assert all(score["auroc"] > 0.99 for score in loaded.config.attribute_scores)
+    assert float(((loaded(codes).logits > 0) == labels).float().mean()) > 0.97
+    moved = loaded.edit(codes, "third", 0.5) - codes
+    assert float(moved[:, 2].min()) > 0.9 * 0.5 * 6**0.5 * float(codes[:, 2].std())
+    assert float(moved[:, [0, 1, 3]].abs().max()) < 0.4 * float(moved[:, 2].min())
+
+
+def test_principal_directions_have_names() -> None:
+    codes = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    classifier = AttributeClassifier.principal_directions(codes, 2)
+    assert classifier.config.attribute_names == ["component 0", "component 1"]
+    assert classifier.config.attribute_scores[0]["variance"] >= classifier.config.attribute_scores[1]["variance"]

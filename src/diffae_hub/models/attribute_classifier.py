@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from accelerate.utils import align_module_device
@@ -14,6 +15,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .attribute_fitting import FittedDirections, fit_directions, principal_directions
 from .latent_statistics import LatentStatisticsMixin
 from .layers import check_range
 from .safetensors_only import SafetensorsOnlyMixin
@@ -39,6 +41,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         latent_dim: Width of the latent code.
         num_attributes: Number of attributes; the official classifiers have the 40 of CelebA.
         attribute_names: Their names, in the order of the rows; None if they have none.
+        attribute_scores: What [`~AttributeClassifier.fit`] measured on held-out codes, one dictionary per attribute.
 
     Raises:
         ValueError: If a number is out of range, or the names are not `num_attributes` different strings.
@@ -48,7 +51,11 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
 
     @register_to_config
     def __init__(
-        self, latent_dim: int = 512, num_attributes: int = 40, attribute_names: Sequence[str] | None = None
+        self,
+        latent_dim: int = 512,
+        num_attributes: int = 40,
+        attribute_names: Sequence[str] | None = None,
+        attribute_scores: Sequence[dict[str, float]] | None = None,
     ) -> None:
         super().__init__()
         check_range(1, 1_000_000, latent_dim=latent_dim, num_attributes=num_attributes)
@@ -61,6 +68,40 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
                 )
         self.linear = nn.Linear(latent_dim, num_attributes)
         self.register_latent_statistics(latent_dim)
+
+    @classmethod
+    def fit(cls, codes: Any, labels: Any, names: Sequence[str] | None = None, **options: Any) -> Self:
+        """A classifier of labelled codes; `config.attribute_scores` has its figures on codes that it did not see.
+
+        Args:
+            codes: (N, latent_dim), as the encoder gives them.
+            labels: (N,) classes, (N, A) of 0 and 1, or numbers for `method="ridge"`.
+            names: One per attribute.
+            options: `method` ("logistic", "svm", "means", "ridge"), `held_out`, `groups`, `regularization`, `seed`; see
+                [`~models.attribute_fitting.fit_directions`].
+
+        Raises:
+            ValueError: If labels do not fit the codes, an attribute has one kind of label only, or codes are not finite.
+        """
+        return cls._from_directions(fit_directions(codes, labels, names, **options))
+
+    @classmethod
+    def principal_directions(cls, codes: Any, num_directions: int = 10) -> Self:
+        """The directions in which codes vary most, "component 0" and so on, from codes (N, latent_dim) alone."""
+        return cls._from_directions(principal_directions(codes, num_directions))
+
+    @classmethod
+    def _from_directions(cls, fitted: FittedDirections) -> Self:
+        count, latent_dim = fitted.weight.shape
+        classifier = cls(latent_dim, count, fitted.names, fitted.scores)
+        state = {
+            "linear.weight": fitted.weight,
+            "linear.bias": fitted.bias,
+            "latent_mean": fitted.mean,
+            "latent_std": fitted.std,
+        }
+        classifier.load_state_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in state.items()})
+        return classifier.eval()
 
     def forward(
         self, latent_code: torch.Tensor, return_dict: bool = True
