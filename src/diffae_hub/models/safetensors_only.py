@@ -38,12 +38,21 @@ class SafetensorsOnlyMixin(PublishingMixin):
                 )
         return (model, info) if with_info else model
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        save_function: Any = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,  # a pipeline hands over only what it finds in this signature
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
+    ) -> None:
         """Saves configuration and weights as diffusers does; the arguments are those of diffusers.
 
         Raises:
             ValueError: If `safe_serialization=False` is asked for.
         """
-        if not kwargs.get("safe_serialization", True) or (len(args) > 2 and not args[2]):
+        if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, save_function, True, variant, max_shard_size, **kwargs)
