@@ -331,7 +331,7 @@ def test_parts_of_an_evaluation_belong_to_their_data(
     arguments += ["--metrics", "--baselines", "mean_image", "--compare", str(tmp_path / "other")]
     assert main([*arguments, "--train-dataset", train_images]) == 0
     for more, message in (
-        (["--train-dataset", test_images, "--train-split", "test"], "train_dataset"),
+        (["--train-dataset", test_images, "--train-split", "test"], "baselines"),
         (["--train-dataset", train_images, "--baseline-images", "3"], "images"),
         (["--train-dataset", train_images, "--image-column", "other"], "image_column"),
     ):

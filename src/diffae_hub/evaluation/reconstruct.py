@@ -121,10 +121,11 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
     with state.main_process_first():
         if state.is_main_process:
             check_new_or_continued(options.output, "an evaluation")
-        for name, part in (("", settings), ("_compare", compared if other else None), ("_baselines", fitted)):
+        for name, part in ((None, settings), ("compare", compared if other else None), ("baselines", fitted)):
             if part is not None:
-                path = (options.output / SETTINGS).with_stem(f"settings{name}")
-                keep_settings(path, part, f"an evaluation {name[1:]}".strip(), write=state.is_main_process)
+                path = options.output / (f"settings_{name}.json" if name else SETTINGS)
+                what = f"an evaluation ({name})" if name else "an evaluation"
+                keep_settings(path, part, what, write=state.is_main_process)
 
     folder = EvaluationFolder(options.output, state.process_index)
     clock = StageClock(options.output / "timings.json" if state.is_main_process else None)
