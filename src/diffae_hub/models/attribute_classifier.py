@@ -81,7 +81,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
                 [`~models.attribute_fitting.fit_directions`].
 
         Raises:
-            ValueError: If labels do not fit the codes, an attribute has one kind of label only, or codes are not finite.
+            ValueError: If labels do not fit the codes, an attribute has one kind of label, or codes are not finite.
         """
         return cls._from_directions(fit_directions(codes, labels, names, **options))
 
