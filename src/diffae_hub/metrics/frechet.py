@@ -127,18 +127,27 @@ def fd_dinov2(
 
 @torch.no_grad()
 def _distance(folder_a: Path, folder_b: Path, network: Callable[[torch.Tensor], torch.Tensor], device: Device) -> float:
-    """By torch-fidelity, on features of images (B, 3, H, W), uint8 -> (B, D)."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-    statistics = []
+    """On features of images (B, 3, H, W), uint8 -> (B, D)."""
+    sets = []
     for paths in _check_folders(folder_a, folder_b):
         features = []
         for first in range(0, len(paths), _BATCH_SIZE):
             arrays = [np.array(Image.open(path).convert("RGB")) for path in paths[first : first + _BATCH_SIZE]]
             images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
             features.append(network(images.to(device)).float().cpu())
-        statistics.append(fid_features_to_statistics(torch.cat(features)))
-    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+        sets.append(torch.cat(features))
+    return frechet_distance(*sets)
+
+
+def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features (N1, D) and (N2, D), computed in float64."""
+    means, covariances = zip(*((f.double().mean(dim=0), torch.cov(f.double().T)) for f in (first, second)), strict=True)
+    # The trace of the square root: the roots of the eigenvalues of C1 C2, which those of the symmetric A C2 A are.
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    shared = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
+    traces = sum(covariance.trace() for covariance in covariances)
+    return float((means[0] - means[1]).square().sum() + traces - 2 * shared)
 
 
 def _check_folders(folder_a: Path, folder_b: Path) -> list[list[Path]]:

@@ -1,0 +1,76 @@
+"""Latent code models: a mixture that a Gaussian cannot be, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from diffae_hub.training.latent import LatentOptions, LatentTrainer, train_latent
+
+TINY = {"hidden_dim": 64, "num_layers": 3, "batch_size": 64, "learning_rate": 2e-3, "ema_decay": 0.99}
+
+
+def two_modes(count: int = 2000) -> np.ndarray:
+    """Codes of four numbers around +2 and -2 in all of them, with a deviation of 0.3."""
+    rng = np.random.default_rng(0)
+    return (rng.choice([-2.0, 2.0], (count, 1)) + 0.3 * rng.normal(size=(count, 4))).astype(np.float32) + 5
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.mark.parametrize("recipe", ["official", "velocity"])
+def test_two_modes_are_learned(accelerator: Accelerator, tmp_path: Path, recipe: str) -> None:
+    """Codes of a Gaussian with the right covariance lie between the modes: 8 % of theirs within 0.1 of the middle."""
+    options = LatentOptions(
+        recipe=recipe, training_examples=64_000, checkpoint_every=64_000, validation_samples=1000, **TINY
+    )
+    trainer_codes = two_modes()
+    model, scheduler = train_latent(trainer_codes, options, tmp_path, accelerator)
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["examples"] == 64_000
+    trainer = LatentTrainer(trainer_codes, options, accelerator)
+    trainer.averages.shadow_params = [parameter.detach() for parameter in model.parameters()]
+    sampled = model.denormalize(trainer.sampled_codes(1000)) - 5
+    middle = sampled.mean(dim=1)
+    assert 0.4 < float((middle > 0).float().mean()) < 0.6
+    assert float((middle.abs() < 1).float().mean()) < 0.03
+    assert float((sampled - middle.sign()[:, None] * 2).std()) == pytest.approx(0.3, abs=0.12)
+    assert scheduler.config.prediction_type == {"official": "epsilon", "velocity": "v_prediction"}[recipe]
+
+
+def test_a_resumed_run_is_the_same(accelerator: Accelerator, tmp_path: Path) -> None:
+    options = LatentOptions(training_examples=1280, checkpoint_every=640, validation_samples=50, **TINY)
+    whole, _ = train_latent(two_modes(), options, tmp_path / "whole", accelerator)
+    last = tmp_path / "whole" / "checkpoint-1280.pt"
+    assert last.is_file()
+    last.unlink()
+    resumed, _ = train_latent(two_modes(), options, tmp_path / "whole", accelerator)
+    for ours, theirs in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    examples = [
+        json.loads(line)["examples"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert examples == [640, 1280]
+
+
+@pytest.mark.parametrize(("name", "change"), [("seed", {"seed": 1}), ("recipe", {"recipe": "velocity"}), ("codes", {})])
+def test_another_run_is_not_resumed(accelerator: Accelerator, tmp_path: Path, name: str, change: dict) -> None:
+    options = {"training_examples": 64, "validation_samples": 50, **TINY}
+    train_latent(two_modes(), LatentOptions(**options), tmp_path, accelerator)
+    codes = two_modes(1999) if name == "codes" else two_modes()
+    with pytest.raises(ValueError, match=name):
+        train_latent(codes, LatentOptions(**{**options, **change}), tmp_path, accelerator)
+
+
+@pytest.mark.parametrize("codes", [np.full((50, 4), np.nan), np.zeros((5, 4)), np.zeros(50)])
+def test_codes_that_cannot_be_used(accelerator: Accelerator, codes: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="codes"):
+        LatentTrainer(codes, LatentOptions(**TINY), accelerator)
