@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -13,6 +15,12 @@ from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipel
 def encoder_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
     """Of the encoder's weights: codes with another fingerprint are those of another model."""
     return _fingerprint("", pipeline.encoder)
+
+
+def check_encoder(pipeline: DiffusionAutoencoderPipeline, summary: Mapping[str, Any]) -> None:
+    """ValueError if codes, by their [`~codes.shards.codes_summary`], are not of this pipeline's encoder."""
+    if summary["encoder"] != encoder_fingerprint(pipeline):
+        raise ValueError("codes must be of the encoder of --model: those of another model mean something else")
 
 
 def weights_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
