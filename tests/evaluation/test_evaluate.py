@@ -148,7 +148,7 @@ def test_two_processes_give_the_figures_of_one(
     assert two["probe"]["auroc_macro"] == pytest.approx(one["probe"]["auroc_macro"], abs=1e-3)
 
 
-# Runs the command line, and stops itself for good at the third call of a function: in the midst of a batch's
+# Runs the command line, and stops itself for good at a certain call of a function: in the midst of a batch's
 # files, or with its files but without its scores.
 KILLED = """
 import os, signal, sys
@@ -160,26 +160,27 @@ function, calls = getattr(owner, sys.argv[1]), []
 
 def stopping(*arguments, **options):
     calls.append(1)
-    if len(calls) == 3:
+    if len(calls) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     return function(*arguments, **options)
 
 setattr(owner, sys.argv[1], stopping)
-main(sys.argv[2:])
+main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize("place", ["write_png", "append"])
+# With batches of 4 images: in the second batch's reconstructions, and after the third batch's files.
+@pytest.mark.parametrize(("place", "call", "scored"), [("write_png", "14", 4), ("append", "3", 8)])
 def test_killed_evaluation_goes_on_where_it_was(
-    place: str, evaluated, model: str, test_images: str, tmp_path: Path
+    place: str, call: str, scored: int, evaluated, model: str, test_images: str, tmp_path: Path
 ) -> None:
     figures, _ = evaluated
     output = tmp_path / "killed"
-    arguments = run(model, "--dataset", test_images, "--output", str(output), "--metrics", "--batch-size", "1")
-    process = subprocess.run([sys.executable, "-c", KILLED, place, *arguments], capture_output=True, timeout=900)
+    arguments = run(model, "--dataset", test_images, "--output", str(output), "--metrics")
+    process = subprocess.run([sys.executable, "-c", KILLED, place, call, *arguments], capture_output=True, timeout=900)
     assert process.returncode == -signal.SIGKILL
     scores = output / "scores_stochastic_0.jsonl"
-    assert len(scores.read_text().splitlines()) == (1 if place == "write_png" else 2)
+    assert len(scores.read_text().splitlines()) == scored
     with scores.open("ab") as file:  # a line edited by hand, one that was killed half way
         file.write(b'{"index": 5, "psnr_db": "high"}\n{"index": 9, "psnr')
     first = output / "stochastic" / "0000000.png"
