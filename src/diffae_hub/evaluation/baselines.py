@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..images import to_uint8
+
 _EXACT_PIXELS = 4096  # up to here PCA is exact (a covariance of 128 MiB), beyond randomised with a fixed seed
 _SUBSAMPLINGS = ("4:4:4", "4:2:0")
 
@@ -86,7 +88,7 @@ def jpeg_reconstruct(images: torch.Tensor, bytes_per_image: int) -> tuple[torch.
     candidates = _SUBSAMPLINGS if images.shape[1] == 3 else _SUBSAMPLINGS[:1]  # grey has no chroma
     reconstructions, sizes = [], []
     for image in images:
-        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()  # HWC uint8
+        pixels = to_uint8(image).permute(1, 2, 0).numpy()  # HWC uint8
         outcomes = []
         for candidate in candidates:
             data, size = _highest_quality(pixels, bytes_per_image, candidate)

@@ -7,7 +7,6 @@ of them. What the folder has already is left alone.
 
 from __future__ import annotations
 
-import inspect
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -207,9 +206,7 @@ def _invert(
     pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor, codes: torch.Tensor, steps: int
 ) -> torch.Tensor:
     """The noise x_T of images in [-1, 1], by the paper's rule."""
-    if "inversion" in inspect.signature(pipeline.invert).parameters:
-        return pipeline.invert(images / 2 + 0.5, latent_code=codes, num_inference_steps=steps, inversion="plain")
-    return pipeline.invert(images, latent_code=codes, num_inference_steps=steps)
+    return pipeline.invert(images / 2 + 0.5, latent_code=codes, num_inference_steps=steps, inversion="plain")
 
 
 def _decode(

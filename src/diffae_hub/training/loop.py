@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from tqdm.auto import tqdm
@@ -23,7 +22,7 @@ from ..data.loader import Batch
 from ..files import new_folder, write_png, write_text
 from ..hub.model_card import figures_of_run, write_model_card
 from ..hub.push import ensure_repository, push_pipeline
-from ..images import to_pil
+from ..images import to_pil, to_uint8
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .batches import open_batches
 from .checkpoints import (
@@ -313,7 +312,7 @@ class _Run:
         write_png(self.folder / "validation" / f"{examples_seen:010d}.png", to_pil(grid))
         if options.report_to != "none":
             layout = {"dataformats": "NHWC"} if options.report_to == "tensorboard" else {}
-            pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            pixels = to_uint8(grid).permute(1, 2, 0).numpy()
             tracker = self.accelerator.get_tracker(options.report_to)
             tracker.log_images({"reconstructions": pixels[None]}, step=examples_seen, **layout)
         self._log(figures)
