@@ -12,13 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-import diffae_hub
 from diffae_hub.cli import main as command_line
 
 ROOT = Path(__file__).parents[2]
@@ -58,23 +56,6 @@ SMALLER = [
     ("guides/many_gpus.md", "--dataset held_out --output", "--dataset held_out --metrics --steps 2 --output"),
     ("guides/streaming.md", "--preset small-64", f"--preset cifar10-32-small {_TRAIN}"),
 ]
-
-# What is not in the package yet; the run of a page ends, skipped, before the first block that needs it. An entry whose
-# thing is there does nothing and can be deleted.
-_public = diffae_hub.__all__.__contains__
-_pipeline = diffae_hub.DiffusionAutoencoderPipeline
-NOT_HERE_YET: dict[str, Callable[[], bool]] = {
-    "diffae-hub train ": lambda: "train" in command_line._COMMANDS,
-    "diffae_hub.cli train ": lambda: "train" in command_line._COMMANDS,
-    "diffae-hub train-latent": lambda: "train-latent" in command_line._COMMANDS,
-    "diffae-hub edit": lambda: "edit" in command_line._COMMANDS,
-    "pipe.variations(": lambda: hasattr(_pipeline, "variations"),
-    "pipe.edit(": lambda: hasattr(_pipeline, "edit"),
-    "AttributeClassifier.fit(": lambda: hasattr(diffae_hub.AttributeClassifier, "fit"),
-    "VPDPMSolverMultistepScheduler": lambda: _public("VPDPMSolverMultistepScheduler"),
-    "load_codes": lambda: _public("load_codes"),
-    "list_models": lambda: _public("list_models"),
-}
 
 # Small networks for any preset of 32 pixels.
 _NETWORK = {"base_channels": 8, "channel_multipliers": [1, 2], "norm_num_groups": 4, "latent_dim": 16}
@@ -119,17 +100,14 @@ def blocks_of(page: str) -> list[tuple[str, str]]:
     return [block for block in blocks if not block[1].startswith(tuple(NOT_RUN))]
 
 
-def run_page(page: str) -> str | None:
-    """Runs a page in the present folder: what it stopped before, or None."""
+def run_page(page: str) -> None:
+    """Runs a page in the present folder."""
     if page == "guides/train.md":
         shutil.rmtree("runs/mine")
     if page == "guides/streaming.md":
         Path("shards").mkdir()
     namespace: dict[str, object] = {}
     for language, block in blocks_of(page):
-        missing = [name for name, is_here in NOT_HERE_YET.items() if name in block and not is_here()]
-        if missing:
-            return f"not here yet: {missing[0]}"
         if language == "python":
             exec(compile(block, page, "exec"), namespace)
         elif block.startswith("diffae-hub "):
@@ -139,8 +117,7 @@ def run_page(page: str) -> str | None:
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
             subprocess.run(["bash", "-ec", block], env=environment, check=True, timeout=900)
-    return None
 
 
 if __name__ == "__main__":
-    print(run_page(sys.argv[1]) or "complete")
+    run_page(sys.argv[1])

@@ -49,10 +49,8 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     AcceleratorState._reset_state(reset_partial_state=True)
-    stopped = run_page(page)
+    run_page(page)
     AcceleratorState._reset_state(reset_partial_state=True)
-    if stopped:
-        pytest.skip(stopped)
     for name in WRITTEN[page]:
         assert Path(name).exists(), name
 
@@ -74,7 +72,6 @@ def test_publishing(tmp_path: Path) -> None:
             timeout=900,
         )
         assert result.returncode == 0, result.stderr
-        assert result.stdout.splitlines()[-1] == "complete"
         files = hub.repositories["tester/my-autoencoder"].commits[-1][2]
     assert {"model_index.json", "README.md"} <= set(files)
     assert any(name.endswith(".safetensors") for name in files)
