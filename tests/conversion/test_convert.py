@@ -236,7 +236,7 @@ def test_inversion_trajectories(complete, steps: int) -> None:
     image = torch.rand(1, 3, 16, 16, generator=generator) * 2 - 1
     w = of_group(state, "ema_model")
     code = reference.encode(w, MINIATURE, image.double())
-    noise = pipeline.invert(image, num_inference_steps=steps)
+    noise = pipeline.invert(image / 2 + 0.5, num_inference_steps=steps)
     expected = reference.invert(w, MINIATURE, image.double(), code, steps)
     assert expected.std() > 0.1
     torch.testing.assert_close(noise.double(), expected, atol=1e-3, rtol=0)

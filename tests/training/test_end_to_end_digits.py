@@ -74,7 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def as_tensor(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(images).float()[:, None] * 2 - 1
+    return torch.from_numpy(images).float()[:, None]
 
 
 def as_array(output: object) -> np.ndarray:
