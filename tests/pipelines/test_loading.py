@@ -39,7 +39,7 @@ def test_incomplete_damaged_and_pickled_weights(tiny_pipeline, tmp_path: Path) -
     intact, tensors = weights.read_bytes(), load_file(weights)
     del tensors["conv_out.bias"]
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"decoder/diffusion_pytorch_model\.safetensors.*conv_out\.bias"):
+    with pytest.raises(ValueError, match=r"decoder.*conv_out\.bias"):
         DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
     weights.write_bytes(intact[:1000])
     with pytest.raises(ValueError, match=r"decoder/diffusion_pytorch_model\.safetensors"):
@@ -61,7 +61,7 @@ def test_incomplete_damaged_and_pickled_weights(tiny_pipeline, tmp_path: Path) -
         ("model_index.json", {"encoder": ["os", "system"]}, "model_index.json.*encoder"),
         ("encoder/config.json", "[]", "encoder/config.json"),
         ("scheduler/scheduler_config.json", "null", "scheduler_config.json"),
-        ("encoder/config.json", {"channel_multipliers": None}, "channel_multipliers"),
+        ("encoder/config.json", {"channel_multipliers": []}, "channel_multipliers"),
         ("scheduler/scheduler_config.json", {"noise_schedule": "moonlight"}, "noise_schedule"),
         ("scheduler/scheduler_config.json", {"scaling_factor": -1}, "scaling_factor"),
     ],

@@ -30,12 +30,12 @@ def accelerator() -> Accelerator:
 def test_two_modes_are_learned(accelerator: Accelerator, tmp_path: Path, recipe: str) -> None:
     """Codes of a Gaussian with the right covariance lie between the modes: 8 % of theirs within 0.1 of the middle."""
     options = LatentOptions(
-        recipe=recipe, training_examples=64_000, checkpoint_every=64_000, validation_samples=1000, **TINY
+        recipe=recipe, training_examples=32_000, checkpoint_every=32_000, validation_samples=1000, **TINY
     )
     trainer_codes = two_modes()
     model, scheduler = train_latent(trainer_codes, options, tmp_path, accelerator)
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert record["examples"] == 64_000
+    assert record["examples"] == 32_000
     trainer = LatentTrainer(trainer_codes, options, accelerator)
     trainer.averages.shadow_params = [parameter.detach() for parameter in model.parameters()]
     sampled = model.denormalize(trainer.sampled_codes(1000)) - 5
