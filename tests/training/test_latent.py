@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from diffae_hub.training.latent import LatentOptions, LatentTrainer, train_latent
 
-TINY = {"hidden_dim": 64, "num_layers": 3, "batch_size": 64, "learning_rate": 2e-3, "ema_decay": 0.99}
+TINY = {"hidden_dim": 64, "num_layers": 3, "batch_size": 128, "learning_rate": 3e-3, "ema_decay": 0.99}
 
 
 def two_modes(count: int = 2000) -> np.ndarray:
@@ -30,12 +30,12 @@ def accelerator() -> Accelerator:
 def test_two_modes_are_learned(accelerator: Accelerator, tmp_path: Path, recipe: str) -> None:
     """Codes of a Gaussian with the right covariance lie between the modes: 8 % of theirs within 0.1 of the middle."""
     options = LatentOptions(
-        recipe=recipe, training_examples=32_000, checkpoint_every=32_000, validation_samples=1000, **TINY
+        recipe=recipe, training_examples=96_000, checkpoint_every=96_000, validation_samples=1000, **TINY
     )
     trainer_codes = two_modes()
     model, scheduler = train_latent(trainer_codes, options, tmp_path, accelerator)
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert record["examples"] == 32_000
+    assert record["examples"] == 96_000
     trainer = LatentTrainer(trainer_codes, options, accelerator)
     trainer.averages.shadow_params = [parameter.detach() for parameter in model.parameters()]
     sampled = model.denormalize(trainer.sampled_codes(1000)) - 5
@@ -47,9 +47,9 @@ def test_two_modes_are_learned(accelerator: Accelerator, tmp_path: Path, recipe:
 
 
 def test_a_resumed_run_is_the_same(accelerator: Accelerator, tmp_path: Path) -> None:
-    options = LatentOptions(training_examples=1280, checkpoint_every=640, validation_samples=50, **TINY)
+    options = LatentOptions(training_examples=2560, checkpoint_every=1280, validation_samples=50, **TINY)
     whole, _ = train_latent(two_modes(), options, tmp_path / "whole", accelerator)
-    last = tmp_path / "whole" / "checkpoint-1280.pt"
+    last = tmp_path / "whole" / "checkpoint-2560.pt"
     assert last.is_file()
     last.unlink()
     resumed, _ = train_latent(two_modes(), options, tmp_path / "whole", accelerator)
@@ -58,12 +58,12 @@ def test_a_resumed_run_is_the_same(accelerator: Accelerator, tmp_path: Path) -> 
     examples = [
         json.loads(line)["examples"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     ]
-    assert examples == [640, 1280]
+    assert examples == [1280, 2560]
 
 
 @pytest.mark.parametrize(("name", "change"), [("seed", {"seed": 1}), ("recipe", {"recipe": "velocity"}), ("codes", {})])
 def test_another_run_is_not_resumed(accelerator: Accelerator, tmp_path: Path, name: str, change: dict) -> None:
-    options = {"training_examples": 64, "validation_samples": 50, **TINY}
+    options = {"training_examples": 128, "validation_samples": 50, **TINY}
     train_latent(two_modes(), LatentOptions(**options), tmp_path, accelerator)
     codes = two_modes(1999) if name == "codes" else two_modes()
     with pytest.raises(ValueError, match=name):

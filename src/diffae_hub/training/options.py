@@ -212,14 +212,8 @@ def resolve_experiment(
 
 
 def _configurations(pipeline: DiffusionAutoencoderPipeline) -> dict[str, dict[str, Any]]:
-    return {
-        component: {
-            name: value
-            for name, value in getattr(pipeline, component).config.items()
-            if name in component_arguments(component)
-        }
-        for component in COMPONENTS
-    }
+    saved = {name: json.loads(getattr(pipeline, name).to_json_string()) for name in COMPONENTS}
+    return {name: {k: v for k, v in config.items() if k in component_arguments(name)} for name, config in saved.items()}
 
 
 def _read_overrides(path: Path) -> dict[str, Any]:
