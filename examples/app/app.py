@@ -52,7 +52,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
-    css = "[data-testid=block-label] { position: static !important; }"  # a label above its picture, not on it
+    css = ".result [data-testid=block-label] { position: static !important; }"  # a label above its picture, not on it
     theme.set(block_info_text_color="*neutral_600", block_label_text_color="*neutral_700")  # easier to read
     app.queue(max_size=MAX_WAITING).launch(
         server_port=arguments.port,
@@ -87,10 +87,14 @@ def build(first_model: str, codes: str | None = None) -> gr.Blocks:
                 model = gr.Dropdown(models, value=first_model, allow_custom_value=True, label="Model", info=hint)
                 picture = picture_input("Picture", PICTURES[1])
                 with gr.Accordion("Settings", open=False):
-                    steps = gr.Slider(1, 100, 20, step=1, label="Steps", info="More are slower, and mostly better")
+                    steps = gr.Slider(
+                        1, 100, 20, step=1, interactive=True, label="Steps", info="More are slower, and mostly better"
+                    )
                     hint = "ddim to keep a picture's details; dpm needs fewer steps from random noise"
-                    solver = gr.Radio(list(SOLVERS), value="ddim", label="Solver", info=hint)
-                    seed = gr.Number(0, precision=0, minimum=0, maximum=2**32, label="Seed of random noise")
+                    solver = gr.Radio(list(SOLVERS), value="ddim", label="Solver", info=hint, interactive=True)
+                    seed = gr.Number(
+                        0, precision=0, minimum=0, maximum=2**32, label="Seed of random noise", interactive=True
+                    )
             with gr.Column(scale=2, min_width=300):
 
                 @gr.render(inputs=loaded)
@@ -144,7 +148,9 @@ def edit_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
             "Move a slider: the strip leads from the picture to the edited one. Strengths around 0.3 are usual."
         )
         with gr.Row():
-            sliders = [gr.Slider(-1, 1, 0, step=0.05, label=str(name), min_width=220) for name in names]
+            sliders = [
+                gr.Slider(-1, 1, 0, step=0.05, interactive=True, label=str(name), min_width=220) for name in names
+            ]
         button = gr.Button("Edit", variant="primary")
         strip = picture_output("From the picture to the edited one")
 
@@ -163,7 +169,7 @@ def interpolate_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
             with gr.Column(min_width=220):
                 second = picture_input("Second picture", PICTURES[2])
             with gr.Column(min_width=220):
-                number = gr.Slider(3, 24, 8, step=1, label="Frames")
+                number = gr.Slider(3, 24, 8, step=1, interactive=True, label="Frames")
                 button = gr.Button("Interpolate", variant="primary")
                 animation = gr.HTML(label="Animation", show_label=True, container=True)
         grid = picture_output("All frames")
@@ -178,7 +184,7 @@ def interpolate_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
 def variations_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
     with gr.Tab("Variations"):
         gr.Markdown("One code, several random noises. Bright places of the **spread** are what the code leaves open.")
-        number = gr.Slider(2, 32, 8, step=1, label="How many")
+        number = gr.Slider(2, 32, 8, step=1, interactive=True, label="How many")
         button = gr.Button("Vary", variant="primary")
         with gr.Row():
             outputs = [picture_output("Variations", scale=2, min_width=300), picture_output("Spread × 5")]
@@ -196,7 +202,7 @@ def sample_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
             gr.Markdown("This model has no latent code model to draw new codes. `diffae-hub train-latent` trains one.")
             return
         gr.Markdown("New pictures: the latent code model draws codes, which are decoded.")
-        number = gr.Slider(1, 32, 8, step=1, label="How many")
+        number = gr.Slider(1, 32, 8, step=1, interactive=True, label="How many")
         button = gr.Button("Sample", variant="primary")
         grid = picture_output("New pictures")
 
@@ -215,10 +221,17 @@ def neighbours_tab(pipeline: Pipeline, inputs: list[gr.Component], codes: str) -
             gr.Markdown("The stored codes are those of another model. Choose the one that made them.")
             return
         gr.Markdown(f"The pictures with the nearest codes, among {summary['count']:,}.")
-        number = gr.Slider(1, min(24, summary["count"]), min(8, summary["count"]), step=1, label="How many")
+        number = gr.Slider(
+            1, min(24, summary["count"]), min(8, summary["count"]), step=1, interactive=True, label="How many"
+        )
         button = gr.Button("Search", variant="primary")
         gallery = gr.Gallery(
-            label="Nearest first, with distances", columns=4, height="auto", format="png", interactive=False
+            label="Nearest first, with distances",
+            columns=4,
+            height="auto",
+            format="png",
+            interactive=False,
+            elem_classes="result",
         )
 
     def search(pipe: Pipeline, options: dict[str, Any], path: str | None, count: int) -> list[tuple[Image.Image, str]]:

@@ -79,5 +79,11 @@ def picture_input(label: str, value: str) -> gr.Image:
 
 
 def picture_output(label: str, scale: int | None = None, min_width: int = 140) -> gr.Image:
-    more = {"scale": scale, "min_width": min_width, "buttons": ["download"], "interactive": False}
+    more = {
+        "scale": scale,
+        "min_width": min_width,
+        "buttons": ["download"],
+        "interactive": False,
+        "elem_classes": "result",
+    }
     return gr.Image(label=label, alt_text=label, format="png", **more)
