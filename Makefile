@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test docs quality style clean
+.PHONY: demo app test docs quality style clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py --output demo_output
+
+app: $(STAMP)
+	$(BIN)/python examples/app/app.py
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -31,7 +34,7 @@ clean:
 $(STAMP): pyproject.toml constraints.txt .venv-location
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,eval,demo,test,docs,quality]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,eval,demo,app,test,docs,quality]"
 	touch $(STAMP)
 
 .PHONY: force

@@ -1,0 +1,89 @@
+"""What the tabs of the app share: pictures in and out, and functions that the page may call."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from PIL import Image
+
+from diffae_hub import DiffusionAutoencoderPipeline as Pipeline
+from diffae_hub import VPDDIMScheduler, VPDPMSolverMultistepScheduler
+from diffae_hub.images import image_grid, read_image
+from diffae_hub.schedulers.compatibility import trained_scheduler
+
+PICTURES = sorted(str(path) for path in (Path(__file__).parent / "pictures").glob("*.png"))
+SOLVERS = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}
+PROGRESS = gr.Progress(track_tqdm=True)  # the pipeline's own progress bars, shown in the page
+
+
+def connect(trigger: Callable[..., Any], function: Callable[..., Any], inputs: list[Any], outputs: Any) -> None:
+    """Runs the function with progress in the page, one at a time for all visitors. What is wrong is said in words."""
+
+    def answer(progress: gr.Progress = PROGRESS, *values: Any) -> Any:
+        try:
+            return function(*values)
+        except (ValueError, OSError) as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+
+    trigger(answer, inputs, outputs, concurrency_id="model", concurrency_limit=1, api_visibility="private")
+
+
+def with_pipeline(function: Callable[..., Any], pipeline: Pipeline) -> Callable[..., Any]:
+    """The settings as a pipeline of the same networks, which visitors share, and options of its methods."""
+
+    def call(steps: int, solver: str, seed: int | None, *values: Any) -> Any:
+        scheduler = SOLVERS[solver].from_config(trained_scheduler(pipeline.scheduler).config)
+        pipe = Pipeline(**{**pipeline.components, "scheduler": scheduler})
+        generator = torch.Generator().manual_seed(seed or 0)
+        return function(pipe, {"num_inference_steps": steps, "generator": generator, "output_type": "pt"}, *values)
+
+    return call
+
+
+def read(path: str | None) -> Image.Image:
+    if not path:
+        raise ValueError("Choose a picture first.")
+    try:
+        return read_image(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(path, Path(path).name)) from error
+
+
+def animated(frames: torch.Tensor) -> str:
+    """A GIF there and back, inside the page itself."""
+    first, *others = (image_grid([frame], 1) for frame in [*frames, *frames.flip(0)[1:-1]])
+    file = io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=others, duration=100, loop=0)
+    source = base64.b64encode(file.getvalue()).decode()
+    return f'<img src="data:image/gif;base64,{source}" alt="The frames as an animation" style="max-width: 100%">'
+
+
+def picture_input(label: str, value: str) -> gr.Image:
+    """With examples. Gradio would open the file itself; here `read_image` does, which knows what to refuse."""
+    image = gr.Image(value, sources=["upload", "clipboard"], label=label, height=260, interactive=True, buttons=[])
+    image.preprocess = lambda file: file and file.path
+
+    def check(path: str | None) -> None:
+        read(path)
+
+    connect(image.upload, check, [image], None)
+    gr.Examples(PICTURES, image, label=f"Examples: {label.lower()}")
+    return image
+
+
+def picture_output(label: str, scale: int | None = None, min_width: int = 140) -> gr.Image:
+    more = {
+        "scale": scale,
+        "min_width": min_width,
+        "buttons": ["download"],
+        "interactive": False,
+        "elem_classes": "result",
+    }
+    return gr.Image(label=label, alt_text=label, format="png", **more)
