@@ -190,18 +190,17 @@ def download(
         raise ConnectionError(f"{name} differs from the hash that the Hub named; it was deleted")
 
     with hub_requests(f"{repo_id} cannot be loaded from the Hub"):
-        folder = cached() if local_files_only else None
-        if local_files_only and folder is None:
-            raise ConnectionError("it is not in the cache, and the Hub may not be asked")
-        if not local_files_only:
-            try:
-                info = HfApi(token=token).model_info(repo_id, revision=revision)
-                names, commit = [file.rfilename for file in info.siblings or ()], info.sha or ""
-            except Exception as error:
-                refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 429
-                folder = None if refused or force_download else cached()
-                if folder is None:
-                    raise
+        folder = None
+        try:
+            if local_files_only:
+                raise ConnectionError("it is not in the cache, and the Hub may not be asked")
+            info = HfApi(token=token).model_info(repo_id, revision=revision)
+            names, commit = [file.rfilename for file in info.siblings or ()], info.sha or ""
+        except Exception as error:
+            refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 429
+            folder = None if refused or force_download else cached()
+            if folder is None:
+                raise
         if folder is not None:
             names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
             commit = folder.name

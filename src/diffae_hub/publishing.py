@@ -37,13 +37,16 @@ except ModuleNotFoundError as error:
 def ensure_repository(repo_id: str, private: bool | None = False, token: str | None = None) -> str:
     """Creates a model repository unless it is there, and returns its full id, "owner/name".
 
-    Without an owner it is the token's user. A token of None is the one of `HF_TOKEN` or of `hf auth login`. A name that
-    is not allowed is a ValueError; that there is no valid token, or that the Hub cannot be reached, a ConnectionError.
+    Without an owner it is the token's user. A token of None is the one of `HF_TOKEN` or of `hf auth login`. What the
+    Hub does not take is a ValueError: a training must not begin without its repository.
     """
     from huggingface_hub import HfApi
 
-    with hub_requests(f"repo_id {repo_id!r} cannot be written"):
-        return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+    try:
+        with hub_requests(f"repo_id {repo_id!r} cannot be written"):
+            return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except ConnectionError as error:  # mostly of what the user gave
+        raise ValueError(str(error)) from error
 
 
 def publish(
