@@ -26,7 +26,7 @@ from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.codes.fingerprints import weights_fingerprint
 from diffae_hub.evaluation.paper_tables import TABLE_4, TWO_PHASE
 from diffae_hub.evaluation.report import METRIC_NAMES, baseline_title
-from diffae_hub.hub.model_card import render_model_card
+from diffae_hub.model_card import render_model_card
 from diffae_hub.pretrained import bundled_model_path
 from diffae_hub.training.presets import preset_named
 

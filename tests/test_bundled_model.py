@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_image
 
 from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
-from diffae_hub.pretrained import bundled_model_names, bundled_model_path
+from diffae_hub.pretrained import bundled_model_path, list_models
 from diffae_hub.training.presets import preset_named
 
 NAME = "cifar10-32-small"
@@ -35,7 +35,7 @@ def psnr(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
 
 
 def test_names_and_size() -> None:
-    assert bundled_model_names() == [NAME]
+    assert list_models() == [NAME]
     assert sum(file.stat().st_size for file in bundled_model_path(NAME).rglob("*.safetensors")) < 30e6
     with pytest.raises(ValueError, match=r"name must be one of the bundled models \['cifar10-32-small'\], got 'x'"):
         bundled_model_path("x")

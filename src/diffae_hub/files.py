@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-
 SETTINGS = "settings.json"
 
 
@@ -25,11 +24,7 @@ def user_path(text: str) -> Path:
 
 
 def check_regular_files(folder: Path) -> None:
-    """Refuses a model folder whose files are pipes, devices or broken links: opening one may wait for ever.
-
-    Raises:
-        ValueError: Names the file.
-    """
+    """Refuses a model folder whose files are pipes, devices or broken links: opening one may wait for ever."""
     for pattern in ("*.json", "*/*.json", "*/*.safetensors"):
         for path in folder.glob(pattern):
             if not path.is_file():
@@ -69,38 +64,29 @@ def new_folder(path: Path) -> Iterator[Path]:
     If `path` is a link to a folder, the folder is replaced and the link stays.
     """
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed while it wrote
+    temporary, doomed = (path.with_name(f".{path.name}.{end}") for end in ("partial", "deleted"))
+    for folder in (temporary, doomed):  # of a process that was killed while it wrote
+        shutil.rmtree(folder, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         if path.exists():
-            doomed = path.with_name(f".{path.name}.deleted")
-            shutil.rmtree(doomed, ignore_errors=True)
             path.rename(doomed)
-            try:
-                temporary.rename(path)
-            except BaseException:
-                doomed.rename(path)
-                raise
-            shutil.rmtree(doomed, ignore_errors=True)
-        else:
+        try:
             temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        except BaseException:
+            if doomed.exists():
+                doomed.rename(path)
+            raise
+    finally:
+        for folder in (temporary, doomed):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(output: Path, *sources: str | None, argument: str = "output") -> None:
     """Refuses an output that is a file or lies inside a folder of data, whose images its own would join.
 
-    Args:
-        output: The folder to write.
-        sources: Data sets: folders, or names that are none.
-        argument: What the user calls the output.
-
-    Raises:
-        ValueError: Names the argument.
+    `sources` are data sets, folders or names that are none; `argument` is what the user calls the output.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"{argument} must be a folder, got the file {output}")
@@ -109,64 +95,42 @@ def check_output(output: Path, *sources: str | None, argument: str = "output") -
             raise ValueError(f"{argument} must lie outside the folder of the data, {folder}, got {output}")
 
 
-def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool = True) -> None:
-    """Writes the settings that the files of a folder depend on, or checks them against those it was made with.
-
-    Args:
-        path: The JSON file of the settings, in that folder.
-        wanted: The settings, as JSON values.
-        what: What the folder holds, for the message.
-        write: Whether to write them where the folder has none.
-
-    Raises:
-        ValueError: If the folder was made with others.
-    """
-    wanted = json.loads(json.dumps(dict(wanted)))
-    if not path.is_file():
-        if write:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(wanted, indent=2) + "\n")
-        return
-    try:
-        found = json.loads(path.read_text())
-        different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"output must be a new folder or hold {what}; {path} is of something else: {error}") from error
-    if different:
-        key = different[0]
-        raise ValueError(
-            f"output must be a new folder or hold {what} of the same settings; {path.parent} has "
-            f"{key}={found.get(key)!r}, got {wanted.get(key)!r}"
-        )
-
-
 def check_new_or_continued(folder: Path, what: str) -> None:
     """Refuses a folder of other files. For the first of several processes, while the others wait.
 
-    Args:
-        folder: The output.
-        what: What it may hold already, for the message.
-
-    Raises:
-        ValueError: If the folder has files but no settings.
+    `what` a folder with [`SETTINGS`] holds is said in the message.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file():
         raise ValueError(f"output must be a new or empty folder, or {what} to continue, got {folder}")
 
 
-def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """A file of ours that holds a JSON object with these keys.
+def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool = True) -> None:
+    """Writes the settings that the files of a folder depend on, or checks them against those it was made with.
 
-    Raises:
-        ValueError: If it does not, as after editing by hand; the message names the file.
+    `path` is their JSON file in that folder; `what` it holds is for the message of the ValueError; `write` says whether
+    to write them where there are none.
     """
+    if not path.is_file():
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(dict(wanted), indent=2) + "\n")
+        return
+    wanted, found = json.loads(json.dumps(dict(wanted))), read_json(path)
+    for key in sorted({*found, *wanted}):
+        if found.get(key) != wanted.get(key):
+            raise ValueError(
+                f"output must be a new folder or hold {what} of the same settings; {path.parent} has "
+                f"{key}={found.get(key)!r}, got {wanted.get(key)!r}"
+            )
+
+
+def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """A file that must hold a JSON object with these keys; a ValueError that names it, if it does not."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must hold a JSON object: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}")
-    missing = [key for key in keys if key not in found]
-    if missing:
-        raise ValueError(f"{path} must hold {', '.join(missing)}, which are missing")
+    if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
+        lacks = f"what lacks {', '.join(missing)}" if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"{path} must hold a JSON object with its keys, got {lacks}")
     return found

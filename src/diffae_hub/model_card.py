@@ -9,32 +9,90 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_PAPER = "*Revisiting Diffusion Autoencoder Training for Image Reconstruction Quality* (Khungurn et al.)"
-_PARTS = ("encoder", "decoder", "scheduler")
-# What `push_to_hub` may add.
-CARD_FIGURES = (
-    "summary",
-    "license",
-    "tags",
-    "datasets",
-    "base_model",
-    "dataset",
-    "results",
-    "evaluation",
-    "limitations",
-)
+from .files import write_text
+
+_PIPELINE = "DiffusionAutoencoderPipeline"
+_MODES = {"one_step": "one step from t = 1", "stochastic": "stochastic", "inversion": "inverted"}
 _SUMMARIES = {
-    "DiffusionAutoencoderPipeline": "A diffusion autoencoder: an encoder that turns an image into a latent code, and a "
-    "diffusion decoder that turns the code and noise back into the image.",
+    _PIPELINE: "A diffusion autoencoder: an encoder that turns an image into a latent code, and a diffusion decoder "
+    "that turns the code and noise back into the image.",
     "SemanticEncoderModel": "The encoder of a diffusion autoencoder: it turns an image into a latent code.",
     "ConditionedUNet2DModel": "The decoder of a diffusion autoencoder: a denoiser conditioned on a latent code.",
     "LatentCodeModel": "A diffusion model of latent codes: it samples new codes for a diffusion autoencoder.",
     "AttributeClassifier": "A linear classifier of attributes on the latent codes of a diffusion autoencoder.",
 }
+_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+{{ summary }}
+
+`pip install diffae_hub`, then:
+
+```python
+from diffae_hub import {{ class_name }}
+{%- if is_pipeline %}
+from PIL import Image
+
+pipe = {{ class_name }}.from_pretrained({{ quoted_name }})
+image = Image.open("picture.png")
+latent_code = pipe.encode(image)
+reconstruction = pipe(image, num_inference_steps={{ 1 if one_step else 50 }}).images[0]
+{%- else %}
+
+component = {{ class_name }}.from_pretrained({{ quoted_name }})
+{%- endif %}
+```
+{%- macro row(cells) %}
+| {{ cells | map("string") | map("replace", "|", "\\\\|") | join(" | ") }} |
+{%- endmacro %}
+{%- if figures.results %}
+
+## Results
+
+| metric | reconstruction | value | note |
+| --- | --- | --- | --- |
+{%- for r in figures.results %}
+{{- row([r.metric, r.mode, (number(r.value) ~ " " ~ r.unit | default("")) | trim, r.note | default("")]) }}
+{%- endfor %}
+{%- endif %}
+{%- if figures.evaluation %}
+
+{{ figures.evaluation }}
+{%- endif %}
+{%- if training %}
+
+## Training
+
+|  |  |
+| --- | --- |
+{%- for cells in training %}{{ row(cells) }}{% endfor %}
+{%- endif %}
+{%- if figures.limitations %}
+
+## Limitations
+{% for line in figures.limitations %}
+- {{ line }}
+{%- endfor %}
+{%- endif %}
+{%- if networks %}
+
+## Networks
+
+```json
+{{ networks }}
+```
+{%- endif %}
+
+Method: *Revisiting Diffusion Autoencoder Training for Image Reconstruction Quality* (Khungurn et al.).
+"""
 
 
 def render_model_card(figures: Mapping[str, Any]) -> str:
@@ -53,71 +111,137 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
     Returns:
         Markdown with a YAML header. Of a dataset or model that is a local path the last part is shown.
     """
+    from huggingface_hub import ModelCard
+
     name, experiment = figures["model_name"], figures.get("experiment", {})
-    class_name = figures.get("class_name", "DiffusionAutoencoderPipeline")
-    networks = figures.get("networks") or {part: experiment[part] for part in _PARTS if part in experiment}
-    sections = [
-        f"---\n{card_data(figures).to_yaml()}\n---",
-        f"# {name}",
-        figures.get("summary") or _SUMMARIES.get(class_name, f"A {class_name} of a diffusion autoencoder."),
-        _usage(name, class_name, 1 if _is_one_step(experiment) else 50),
-    ]
-    if figures.get("results"):
-        sections += ["## Results", _results_table(figures["results"])]
-    if figures.get("evaluation"):
-        sections.append(figures["evaluation"])
-    if training := _training_rows(figures):
-        sections += ["## Training", _table(["", ""], training)]
-    if figures.get("limitations"):
-        sections += ["## Limitations", "\n".join(f"- {line}" for line in figures["limitations"])]
-    if networks:
-        sections += ["## Networks", f"```json\n{json.dumps(networks, indent=2)}\n```"]
-    return "\n\n".join([*sections, f"Method: {_PAPER}."]) + "\n"
+    class_name = figures.get("class_name", _PIPELINE)
+    parts = ("encoder", "decoder", "scheduler")
+    networks = figures.get("networks") or {part: experiment[part] for part in parts if part in experiment}
+    card = ModelCard.from_template(
+        card_data(figures),
+        template_str=_TEMPLATE,
+        name=name,
+        quoted_name=json.dumps(name),
+        class_name=class_name,
+        is_pipeline=class_name == _PIPELINE,
+        one_step=experiment.get("phase1_fraction") == 1,  # all of the training was phase 1
+        summary=figures.get("summary") or _SUMMARIES.get(class_name, f"A {class_name} of a diffusion autoencoder."),
+        figures=figures,
+        number=_number,
+        training=_training_rows(figures),
+        networks=json.dumps(networks, indent=2) if networks else "",
+    )
+    return str(card).rstrip() + "\n"
 
 
 def card_data(figures: Mapping[str, Any]) -> Any:
     """The header of [`render_model_card`], a `ModelCardData`."""
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
-    dataset = figures.get("dataset", {}).get("name", "")
-    base_model = figures.get("base_model")
-    data = ModelCardData(
-        model_name=figures["model_name"].split("/")[-1],
+    trained_on = figures.get("dataset", {}).get("name") or ""
+    base_model = figures.get("base_model") or ""
+    results = []
+    for result in figures.get("results", ()):
+        dataset, value = result.get("dataset") or trained_on, result["value"]
+        if dataset and isinstance(value, (int, float)) and math.isfinite(value):
+            shown = public_name(dataset)
+            results.append(
+                EvalResult(
+                    task_type="image-to-image",
+                    task_name="image reconstruction",
+                    dataset_type=dataset if _is_hub_id(dataset) else _slug(shown),
+                    dataset_name=shown,
+                    dataset_split=result.get("split"),
+                    metric_type=_slug(result["metric"]),
+                    metric_name=f"{result['metric']}, {result['mode']}",
+                    metric_value=value,
+                )
+            )
+    return ModelCardData(
         license=figures.get("license"),
         library_name="diffae_hub",
         pipeline_tag="image-to-image",
         tags=["diffusion-autoencoder", "image-reconstruction", *figures.get("tags", [])],
-        datasets=figures.get("datasets") or ([dataset] if _is_hub_id(dataset) else None),
-        base_model=base_model if base_model and _is_hub_id(base_model) else None,
-        eval_results=_eval_results(figures) or None,
+        datasets=figures.get("datasets") or ([trained_on] if _is_hub_id(trained_on) else None),
+        base_model=base_model if _is_hub_id(base_model) else None,
+        **({"eval_results": results, "model_name": figures["model_name"].split("/")[-1]} if results else {}),
     )
-    if data.eval_results is None:
-        del data.model_name
-    return data
 
 
-def _eval_results(figures: Mapping[str, Any]) -> list[Any]:
-    from huggingface_hub import EvalResult
+def card_with_header(page: Path, figures: Mapping[str, Any]) -> str:
+    """A Markdown page, with what its header lacks of ours."""
+    from huggingface_hub import CardData, ModelCard
 
+    card = ModelCard(page.read_text(encoding="utf-8"))
+    return f"---\n{CardData(**(card_data(figures).to_dict() | card.data.to_dict())).to_yaml()}\n---\n{card.text}"
+
+
+def figures_of_run(
+    model_name: str,
+    dataset: str,
+    experiment: Mapping[str, Any],
+    parameters: Mapping[str, int],
+    metrics: list[Mapping[str, Any]],
+    validation_images: int = 0,
+    num_inference_steps: int = 50,
+    license_id: str | None = None,
+) -> dict[str, Any]:
+    """The figures of a training run, for [`render_model_card`]: its length, its speed and its last validation.
+
+    `experiment` is `TrainingPreset.to_dict()`, `parameters` their number by component, `metrics` the records of
+    metrics.jsonl; `num_inference_steps` are those of the validation of a model that knows all t.
+    """
+    steps = _MODES["one_step"] if experiment["phase1_fraction"] == 1 else f"{num_inference_steps} DDIM steps"
+    validation = next((r for r in reversed(metrics) if any(key.startswith("psnr_") for key in r)), {})
+    names = [(key, *key.split("_", 1)) for key in validation if key.startswith(("psnr_", "ssim_"))]
+    results = [
+        {"metric": metric.upper(), "mode": _MODES[mode], "value": validation[key]}
+        | ({"unit": "dB"} if metric == "psnr" else {})
+        for key, metric, mode in names
+        if mode in _MODES
+    ]
+    rates = [record["examples_per_second"] for record in metrics if "examples_per_second" in record]
+    return {
+        "model_name": model_name,
+        **({"license": license_id} if license_id else {}),
+        "dataset": {"name": dataset},
+        "experiment": dict(experiment),
+        "parameters": dict(parameters),
+        "training": {"examples": max((record["examples"] for record in metrics), default=0)}
+        | ({"examples_per_second": rates[-1]} if rates else {}),
+        "results": results,
+        "evaluation": f"Means over {validation_images:,} held-out images, {steps}, averaged (EMA) weights, "
+        "images in [0, 1]."
+        if results
+        else "This run had no held-out images: nothing was measured.",
+    }
+
+
+def results_of_evaluation(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results of an evaluation's report.json, for [`render_model_card`]."""
+    where = {"dataset": report["dataset"], "split": report.get("split")}
+    where["note"] = f"{report['num_images']:,} images, {report['num_inference_steps']} DDIM steps"
     results = []
-    for result in figures.get("results", ()):
-        dataset = result.get("dataset") or figures.get("dataset", {}).get("name")
-        if not dataset or not isinstance(result["value"], (int, float)) or not math.isfinite(result["value"]):
-            continue
-        shown = public_name(dataset)
-        results.append(
-            EvalResult(
-                task_type="image-to-image",
-                task_name="image reconstruction",
-                dataset_type=dataset if _is_hub_id(dataset) else _slug(shown),
-                dataset_name=shown,
-                dataset_split=result.get("split"),
-                metric_type=_slug(result["metric"]),
-                metric_name=f"{result['metric']}, {result['mode']}",
-                metric_value=result["value"],
-            )
-        )
+    for mode in report["modes"]:
+        for metric, figure in report["results"][mode].items():
+            value = figure.get("mean", figure.get("value")) if isinstance(figure, Mapping) else figure
+            if isinstance(value, (int, float)):
+                name = metric.removesuffix("_db").upper().replace("_", "-")
+                unit = {"unit": "dB"} if metric.endswith("_db") else {}
+                results.append({"metric": name, "mode": mode, "value": value, **unit, **where})
     return results
+
+
+def write_model_card(folder: Path, figures: Mapping[str, Any]) -> None:
+    """Writes README.md and the `figures.json` it was rendered from into a pipeline folder."""
+    write_text(folder / "README.md", render_model_card(figures))
+    write_text(folder / "figures.json", json.dumps(figures, indent=2))
+
+
+def public_name(name: str) -> str:
+    """A dataset's name as others may read it: the last part of a local path."""
+    is_path = re.match(r"[~./\\]|[A-Za-z]:[/\\]", name) or re.fullmatch(r"\S*[/\\]\S*", name)
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path and not _is_hub_id(name) else name
 
 
 def _slug(name: str) -> str:
@@ -128,74 +252,23 @@ def _is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)) and not Path(name).exists()
 
 
-def public_name(name: str) -> str:
-    """A dataset's name as others may read it: the last part of a local path."""
-    is_path = re.match(r"[~./\\]|[A-Za-z]:[/\\]", name) or re.fullmatch(r"\S*[/\\]\S*", name)
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path and not _is_hub_id(name) else name
-
-
-def _is_one_step(experiment: Mapping[str, Any]) -> bool:
-    """Whether the whole training was phase 1: the model knows t = 1 only."""
-    return experiment.get("phase1_fraction") == 1
-
-
-def _usage(name: str, class_name: str, num_inference_steps: int) -> str:
-    lines = [f"from diffae_hub import {class_name}"]
-    if class_name == "DiffusionAutoencoderPipeline":
-        lines += [
-            "from PIL import Image",
-            "",
-            f"pipe = {class_name}.from_pretrained({json.dumps(name)})",
-            'image = Image.open("picture.png")',
-            "latent_code = pipe.encode(image)",
-            f"reconstruction = pipe(image, num_inference_steps={num_inference_steps}).images[0]",
-        ]
-    else:
-        lines += ["", f"component = {class_name}.from_pretrained({json.dumps(name)})"]
-    return "\n".join(["`pip install diffae_hub`, then:", "", "```python", *lines, "```"])
-
-
 def _number(value: Any) -> str:
     """As a person writes it: integers with separators, floats with four significant digits and no exponent."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _results_table(results: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [
-            result["metric"],
-            result["mode"],
-            f"{_number(result['value'])} {result.get('unit', '')}".strip(),
-            result.get("note", ""),
-        ]
-        for result in results
-    ]
-    return _table(["metric", "reconstruction", "value", "note"], rows)
-
-
-def _training_rows(figures: Mapping[str, Any]) -> list[list[str]]:
-    experiment, dataset, rows = figures.get("experiment", {}), figures.get("dataset"), []
-    if dataset:
+def _training_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if dataset := figures.get("dataset"):
         note = f": {dataset['note']}" if dataset.get("note") else ""
-        rows.append(["data", public_name(dataset["name"]) + note])
-    if experiment:
-        fraction = experiment["phase1_fraction"]
-        phases = f"two; the first {_number(100 * fraction)} % of the examples with t = 1" if fraction else "one"
-        phases = "one; all examples with t = 1" if _is_one_step(experiment) else phases
-        rows += [
-            ["phases", phases],
-            ["batch size", _number(experiment["batch_size"])],
-            ["learning rate", str(experiment["learning_rate"])],
-            ["EMA decay", str(experiment["ema_decay"])],
-        ]
-    rows += [[f"parameters, {part}", _number(count)] for part, count in figures.get("parameters", {}).items()]
-    return rows + [[key.replace("_", " "), _number(value)] for key, value in figures.get("training", {}).items()]
+        rows.append(("data", public_name(dataset["name"]) + note))
+    if experiment := figures.get("experiment"):
+        percent = _number(100 * experiment["phase1_fraction"])
+        phases = {"0": "one", "100": "one; all examples with t = 1"}
+        rows.append(("phases", phases.get(percent, f"two; the first {percent} % of the examples with t = 1")))
+        rows.append(("batch size", _number(experiment["batch_size"])))
+        rows += [("learning rate", experiment["learning_rate"]), ("EMA decay", experiment["ema_decay"])]
+    rows += [(f"parameters, {part}", _number(count)) for part, count in figures.get("parameters", {}).items()]
+    return rows + [(key.replace("_", " "), _number(value)) for key, value in figures.get("training", {}).items()]

@@ -1,7 +1,7 @@
 """The one door to the Hugging Face Hub: waiting and bytes are bounded, and what goes wrong is a ConnectionError.
 
 huggingface_hub trusts its server: some requests wait for ever, an answer may never end, and a header names the file
-that is written. [`limited_requests`] puts the bounds into its HTTP client, whose hooks see every request.
+that is written. [`hub_requests`] puts the bounds into its HTTP client, whose hooks see every request.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+INDEX = "model_index.json"
 CONFIGURATIONS = ("config.json", "scheduler_config.json")
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' name
 
-_SMALL = 64 * 2**20  # bytes that everything but the announced files may have
+_SMALL = 64 * 2**20  # bytes that every answer may have
 _BYTES_PER_SECOND = 1000  # a server that sends less makes us wait on purpose
-_ATTEMPTS, _ATTEMPTS_IN_VAIN = 6, 3  # requests of one kind to one address
+_ATTEMPTS = 4  # requests of one kind to one address in vain
+_OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class _Limits:
-    """Hooks for the HTTP client. Files count as bytes if they are of `repo_id`: other threads may load other things."""
+    """Hooks for the HTTP client."""
 
-    def __init__(self, repo_id: str) -> None:
+    def __init__(self) -> None:
         from huggingface_hub import constants
 
-        self.allowed_bytes = _SMALL
         self._timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        self._addresses = {f"/{repo_id}", f"{constants.ENDPOINT}/api/"}  # parts of the addresses that concern us
-        self._attempts: Counter[tuple[str, str]] = Counter()
-        self._answers: Counter[tuple[str, str]] = Counter()
+        self._in_vain: Counter[tuple[str, str]] = Counter()
+        self._announced = _SMALL
 
     def before(self, request: Any) -> None:
         """Sets the timeouts and ends hopeless repetitions."""
@@ -47,76 +46,66 @@ class _Limits:
         }
         request.extensions = {**request.extensions, "timeout": timeouts}
         key = (request.method, str(request.url))
-        if self._attempts[key] >= _ATTEMPTS or self._attempts[key] - self._answers[key] >= _ATTEMPTS_IN_VAIN:
-            raise ConnectionError(f"{request.url} was asked {self._attempts[key]} times in vain")
-        self._attempts[key] += 1
+        if self._in_vain[key] == _ATTEMPTS:
+            raise ConnectionError(f"{request.url} was asked {_ATTEMPTS} times in vain")
+        self._in_vain[key] += 1
 
     def after(self, response: Any) -> None:
-        """Refuses headers that would name a file elsewhere, and bounds the body."""
-        address, headers = str(response.request.url), response.headers
-        # The answer to HEAD names the file in the cache.
-        for name in ("etag", "x-linked-etag", "x-repo-commit") if response.request.method == "HEAD" else ():
-            if not re.fullmatch(r'(W/)?"?[\w.:+=-]*"?', headers.get(name, "")) or ".." in headers.get(name, ""):
-                raise ConnectionError(f"{address} was answered with a header {name} that is no name: {headers[name]!r}")
-        if response.status_code >= 429 or response.status_code == 409:
-            for name in ("retry-after", "ratelimit"):  # it may ask us to wait for days
-                headers.pop(name, None)
-        elif not 300 <= response.status_code < 400:
-            self._answers[response.request.method, address] += 1
-        if response.request.method in ("POST", "PUT") or any(part in address for part in self._addresses):
-            if "location" in headers:
-                self._addresses.add(headers["location"].partition("?")[0])
-            self._bound_body(response)
+        """Refuses names of files that lead elsewhere, and bounds the body."""
+        request, headers = response.request, response.headers
+        for name in ("retry-after", "ratelimit"):  # it may ask us to wait for days
+            headers.pop(name, None)
+        length = int(headers.get("x-linked-size") or headers.get("content-length") or 0)
+        if request.method == "HEAD":
+            self._announced = max(self._announced, length)
+            for name in ("etag", "x-linked-etag", "x-repo-commit"):  # the names of files in the cache
+                if not re.fullmatch(r'(W/)?"?[\w:+=-]*"?', headers.get(name, "")):
+                    raise ConnectionError(f"{request.url} was answered with a {name} that is none: {headers[name]!r}")
+        most = _SMALL if "/api/" in str(request.url) else max(self._announced, length)
+        start, raw, decoded = time.monotonic(), response.iter_raw, response.iter_bytes
 
-    def _bound_body(self, response: Any) -> None:
-        start, received, raw, decoded = time.monotonic(), 0, response.iter_raw, response.iter_bytes
-
-        def received_in_time(chunk_size: int | None = None) -> Iterator[bytes]:
-            nonlocal received
+        def in_time(chunk_size: int | None = None) -> Iterator[bytes]:
+            received = 0
             for chunk in raw(chunk_size):
                 received += len(chunk)
                 if time.monotonic() - start > 6 * self._timeout + received / _BYTES_PER_SECOND:
-                    raise ConnectionError(f"{response.request.url} sends too slowly")
+                    raise ConnectionError(f"{request.url} sends too slowly")
                 yield chunk
+            if response.status_code < 300:
+                del self._in_vain[request.method, str(request.url)]
 
         def within_size(chunk_size: int | None = None) -> Iterator[bytes]:
+            size = 0
             for chunk in decoded(min(chunk_size or 2**20, 2**20)):
-                self.allowed_bytes -= len(chunk)
-                if self.allowed_bytes < 0:
-                    raise ConnectionError(f"{response.request.url} sends more than the Hub announced")
+                size += len(chunk)
+                if size > most:
+                    raise ConnectionError(f"{request.url} sends more than the Hub announced")
                 yield chunk
 
-        response.iter_raw, response.iter_bytes = received_in_time, within_size
+        response.iter_raw, response.iter_bytes = in_time, within_size
 
 
 @contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turns every kind of failure in talking to the Hub into a ConnectionError that begins with `what`.
+def hub_requests(what: str) -> Iterator[None]:
+    """Bounds what huggingface_hub's client does, and turns its failures into a ConnectionError that begins with `what`.
 
-    A ValueError, of a name that is not allowed, and a failure of the own disk stay what they are.
+    A ValueError, of a name that is not allowed, and a failure of the own disk stay what they are. The timeouts are
+    huggingface_hub's `HF_HUB_DOWNLOAD_TIMEOUT`.
     """
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import get_session
 
+    limits, hooks = _Limits(), get_session().event_hooks
+    hooks["request"].append(limits.before)
+    hooks["response"].append(limits.after)
     try:
         yield
     except HFValidationError as error:
         raise ValueError(f"{what}: {error}") from error
-    except Exception as error:  # httpx's, requests', JSON's, and what a client makes of a nonsensical answer
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except Exception as error:  # of HTTP, of JSON, and what a client makes of a nonsensical answer
+        if isinstance(error, OSError) and error.errno in _OWN_DISK:
             raise
         raise ConnectionError(f"{what}: {str(error) or type(error).__name__}") from error
-
-
-@contextmanager
-def limited_requests(repo_id: str) -> Iterator[_Limits]:
-    """Bounds what huggingface_hub's client does for a repository; its timeouts are `HF_HUB_DOWNLOAD_TIMEOUT`."""
-    from huggingface_hub.utils import get_session
-
-    limits, hooks = _Limits(repo_id), get_session().event_hooks
-    hooks["request"].append(limits.before)
-    hooks["response"].append(limits.after)
-    try:
-        yield limits
     finally:
         hooks["request"].remove(limits.before)
         hooks["response"].remove(limits.after)
@@ -127,158 +116,113 @@ def check_hub_answers() -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    with hub_errors(f"{constants.ENDPOINT} does not answer"):
+    with hub_requests(f"{constants.ENDPOINT} does not answer"):
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
-def component_folders(model_index: Path) -> list[str]:
+def component_folders(index: Path) -> list[str]:
     """The folders of a pipeline's components, as its model_index.json names them."""
-    content = json.loads(model_index.read_text(encoding="utf-8"))
-    entries = content.items() if isinstance(content, dict) else ()
+    entries = json.loads(index.read_text(encoding="utf-8")).items()
     return [name for name, entry in entries if name.isidentifier() and name[0] != "_" and entry != [None, None]]
 
 
 def component_files(names: Iterable[str], folder: str, variant: str | None = None) -> list[str]:
-    """Those of the files `names` that loading a component reads.
+    """Those of the files `names` that loading the component in `folder` ("" for the root) reads.
 
-    Args:
-        names: Paths in the repository.
-        folder: Of the component; "" for a repository that is one component.
-        variant: Of the weights, as "fp16"; a component that lacks it is taken without.
+    Its weights are of the variant, such as "fp16", or plain where it lacks it. LookupError if there are none.
     """
     prefix = f"{folder}/" if folder else ""
     inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    weights: list[str] = []
+    for middle in ([re.escape(f".{variant}")] if variant else []) + [""]:
+        pattern = rf"{WEIGHTS}({middle}(-\d{{5}}-of-\d{{5}})?\.safetensors|\.safetensors\.index{middle}\.json)"
+        weights = weights or [name for name in inside if re.fullmatch(pattern, name)]
+    configurations = inside & set(CONFIGURATIONS)
+    if not weights and "scheduler_config.json" not in configurations:
+        raise LookupError(f"it lacks files of {folder or 'the model'}")
+    return sorted(prefix + name for name in [*weights, *configurations])
 
-    def weights(middle: str) -> set[str]:
-        patterns = (f"{WEIGHTS}{middle}.safetensors", f"{WEIGHTS}{middle}-?????-of-?????.safetensors")
-        found = {name for name in inside if any(fnmatch(name, pattern) for pattern in patterns)}
-        return found | ({f"{WEIGHTS}.safetensors.index{middle}.json"} & inside)
 
-    chosen = (weights(f".{variant}") if variant else set()) or weights("")
-    return sorted(prefix + name for name in chosen | ({*CONFIGURATIONS} & inside))
-
-
-def download_pipeline(
+def download(
     repo_id: str,
-    *,
     subfolder: str | None = None,
-    revision: str | None = None,
+    *,
     variant: str | None = None,
+    revision: str | None = None,
     cache_dir: str | Path | None = None,
     force_download: bool = False,
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """Brings the files of a pipeline from the Hub into huggingface_hub's cache; only those that loading reads.
+    """Brings a model into huggingface_hub's cache: only the files that loading reads, compared with their hashes.
 
-    Without an answer of the Hub the cached files are used. Their hashes are compared with those that the Hub names; a
-    damaged file is fetched once more.
+    Without an answer of the Hub the cached files are used. A damaged file is fetched once more.
 
     Args:
         repo_id: "owner/name".
         subfolder: A single component's folder, "" for a repository that is one component; None for a whole pipeline.
-        revision: Branch, tag or commit; None for "main".
-        variant: Variant of the weights, as "fp16".
-        cache_dir, force_download, local_files_only, token: As in huggingface_hub.
+        variant: Of the weights, as "fp16".
+        revision, cache_dir, force_download, local_files_only, token: As in huggingface_hub.
 
     Returns:
         The folder with the files.
 
     Raises:
         ConnectionError: If the Hub does not give the files.
-        ValueError: If the name is not allowed, or there are no weights of that variant.
+        ValueError: If the name is not allowed.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.hf_api import RepoFile
-
-    where = {"cache_dir": cache_dir, "token": token}
-    prefix = f"{subfolder}/" if subfolder else ""
-    first_names = ("model_index.json",) if subfolder is None else tuple(prefix + name for name in CONFIGURATIONS)
-
-    def chosen(names: Iterable[str], folder: Path) -> list[str]:
-        names = list(names)
-        folders = component_folders(folder / "model_index.json") if subfolder is None else [subfolder]
-        files = []
-        for name in folders:
-            found = component_files(names, name, variant)
-            if not found or {f"{name}/config.json".lstrip("/")} == set(found):
-                raise LookupError(f"it lacks files of {name or 'the model'}")
-            files += found
-        if variant and not any(f".{variant}" in file for file in files):
-            raise HFValidationError(f"variant must be one of its weights, got {variant!r}")
-        return files
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
     def cached() -> Path | None:
-        for name in first_names:
+        for name in (INDEX,) if subfolder is None else [f"{subfolder}/{name}".lstrip("/") for name in CONFIGURATIONS]:
             found = try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision)
             if isinstance(found, str):
-                folder = Path(found.removesuffix(name))
-                with suppress(LookupError, ValueError):  # a download that was interrupted, or damaged
-                    return folder if chosen(_files(folder), folder) else None
+                return Path(found.removesuffix(name))
         return None
 
-    def from_hub(limits: _Limits) -> tuple[Path, dict[str, str]]:
-        api = HfApi(token=token)
-        commit = api.model_info(repo_id, revision=revision).sha or ""
+    def fetch(name: str) -> Path:
+        for force in [force_download] if folder else [force_download, True]:
+            path = Path(hf_hub_download(repo_id, name, revision=commit, force_download=force, **options))
+            if _is_intact(path):
+                return path
+            path.resolve().unlink()
+        raise ConnectionError(f"{name} differs from the hash that the Hub named; it was deleted")
+
+    with hub_requests(f"{repo_id} cannot be loaded from the Hub"):
+        folder = None
+        try:
+            if local_files_only:
+                raise ConnectionError("it is not in the cache, and the Hub may not be asked")
+            info = HfApi(token=token).model_info(repo_id, revision=revision)
+            names, commit = [file.rfilename for file in info.siblings or ()], info.sha or ""
+        except Exception as error:
+            refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 429
+            folder = None if refused or force_download else cached()
+            if folder is None:
+                raise
+        if folder is not None:
+            names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            commit = folder.name
         if not re.fullmatch("[0-9a-f]{40}", commit):
             raise ConnectionError(f"the Hub named a commit {commit!r}")
-        tree = {
-            entry.path: entry
-            for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit)
-            if isinstance(entry, RepoFile)
-        }
-        first = [name for name in first_names if name in tree]
-        if not first:
-            raise ConnectionError(f"it has no {' or '.join(first_names)}")
-        for name in first:  # under the name of the revision, so that it is found again without the Hub
-            found = hf_hub_download(repo_id, name, revision=revision, force_download=force_download, **where)
-            folder = Path(found.removesuffix(name))
-            check_hash(limits, folder, name)
-        files = chosen(tree, folder)
-        limits.allowed_bytes += sum(tree[name].size for name in files)
-        snapshot_download(repo_id, revision=commit, allow_patterns=files, force_download=force_download, **where)
-        return folder, {name: tree[name].lfs.sha256 for name in files if tree[name].lfs}
-
-    def check_hash(limits: _Limits, folder: Path, name: str, sha256: str | None = None) -> None:
-        path = folder / name
-        if not path.is_file() or _is_intact(path, sha256):
-            return
-        limits.allowed_bytes += path.stat().st_size
-        path.resolve().unlink()
-        if not offline:
-            hf_hub_download(repo_id, name, revision=folder.name, force_download=True, **where)
-            if _is_intact(path, sha256):
-                return
-            path.resolve().unlink()
-        raise ConnectionError(f"{name} differs from the hash that the Hub names; it was deleted")
-
-    offline = local_files_only or constants.HF_HUB_OFFLINE
-    with hub_errors(f"{repo_id} cannot be loaded from the Hub"), limited_requests(repo_id) as limits:
-        folder, hashes = cached() if offline else None, {}
-        if not offline:
-            try:
-                folder, hashes = from_hub(limits)
-            except Exception as error:
-                refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 429
-                refused = refused or force_download or isinstance(error, HFValidationError)
-                folder = None if refused else cached()
-                if folder is None:
-                    raise
-        if folder is None:
-            raise ConnectionError("it is not in the cache, and the Hub may not be asked")
-        for name in chosen(_files(folder), folder):
-            check_hash(limits, folder, name, hashes.get(name))
-    return folder
+        options = {"cache_dir": cache_dir, "token": token, "local_files_only": folder is not None}
+        folders, files = [subfolder], []
+        if subfolder is None:
+            folders, files = component_folders(fetch(INDEX)), [INDEX]
+        files += [file for name in folders for file in component_files(names, name or "", variant)]
+        if variant and not any(f".{variant}" in file for file in files):
+            raise LookupError(f"none of its weights are of the variant {variant!r}")
+        for name in files:
+            path = fetch(name)
+        if folder is None:  # so that the whole is found by the revision's name without the Hub
+            hf_hub_download(repo_id, name, revision=revision, **options)
+        return Path(str(path).removesuffix(name))
 
 
-def _files(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-
-
-def _is_intact(path: Path, sha256: str | None) -> bool:
-    """Whether a cached file has the hash that the Hub named. The cache's own files are named so: SHA-256, or Git's."""
-    named = sha256 or path.resolve().name
+def _is_intact(path: Path) -> bool:
+    """Whether a cached file has the hash that the Hub named. The cache names its files so: SHA-256, or Git's."""
+    named = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", named):
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == named

@@ -10,20 +10,20 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .files import write_text
-from .model_card import CARD_FIGURES, card_data, render_model_card
-from .network import CONFIGURATIONS, WEIGHTS, component_folders, hub_errors, limited_requests
+from .model_card import card_with_header, render_model_card
+from .network import CONFIGURATIONS, INDEX, WEIGHTS, component_folders, hub_requests
 
-_INDEX = "model_index.json"
-_FIGURES = "figures.json"
+_KINDS = (*CONFIGURATIONS, f"{WEIGHTS}*.safetensors", f"{WEIGHTS}.safetensors.index*.json")
 _PICTURES_AND_PAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".md")
 # The file that a Markdown image or link names, unless it is an address or a place in the page.
 _MARKDOWN_TARGET = re.compile(r"\]\(([^)\s:#]+)\)")
+# What `save_pretrained` of diffusers takes; the rest is for `push_to_hub`.
+_SAVING = {"is_main_process", "save_function", "safe_serialization", "variant", "max_shard_size"}
 _ALIAS = "diffae_hub.__init__"  # the package by a name that no loader file bears
 _LOADER = '''"""Lets diffusers find the class."""
 
@@ -35,23 +35,18 @@ except ModuleNotFoundError as error:
 
 
 def ensure_repository(repo_id: str, private: bool | None = False, token: str | None = None) -> str:
-    """Creates a model repository unless it is there, so that a training learns at its beginning whether it can push.
+    """Creates a model repository unless it is there, and returns its full id, "owner/name".
 
-    Args:
-        repo_id: "name" or "owner/name"; without an owner, the token's user.
-        private: Whether a new repository is private.
-        token: None takes the one of `HF_TOKEN` or of `hf auth login`.
-
-    Returns:
-        The full id, "owner/name".
-
-    Raises:
-        ValueError: If the name is not allowed, there is no valid token, or the Hub cannot be reached.
+    Without an owner it is the token's user. A token of None is the one of `HF_TOKEN` or of `hf auth login`. What the
+    Hub does not take is a ValueError: a training must not begin without its repository.
     """
     from huggingface_hub import HfApi
 
-    with _writing(repo_id):
-        return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+    try:
+        with hub_requests(f"repo_id {repo_id!r} cannot be written"):
+            return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except ConnectionError as error:  # mostly of what the user gave
+        raise ValueError(str(error)) from error
 
 
 def publish(
@@ -69,9 +64,7 @@ def publish(
     Args:
         folder: What `save_pretrained` wrote. Links are refused, and other files stay behind.
         repo_id: "owner/name", which exists; see [`ensure_repository`].
-        token: As in [`ensure_repository`].
-        commit_message: Title of the commit.
-        create_pr: Whether to open a pull request instead.
+        token, commit_message, create_pr: As in huggingface_hub.
         card: A Markdown page to upload as README.md, with the pictures and pages beside it that it links to. None
             takes the folder's README.md unless there are figures for a new one.
         figures: Figures of the card beyond those in the folder's figures.json; see
@@ -81,63 +74,52 @@ def publish(
         huggingface_hub's `CommitInfo`.
 
     Raises:
-        ValueError: If a file is missing or a link, the card cannot be read, or the repository cannot be written.
+        ValueError: If a file is missing or a link. What the Hub does not take is a ConnectionError.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     folder = Path(folder)
-    given = json.loads((folder / _FIGURES).read_text()) if (folder / _FIGURES).is_file() else {}
-    page = folder / "README.md" if card is None else Path(card)
-    files = _linked_files(page) if page.is_file() or card is not None else {}
-    files |= model_files(folder)  # a card replaces none of them
-    if card is not None or (page.is_file() and not given):
-        files["README.md"] = _with_header(page, {"model_name": repo_id, **given, **(figures or {})})
+    files = model_files(folder)
+    given = folder / "figures.json"
+    measured = {**(json.loads(given.read_text()) if given.is_file() else {}), **(figures or {})}
+    page = Path(card or folder / "README.md")
+    if card is not None or (page.is_file() and not given.is_file()):
+        files = _linked_files(page) | files  # a card replaces none of them
+        files["README.md"] = card_with_header(page, {"model_name": repo_id, **measured}).encode()
     else:
-        files["README.md"] = render_model_card(
-            {**_described(folder), **given, **(figures or {}), "model_name": repo_id}
-        ).encode()
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=files[name]) for name in sorted(files)]
-    with _writing(repo_id):
+        described = {**_described(files), **measured, "model_name": repo_id}
+        files["README.md"] = render_model_card(described).encode()
+    operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+    with hub_requests(f"repo_id {repo_id!r} cannot be written"):
         return HfApi(token=token).create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
 
 
-@contextmanager
-def _writing(repo_id: str) -> Iterator[None]:
-    try:
-        with hub_errors("the Hub did not take it"), limited_requests(repo_id):
-            yield
-    except (ConnectionError, ValueError) as error:
-        raise ValueError(f"repo_id must name a repository that can be written, got {repo_id!r}: {error}") from error
-
-
 def model_files(folder: Path) -> dict[str, Path | bytes]:
-    """Name in the repository -> file, of the components and what loads them."""
-    if (folder / _INDEX).is_file():
-        folders, index = component_folders(folder / _INDEX), _for_diffusers(folder / _INDEX)
-        files: dict[str, Path | bytes] = {_INDEX: _json(index), "pipeline.py": _loader(index["_class_name"][-1])}
-        for name in folders:
-            if index[name][0] == "diffae_hub":
-                files[f"{name}/diffae_hub.py"] = _loader(index[name][1])
-    elif any((folder / name).is_file() for name in CONFIGURATIONS):
-        folders, files = [""], {}
-    else:
-        raise ValueError(f"folder must be a pipeline folder with a {_INDEX}, got {folder}")
-    kinds = (*CONFIGURATIONS, f"{WEIGHTS}*.safetensors", f"{WEIGHTS}.safetensors.index*.json")
+    """Name in the repository -> file, of the components and what loads them; ValueError if one is missing or a link."""
+    files: dict[str, Path | bytes] = {}
+    folders = [""]
+    if (folder / INDEX).is_file():
+        folders, index = component_folders(folder / INDEX), _for_diffusers(folder / INDEX)
+        files |= {INDEX: _json(index), "pipeline.py": _loader(index["_class_name"][-1])}
+        ours = [name for name in folders if index[name][0] == "diffae_hub"]
+        files |= {f"{name}/diffae_hub.py": _loader(index[name][1]) for name in ours}
     for name in folders:
-        found = [path for kind in kinds for path in sorted((folder / name).glob(kind))]
+        found = [path for kind in _KINDS for path in (folder / name).glob(kind)]
         if not found:
-            raise ValueError(f"folder must hold the {name} that its {_INDEX} names, got {folder}")
+            raise ValueError(f"folder must hold a pipeline with {INDEX} and its components, {name} is not in {folder}")
         for path in found:
             if path.is_symlink() or (name and path.parent.is_symlink()) or not path.is_file():
                 raise ValueError(f"folder must hold its files themselves, not links, got {path}")
-            files[path.relative_to(folder).as_posix()] = _configuration(path) if path.name in CONFIGURATIONS else path
+            content = _json(_without_origin(path)) if path.name in CONFIGURATIONS else path
+            files[path.relative_to(folder).as_posix()] = content
     return files
 
 
-def _configuration(path: Path) -> Path | bytes:
-    """The file, unless it says which local folder the component was loaded from."""
+def _without_origin(path: Path) -> dict[str, Any]:
+    """A configuration without the local folder that it was loaded from."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    return _json(content) if content.pop("_name_or_path", None) is not None else path
+    content.pop("_name_or_path", None)
+    return content
 
 
 def _json(content: Any) -> bytes:
@@ -150,45 +132,26 @@ def _loader(class_name: str) -> bytes:
 
 def _for_diffusers(index: Path) -> dict[str, Any]:
     """A model_index.json that names the loader file of the pipeline's class."""
-    content = json.loads(index.read_text(encoding="utf-8"))
-    content.pop("_name_or_path", None)  # a local folder
+    content = _without_origin(index)
     name = content.get("_class_name")
-    content["_class_name"] = ["pipeline", name[-1] if isinstance(name, list) else str(name)]
-    return content
+    return content | {"_class_name": ["pipeline", name[-1] if isinstance(name, list) else str(name)]}
 
 
-def _described(folder: Path) -> dict[str, Any]:
+def _described(files: Mapping[str, Path | bytes]) -> dict[str, Any]:
     """What the configurations say, for the card."""
-    files = {path.parent: path for name in CONFIGURATIONS for path in (*folder.glob(name), *folder.glob(f"*/{name}"))}
-    networks, class_name = {}, None
-    for path in files.values():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        class_name = content.get("_class_name")
-        part = path.parent.name if path.parent != folder else class_name
-        networks[part] = {key: value for key, value in content.items() if not key.startswith("_")}
-    whole = (folder / _INDEX).is_file()
-    return {"networks": networks} | ({} if whole else {"class_name": class_name})
-
-
-def _with_header(page: Path, figures: Mapping[str, Any]) -> bytes:
-    """A page, with what its header lacks of ours."""
-    from huggingface_hub import CardData, ModelCard
-
-    try:
-        card = ModelCard(page.read_text(encoding="utf-8"))
-    except Exception as error:  # of the file, of UTF-8, of YAML
-        raise ValueError(f"card must be a readable Markdown file, got {page}: {error}") from error
-    data = CardData(**(card_data(figures).to_dict() | card.data.to_dict()))
-    return f"---\n{data.to_yaml()}\n---\n{card.text}".encode()
+    configs = {name: json.loads(files[name]) for name in files if name.endswith(CONFIGURATIONS)}
+    networks = {
+        Path(name).parent.name or config["_class_name"]: {k: v for k, v in config.items() if not k.startswith("_")}
+        for name, config in configs.items()
+    }
+    whole = INDEX in files
+    return {"networks": networks} | ({} if whole else {"class_name": next(iter(networks))})
 
 
 def _linked_files(page: Path) -> dict[str, Path | bytes]:
     """Name in the repository -> file, of the pictures and pages below its folder that a page links to."""
-    try:
-        names = _MARKDOWN_TARGET.findall(page.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"card must be a readable Markdown file, got {page}: {error}") from error
     root = page.parent.resolve()
+    names = _MARKDOWN_TARGET.findall(page.read_text(encoding="utf-8"))
     paths = [(root / name).resolve() for name in names if name.lower().endswith(_PICTURES_AND_PAGES)]
     return {path.relative_to(root).as_posix(): path for path in paths if path.is_file() and path.is_relative_to(root)}
 
@@ -211,10 +174,9 @@ class PublishingMixin:
         variant: str | None = None,
         **figures: Any,
     ) -> Any:
-        """Uploads weights, configuration and card in one commit; the repository is created if needed.
+        """Uploads weights, configuration and card in one commit, and returns huggingface_hub's `CommitInfo`.
 
-        Returns:
-            huggingface_hub's `CommitInfo`.
+        The repository is created if needed.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
@@ -226,19 +188,15 @@ class PublishingMixin:
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves as diffusers does, a pipeline with the loader file that plain diffusers needs."""
-        options = {}
-        if push_to_hub:
-            names = ("repo_id", "commit_message", "private", "token", "create_pr", *CARD_FIGURES)
-            options = {name: kwargs.pop(name) for name in names if name in kwargs}
+        publishing = {name: kwargs.pop(name) for name in {*kwargs} - _SAVING} if push_to_hub else {}
         super().save_pretrained(save_directory, *args, **kwargs)
-        index = Path(save_directory) / _INDEX
+        index = Path(save_directory) / INDEX
         if index.is_file():
             write_text(index, _json(_for_diffusers(index)).decode())
             write_text(index.with_name("pipeline.py"), _loader(type(self).__name__).decode())
         if push_to_hub:
-            repo_id = options.pop("repo_id", Path(save_directory).resolve().name)
-            variant = kwargs.get("variant")
-            PublishingMixin.push_to_hub(self, repo_id, variant=variant, **options)
+            repo_id = publishing.pop("repo_id", Path(save_directory).resolve().name)
+            PublishingMixin.push_to_hub(self, repo_id, variant=kwargs.get("variant"), **publishing)
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:

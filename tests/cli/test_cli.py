@@ -186,25 +186,25 @@ def test_models_lists_the_bundled_model(capsys) -> None:
     ("arguments", "message"),
     [
         (["reconstruct", "PHOTO", "--model", "no-such-model", "--output", "OUT"], "cifar10-32-small"),
-        (["reconstruct", "missing.png", "--model", "MODEL", "--output", "OUT"], "missing.png does not exist"),
+        (["reconstruct", "missing.png", "--model", "MODEL", "--output", "OUT"], "missing.png"),
         (
             ["reconstruct", "PHOTO", "--model", "MODEL", "--steps", "0", "--output", "OUT"],
-            "num_inference_steps must be",
+            "num_inference_steps",
         ),
         (["reconstruct", "PHOTO", "--model", "MODEL", "--steps", "2000", "--output", "OUT"], "got 2000"),
-        (["reconstruct", "PHOTO", "--model", "MODEL", "--tiles", "0", "--output", "OUT"], "--tiles must be between"),
-        (["reconstruct", "PHOTO", "--model", "MODEL", "--device", "abacus", "--output", "OUT"], "--device must be"),
-        (["reconstruct", "PHOTO", "--model", "MODEL", "--device", "meta", "--output", "OUT"], "--device must be"),
-        (["reconstruct", "PHOTO", "--model", "MODEL", "--seed", str(2**63), "--output", "OUT"], "--seed must be"),
-        (["reconstruct", "PHOTO", "--model", "MODEL", "--seed", "-1", "--output", "OUT"], "--seed must be"),
-        (["reconstruct", "STRIPE", "--model", "MODEL", "--tiles", "4", "--output", "OUT"], "--tiles must give at most"),
-        (["reconstruct", "PHOTO", "--mode", "magic", "--output", "OUT"], "invalid choice: 'magic'"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--tiles", "0", "--output", "OUT"], "--tiles"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--device", "abacus", "--output", "OUT"], "device"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--device", "meta", "--output", "OUT"], "device"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--seed", str(2**63), "--output", "OUT"], "--seed"),
+        (["reconstruct", "PHOTO", "--model", "MODEL", "--seed", "-1", "--output", "OUT"], "--seed"),
+        (["reconstruct", "STRIPE", "--model", "MODEL", "--tiles", "4", "--output", "OUT"], "--tiles"),
+        (["reconstruct", "PHOTO", "--mode", "magic", "--output", "OUT"], "--mode"),
         (["reconstruct", "PHOTO"], "--output"),
         (
             ["interpolate", "PHOTO", "PHOTO", "--frames", "1", "--model", "MODEL", "--output", "OUT"],
-            "num_frames must be",
+            "num_frames",
         ),
-        (["juggle"], "invalid choice: 'juggle'"),
+        (["juggle"], "juggle"),
         ([], "COMMAND"),
     ],
 )
@@ -218,6 +218,14 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, model, photo,
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert not (tmp_path / "out").exists()
+
+
+def test_of_several_processes_the_first_says_what_is_wrong(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as caught:
+        main(["juggle"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -285,7 +293,7 @@ def test_truncated_weights_are_named(model: str, photo: str, tmp_path: Path, cap
     weights.write_bytes(weights.read_bytes()[:-100])
     assert main(["reconstruct", photo, "--model", model, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "decoder/diffusion_pytorch_model.safetensors is damaged" in error
+    assert "decoder/diffusion_pytorch_model.safetensors" in error
 
 
 def test_help_teaches(capsys) -> None:

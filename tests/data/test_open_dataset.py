@@ -284,7 +284,7 @@ import sys
 from diffae_hub.data.open_dataset import open_dataset
 try:
     open_dataset("nope", "train", "image", streaming=sys.argv[1] == "streaming")
-except ValueError as error:
+except OSError as error:
     print(error)
 """
 

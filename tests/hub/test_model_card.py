@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffae_hub.hub.model_card import figures_of_run, write_model_card
-from diffae_hub.model_card import public_name, render_model_card
+from diffae_hub.model_card import figures_of_run, public_name, render_model_card, write_model_card
 from diffae_hub.training.presets import PRESETS
 
 METRICS = [

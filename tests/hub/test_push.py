@@ -183,12 +183,13 @@ def test_what_does_not_work_is_not_sent(damage, hub: HubServer, model: str, tmp_
 # Everything that publishes, and everything that loads it again, in one process.
 EVERY_WAY = """
 import json, sys
-from diffae_hub import DiffusionAutoencoderPipeline, SemanticEncoderModel
+from diffae_hub import DiffusionAutoencoderPipeline, SemanticEncoderModel, VPDDIMScheduler
 from diffusers import DiffusionPipeline
 pipeline = DiffusionAutoencoderPipeline.from_pretrained(sys.argv[1])
 pipeline.push_to_hub("pushed", license="mit", datasets=["uoft-cs/cifar10"], base_model="tester/other")
 pipeline.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="saved", private=True)
 pipeline.encoder.push_to_hub("encoder", commit_message="Mine")
+pipeline.scheduler.push_to_hub("scheduler")
 folder = DiffusionPipeline.download("tester/pushed", trust_remote_code=True)
 names = ["tester/pushed", "tester/saved", sys.argv[2], folder]
 for name in names:
@@ -203,6 +204,9 @@ try:
 except ValueError as error:
     assert "trust_remote_code" in str(error)
 SemanticEncoderModel.from_pretrained("tester/encoder")
+SemanticEncoderModel.from_pretrained("tester/pushed@main", subfolder="encoder")
+VPDDIMScheduler.from_pretrained("tester/scheduler")
+VPDDIMScheduler.from_pretrained("tester/pushed", subfolder="scheduler")
 sys.modules["diffae_hub"] = None  # as if it were not installed
 for name in names:
     try:
@@ -218,14 +222,14 @@ def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
     hub: HubServer, model: str, tmp_path: Path
 ) -> None:
     run(hub, tmp_path / "home", EVERY_WAY, model, tmp_path / "saved")
-    assert set(hub.repositories) == {"tester/pushed", "tester/saved", "tester/encoder"}
+    assert set(hub.repositories) == {f"tester/{name}" for name in ("pushed", "saved", "encoder", "scheduler")}
     for name, repository in hub.repositories.items():
         files = repository.commits[-1][2]
         card = ModelCard(files["README.md"].decode())
         assert (card.data.library_name, card.data.pipeline_tag) == ("diffae_hub", "image-to-image")
         assert f'from_pretrained("{name}")' in card.text
         assert not any(str(tmp_path).encode() in content for content in files.values()), "no local path"
-        if name != "tester/encoder":
+        if name in ("tester/pushed", "tester/saved"):
             assert set(files) == EXPECTED
     data = ModelCard(hub.repositories["tester/pushed"].commits[-1][2]["README.md"].decode()).data
     assert (data.license, data.datasets, data.base_model) == ("mit", ["uoft-cs/cifar10"], "tester/other")

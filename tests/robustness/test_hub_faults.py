@@ -22,10 +22,10 @@ DRIVER = """
 import contextlib, io, json, sys
 from pathlib import Path
 from diffae_hub.cli import main as command_line
-from diffae_hub.network import download_pipeline
+from diffae_hub.network import download
 
 def load(arguments):
-    print(download_pipeline(arguments.words[0], cache_dir=arguments.words[1]))
+    print(download(arguments.words[0], cache_dir=arguments.words[1]))
     return 0
 
 def load_arguments(parser):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import types
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -47,21 +46,22 @@ def path(text: str) -> Path:
 whole_number.__name__ = "int"  # what argparse calls it in its messages
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
-    """Adds a flag for each field of a dataclass."""
-    hints = typing.get_type_hints(options)
-    groups: dict[str | None, Any] = {None: parser}
+def add_flags(parser: argparse.ArgumentParser, options: type, **defaults: Any) -> None:
+    """Adds a flag for each field of a dataclass; `defaults` go before those of the fields."""
+    hints, groups = typing.get_type_hints(options), {None: parser}
     for field in dataclasses.fields(options):
-        group = field.metadata.get("group")
+        extra, default = field.metadata, defaults.get(field.name, field.default)
+        group = extra.get("group")
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        required = field.default is dataclasses.MISSING
-        settings: dict[str, Any] = {"help": field.metadata["help"]}
-        if not required:
-            settings["default"] = field.default
-            if field.default not in (None, False, ()):
-                settings["help"] += f" (default: {field.default})".replace("%", "%%")
-        kind = _without_none(hints[field.name])
+        settings: dict[str, Any] = {"help": extra["help"]}
+        if default is not dataclasses.MISSING:
+            settings["default"] = default
+            if default not in (None, False, ()):
+                settings["help"] += f" (default: {default})".replace("%", "%%")
+        kind = hints[field.name]
+        if type(None) in typing.get_args(kind):
+            kind = next(part for part in typing.get_args(kind) if part is not type(None))
         if typing.get_origin(kind) is tuple:
             settings["nargs"], kind = "*", typing.get_args(kind)[0]
         if typing.get_origin(kind) is Literal:
@@ -70,10 +70,11 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
             settings["action"] = argparse.BooleanOptionalAction
         else:
             settings["type"] = {int: whole_number, Path: path}.get(kind, kind)
-        if field.metadata.get("positional"):
+        if extra.get("positional"):
             groups[group].add_argument(field.name, metavar=field.name.upper(), **settings)
         else:
-            names = ["--" + field.name.replace("_", "-"), *field.metadata.get("aliases", ())]
+            names = ["--" + field.name.replace("_", "-"), *extra.get("aliases", ())]
+            required = default is dataclasses.MISSING
             groups[group].add_argument(*names, dest=field.name, required=required, **settings)
 
 
@@ -85,14 +86,8 @@ def from_arguments(options: type[Options], arguments: argparse.Namespace) -> Opt
 
 def with_hyphens(argv: list[str]) -> list[str]:
     """`--num_images` as `--num-images`, the spelling of flags before 0.2; values keep their underscores."""
-    spelled = []
-    for word in argv:
-        flag, equals, value = word.partition("=")
-        spelled.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else word)
-    return spelled
-
-
-def _without_none(hint: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return next(part for part in typing.get_args(hint) if part is not type(None))
-    return hint
+    parts = [word.partition("=") for word in argv]
+    return [
+        flag.replace("_", "-") + sign + value if flag.startswith("--") else flag + sign + value
+        for flag, sign, value in parts
+    ]

@@ -46,17 +46,11 @@ First steps:
 """
 
 
-# Wrong input, a broken file or a network; other errors are named by their kind, too.
-_EXPECTED = (ValueError, OSError)
-
-
-class _UsageError(Exception):
-    """A command line that cannot be parsed, as the one line to print."""
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise _UsageError(f"{self.prog}: {message}")
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # of several processes the first says it
+            raise SystemExit(2)
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 class _Printable:
@@ -69,29 +63,16 @@ class _Printable:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        return self._stream.write(printable(text))
+        return self._stream.write(_printable(text))
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """Control characters, those that turn the direction of writing too, as `?`; line ends stay."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
-def one_line(text: str, limit: int = 1000) -> str:
-    """A message as one line that a terminal can show."""
-    text = printable(" ".join(text.split()))
-    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        argv: Arguments without the program's name; `sys.argv[1:]` if None.
-
-    Returns:
-        The exit code: 0, 2 for what went wrong, or 130 after Ctrl-C.
-    """
+    """Runs the command line (`sys.argv[1:]` if None); the exit code is 0, 2 for what went wrong, 130 after Ctrl-C."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings quote the server
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -103,8 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except _UsageError as error:
-        message = str(error)
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("diffae_hub"):
             raise
@@ -112,11 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        kind = "" if isinstance(error, _EXPECTED) and str(error) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, (ValueError, OSError)) and str(error) else f"{type(error).__name__}: "
         message = f"diffae-hub: {kind}{error}"
         if isinstance(error, BrokenPipeError):  # nobody reads on; Python would complain once more at its end
             sys.stdout = None  # type: ignore[assignment]
-    print(one_line(message), file=sys.stderr)
+    message = _printable(" ".join(message.split()))
+    print(message if len(message) < 1000 else f"{message[:500]} ... {message[-500:]}", file=sys.stderr)
     return 2
 
 

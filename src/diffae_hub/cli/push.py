@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
+
+from .flags import add_flags, from_arguments, option
+
+
+@dataclass
+class _Push:
+    model: str = option(dataclasses.MISSING, "pipeline folder or bundled model", positional=True)
+    repo_id: str = option(dataclasses.MISSING, "name or owner/name; created if it is not there", positional=True)
+    card: Path | None = option(None, "page to upload as README.md, with its pictures")
+    evaluation: Path | None = option(None, "report.json of an evaluation, for the card")
+    license: str | None = option(None, "licence in the card, e.g. cc-by-4.0 (default: none is claimed)")
+    private: bool = option(False, "make a new repository private")
+    message: str = option("Upload diffusion autoencoder", "commit title")
+    json: bool = option(False, "print JSON")
 
 
 def push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,16 +32,7 @@ def push_arguments(parser: argparse.ArgumentParser) -> None:
   diffae-hub push cifar10-32-small me/cifar10-32-small --card model_cards/cifar10-32-small.md
 
 The token is that of `hf auth login` or of the environment variable HF_TOKEN."""
-    parser.add_argument("model", metavar="MODEL", help="pipeline folder or bundled model")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="name or owner/name; created if it is not there")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="page to upload as README.md, with its pictures")
-    parser.add_argument("--evaluation", type=Path, metavar="FILE", help="report.json of an evaluation, for the card")
-    parser.add_argument(
-        "--license", metavar="ID", help="licence in the card, e.g. cc-by-4.0 (default: none is claimed)"
-    )
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--message", default="Upload diffusion autoencoder", help="commit title (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_flags(parser, _Push)
 
 
 def run_push(arguments: argparse.Namespace) -> int:
@@ -35,16 +42,9 @@ def run_push(arguments: argparse.Namespace) -> int:
     from .shared import silence_diffusers
 
     silence_diffusers()
-    bundled = not Path(arguments.model).is_dir() and arguments.model in list_models()
-    folder = bundled_model_path(arguments.model) if bundled else Path(arguments.model)
-    full_id = push_pipeline(
-        folder,
-        arguments.repo_id,
-        private=arguments.private,
-        commit_message=arguments.message,
-        card=arguments.card,
-        license=arguments.license,
-        evaluation=arguments.evaluation,
-    )
-    print(json.dumps({"repo_id": full_id}) if arguments.json else full_id)
+    given = vars(from_arguments(_Push, arguments))
+    model, message, as_json = given.pop("model"), given.pop("message"), given.pop("json")
+    folder = bundled_model_path(model) if model in list_models() and not Path(model).is_dir() else Path(model)
+    full_id = push_pipeline(folder, commit_message=message, **given)
+    print(json.dumps({"repo_id": full_id}) if as_json else full_id)
     return 0

@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from .flags import add_flags, option
 
 _EXACT = 1e-6  # the tolerance of `--exact`: about what float32 can do
 
 
+@dataclass(kw_only=True)
+class _Sampling:
+    model: str = option("cifar10-32-small", "bundled model (see `diffae-hub models`), pipeline folder or Hub id")
+    mode: Literal["stochastic", "inversion"] = option(
+        None,
+        "stochastic: decode from random noise, so that a picture shows what the latent code alone holds; inversion: "
+        "decode from the noise that the image itself leads to, nearly exact",
+    )
+    exact: bool = option(False, "inversion that evaluates the network until each step is exact, with --solver ddim")
+    steps: int = option(50, "1 to 1000")
+    solver: Literal["ddim", "dpm"] | None = option(
+        None, "ddim: what inversion inverts; dpm: as good with fewer steps from random noise (default: the model's)"
+    )
+    seed: int = option(0, "seed of random noise x_T")
+    output: Path = option(dataclasses.MISSING, "folder for the pictures")
+    device: str | None = option(None, "cpu, cuda, mps ... (default: cuda if there is one, else cpu)")
+    json: bool = option(False, "print one JSON document instead of text")
+
+
 def add_model_arguments(parser: argparse.ArgumentParser, mode: str) -> None:
     """The arguments of commands that sample; `mode` is the default of `--mode`."""
-    parser.add_argument(
-        "--model",
-        default="cifar10-32-small",
-        metavar="NAME_OR_PATH",
-        help="bundled model (see `diffae-hub models`), pipeline folder or Hub id (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--mode",
-        choices=("stochastic", "inversion"),
-        default=mode,
-        help="stochastic: decode from random noise, so that a picture shows what the latent code alone holds; "
-        "inversion: decode from the noise that the image itself leads to, nearly exact (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--exact",
-        action="store_true",
-        help="inversion that evaluates the network at each step until it is exact, with --solver ddim",
-    )
-    parser.add_argument("--steps", type=int, default=50, help="1 to 1000 (default: %(default)s)")
-    parser.add_argument(
-        "--solver",
-        choices=("ddim", "dpm"),
-        help="ddim: what inversion inverts; dpm: as good with fewer steps from random noise (default: the model's)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of random noise x_T (default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--device", help="cpu, cuda, mps ... (default: cuda if there is one, else cpu)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_flags(parser, _Sampling, mode=mode)
 
 
 def exact_tolerance(arguments: argparse.Namespace) -> float | None:
@@ -54,41 +51,20 @@ def exact_tolerance(arguments: argparse.Namespace) -> float | None:
 
 
 def load_pipeline(arguments: argparse.Namespace):  # noqa: ANN202 - the class is imported only here
-    """The pipeline of `--model` on `--device`."""
+    """The pipeline of `--model` on `--device`, with the solver of `--solver`."""
     import torch
 
-    from .. import DiffusionAutoencoderPipeline
+    from .. import VPDDIMScheduler, VPDPMSolverMultistepScheduler, devices
 
     silence_diffusers()
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device must be a device of this machine, got {device!r}") from error
-    if target.type == "meta":  # holds no values
-        raise ValueError("--device must be a device of this machine, got 'meta'")
-    pipeline = DiffusionAutoencoderPipeline.from_pretrained(arguments.model).to(target)
-    for network in (pipeline.encoder, pipeline.decoder):
-        network.to(memory_format=torch.channels_last)  # faster; changes rounding only
+    device = devices.torch_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipeline = devices.load_pipeline(arguments.model, device)
     if arguments.solver is not None:
-        from .. import VPDDIMScheduler, VPDPMSolverMultistepScheduler
-
         solver = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}[arguments.solver]
         pipeline.scheduler = solver.from_config(pipeline.scheduler.config)
-    # Fail on a bad number of steps before any picture is worked on.
-    pipeline.scheduler.set_timesteps(arguments.steps)
+    pipeline.scheduler.set_timesteps(arguments.steps)  # fails on a bad number before any picture is worked on
     pipeline.set_progress_bar_config(disable=arguments.json or not sys.stderr.isatty(), leave=False)
     return pipeline
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of commands that read a data set."""
-    parser.add_argument("--split", default="test", help="(default: %(default)s)")
-    parser.add_argument("--image-column", default="image", help="(default: %(default)s)")
-    parser.add_argument("--crop", choices=("center", "d2c"), default="center", help="d2c: the usual crop of CelebA")
-    parser.add_argument("--device", help="cpu, cuda ... (default: the accelerator if there is one)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
 
 def silence_diffusers() -> None:

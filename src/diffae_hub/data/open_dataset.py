@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..network import check_hub_answers
+from ..network import check_hub_answers, hub_requests
 from . import sources
 from .sources import local_path, split_name
 
@@ -95,6 +95,7 @@ def open_dataset(
 
     Raises:
         ValueError: If the source, the split or a column does not exist, or a file is damaged.
+        ConnectionError: If the Hub does not give the dataset.
     """
     path, name = local_path(source), split_name(split)
     if streaming and split != name:
@@ -167,7 +168,7 @@ def _open_on_hub(source: str, split: str, streaming: bool) -> Dataset | Iterable
     import datasets
     from huggingface_hub.utils import validate_repo_id
 
-    with _one_line("dataset must be a folder, a parquet file or a Hub dataset", source):
+    with hub_requests(f"dataset must be a folder, a parquet file or a Hub dataset, got {source!r}"):
         validate_repo_id(source)
         if not datasets.config.HF_HUB_OFFLINE:
             check_hub_answers()

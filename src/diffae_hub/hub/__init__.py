@@ -1,1 +1,1 @@
-"""Publishing: model cards from measured numbers, and pushing to the Hugging Face Hub."""
+"""Pushing to the Hugging Face Hub."""

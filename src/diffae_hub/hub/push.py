@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from ..model_card import results_of_evaluation
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..publishing import ensure_repository, model_files, publish
-from .model_card import results_of_evaluation
 
 __all__ = ["ensure_repository", "push_pipeline"]
 
@@ -28,12 +28,8 @@ def push_pipeline(
     """Uploads a pipeline folder in one commit, after it was loaded and has reconstructed one image.
 
     Args:
-        folder: What `DiffusionAutoencoderPipeline.save_pretrained` wrote; see [`~diffae_hub.publishing.publish`].
-        repo_id: "name" or "owner/name"; created if needed.
-        private: Whether a new repository is private.
-        token: None takes the one of `HF_TOKEN` or of `hf auth login`.
-        commit_message: Title of the commit.
-        card: A Markdown page to upload as README.md, with the pictures and pages beside it that it links to.
+        folder, repo_id, private, token, commit_message, card: As in [`~diffae_hub.publishing.publish`] and
+            [`~diffae_hub.publishing.ensure_repository`].
         license: SPDX id in lower case, for the card.
         evaluation: The report.json of an evaluation, for the card's results.
 
@@ -41,25 +37,21 @@ def push_pipeline(
         The full id, "owner/name".
 
     Raises:
-        ValueError: If the pipeline does not work, the card cannot be read, or the repository cannot be written.
+        ValueError: If the pipeline does not work, or the card is not there.
     """
     if card is not None and not Path(card).is_file():
         raise ValueError(f"card must be a Markdown file, got {card}")
-    _check_works(Path(folder))
+    model_files(Path(folder))  # what cannot be sent is refused first
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.decoder.config
+    image = torch.full((1, config.in_channels, config.sample_size, config.sample_size), 0.5)
+    output = pipeline(image, num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="pt")
+    if not output.images.isfinite().all():
+        raise ValueError(f"folder must hold a pipeline that works; that in {folder} gives NaN or infinity")
     figures = {"license": license} if license else {}
     if evaluation is not None:
         figures["results"] = results_of_evaluation(json.loads(Path(evaluation).read_text()))
     full_id = ensure_repository(repo_id, private, token)
     publish(folder, full_id, token=token, commit_message=commit_message, card=card, figures=figures)
     return full_id
-
-
-def _check_works(folder: Path) -> None:
-    model_files(folder)  # what cannot be sent is refused first
-    pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    config = pipeline.decoder.config
-    image = torch.full((1, config.in_channels, config.sample_size, config.sample_size), 0.5)
-    output = pipeline(image, num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="pt")
-    if not bool(torch.isfinite(output.images).all()):
-        raise ValueError(f"folder must hold a pipeline that works; that in {folder} gives NaN or infinity")

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..network import check_hub_answers
+from ..network import check_hub_answers, hub_requests
 from .weights import fetching_weights
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -192,5 +192,6 @@ def _load_dinov2(model: str) -> torch.nn.Module:
         except OSError:
             if Path(model).is_dir() or constants.HF_HUB_OFFLINE:
                 raise
-            check_hub_answers()
-            return load(local_files_only=False)
+            with hub_requests(f"{model} cannot be loaded"):
+                check_hub_answers()
+                return load(local_files_only=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from ..pretrained import bundled_or_given
+from ..pretrained import model_folder
 from ..publishing import PublishingMixin
 
 
@@ -25,7 +25,7 @@ class SafetensorsOnlyMixin(PublishingMixin):
             ValueError: If the weights lack a tensor of the model or hold one that it does not have.
             OSError: If there are no safetensors weights.
         """
-        source = bundled_or_given(pretrained_model_name_or_path)
+        source = model_folder(pretrained_model_name_or_path, kwargs, kwargs.get("subfolder") or "")
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"use_safetensors": True, "use_flashpack": False, "output_loading_info": True}
         model, info = super().from_pretrained(source, **kwargs)

@@ -19,7 +19,7 @@ from ..models.semantic_encoder import SemanticEncoderModel
 from ..publishing import PublishingMixin
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .image_processor import DiffusionAutoencoderImageProcessor, ImageInput
-from .loading import HUB_OPTIONS, damaged_weight_files, pipeline_folder
+from .loading import damaged_weight_files, pipeline_folder
 from .manipulation import ManipulationMixin
 from .pipeline_output import DiffusionAutoencoderPipelineOutput
 from .stages import MODES, Generators, StepCallback
@@ -157,8 +157,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
                 the model's tensors, or a configuration holds a value that is not allowed.
             OSError: If a Hub repository cannot be reached or a file is missing.
         """
-        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        folder = pipeline_folder(pretrained_model_name_or_path, kwargs.get("variant"), **options)
+        folder = pipeline_folder(pretrained_model_name_or_path, kwargs)
         kwargs["use_safetensors"] = True
         try:
             return super().from_pretrained(folder, **kwargs)

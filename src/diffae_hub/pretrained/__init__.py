@@ -1,37 +1,43 @@
-"""The models that ship inside the package: pipeline folders (safetensors) loadable by name with no network."""
+"""The models that ship inside the package, pipeline folders loadable by name; and where any model comes from."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
+
+from ..network import CONFIGURATIONS, INDEX, download
 
 _ROOT = Path(__file__).parent
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 def list_models() -> list[str]:
     """Names of the bundled models, sorted: `DiffusionAutoencoderPipeline.from_pretrained(name)` loads one."""
-    return sorted(folder.parent.name for folder in _ROOT.glob("*/model_index.json"))
-
-
-bundled_model_names = list_models
+    return sorted(folder.parent.name for folder in _ROOT.glob(f"*/{INDEX}"))
 
 
 def bundled_model_path(name: str) -> Path:
-    """Folder of the bundled model `name`, as `DiffusionAutoencoderPipeline.save_pretrained` wrote it.
-
-    Raises:
-        ValueError: If there is no bundled model of that name; the message lists those there are.
-    """
-    names = list_models()
-    if name not in names:
-        raise ValueError(f"name must be one of the bundled models {names}, got {name!r}")
+    """Folder of the bundled model `name`; a ValueError that lists those there are, if it is none."""
+    if name not in list_models():
+        raise ValueError(f"name must be one of the bundled models {list_models()}, got {name!r}")
     return _ROOT / name
 
 
-def bundled_or_given(name_or_path: str | Path) -> str | Path:
-    """Folder of the bundled model of that name, or the argument itself: a folder or a Hub id.
+def model_folder(source: str | Path, options: dict[str, Any], subfolder: str | None = None) -> str | Path:
+    """The folder of a bundled model or, once downloaded, of a Hub id "owner/name" or "owner/name@revision".
 
-    A folder of the user's that bears a bundled model's name wins, if it holds a configuration.
+    Anything else is returned as it came. A folder of the user's that bears a bundled model's name wins, if it holds a
+    configuration. The Hub's options are taken out of `options`, where `variant` stays; `subfolder` is as in
+    [`~diffae_hub.network.download`].
     """
-    if str(name_or_path) in bundled_model_names() and not any(Path(name_or_path).glob("*.json")):
-        return _ROOT / str(name_or_path)
-    return name_or_path
+    hub_options = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
+    repository, _, revision = str(source).partition("@")
+    own = any((Path(source) / name).is_file() for name in (INDEX, *CONFIGURATIONS))
+    if str(source) in list_models() and not own:
+        return _ROOT / str(source)
+    if Path(source).exists() or not re.fullmatch(r"[^/.~][^/]*/[^/]+", repository):
+        return source
+    if revision:
+        hub_options["revision"] = revision
+    return download(repository, subfolder, variant=options.get("variant"), **hub_options)

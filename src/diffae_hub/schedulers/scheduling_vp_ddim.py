@@ -12,7 +12,8 @@ from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_c
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from ..pretrained import bundled_or_given
+from ..pretrained import model_folder
+from ..publishing import PublishingMixin
 from .noise_schedules import NOISE_SCHEDULES, alpha_sigma, check_choice, discrete_betas
 
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
@@ -77,7 +78,7 @@ def predict_original_and_noise(
     return original, noise
 
 
-class VPDDIMScheduler(SchedulerMixin, ConfigMixin):
+class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     """DDIM sampling (section 3 of the paper), deterministic, from pure noise to an image.
 
     "uniform" spacing (the paper's models): K + 1 equally spaced times from t = 1 to t = 0 and K updates; the timesteps
@@ -176,9 +177,12 @@ class VPDDIMScheduler(SchedulerMixin, ConfigMixin):
         return init, unused, hidden | {name: value for name, value in kept.items() if name not in expected}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
+    ) -> Self:
         """As in diffusers; the name of a bundled model is allowed too (with `subfolder="scheduler"`)."""
-        return super().from_pretrained(bundled_or_given(pretrained_model_name_or_path), *args, **kwargs)
+        source = model_folder(pretrained_model_name_or_path, kwargs, subfolder or "")
+        return super().from_pretrained(source, subfolder=subfolder, **kwargs)
 
     # ---- noise levels -----------------------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ from .. import __version__
 from ..data.errors import TrainingError
 from ..data.loader import Batch
 from ..files import new_folder, write_png, write_text
-from ..hub.model_card import figures_of_run, write_model_card
 from ..hub.push import ensure_repository, push_pipeline
 from ..images import to_pil, to_uint8
+from ..model_card import figures_of_run, write_model_card
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .batches import open_batches
 from .checkpoints import (
