@@ -227,7 +227,7 @@ def neighbours_tab(pipeline: Pipeline, inputs: list[gr.Component], codes: str) -
         button = gr.Button("Search", variant="primary")
         gallery = gr.Gallery(
             label="Nearest first, with distances",
-            columns=4,
+            columns=3,
             height="auto",
             format="png",
             interactive=False,

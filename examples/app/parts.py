@@ -22,6 +22,10 @@ PICTURES = sorted(str(path) for path in (Path(__file__).parent / "pictures").glo
 SOLVERS = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}
 PROGRESS = gr.Progress(track_tqdm=True)  # the pipeline's own progress bars, shown in the page
 
+# Gradio would open the files itself; `read_image` does, which knows what to refuse. Set on the class, because Gradio
+# makes components anew, and not in a class of ours, beside whose file it would write another one.
+gr.Image.preprocess = lambda self, file: file and file.path
+
 
 def connect(trigger: Callable[..., Any], function: Callable[..., Any], inputs: list[Any], outputs: Any) -> None:
     """Runs the function with progress in the page, one at a time for all visitors. What is wrong is said in words."""
@@ -66,9 +70,8 @@ def animated(frames: torch.Tensor) -> str:
 
 
 def picture_input(label: str, value: str) -> gr.Image:
-    """With examples. Gradio would open the file itself; here `read_image` does, which knows what to refuse."""
+    """With examples."""
     image = gr.Image(value, sources=["upload", "clipboard"], label=label, height=260, interactive=True, buttons=[])
-    image.preprocess = lambda file: file and file.path
 
     def check(path: str | None) -> None:
         read(path)
