@@ -123,7 +123,8 @@ def test_validation_is_of_the_averaged_weights(every_step: Path, image_folder: P
             psnr = float(np.mean(-10 * np.log10(errors.mean(axis=(1, 2)))))
             ssim = float(structural_similarity(images, originals).mean())
             assert (record[f"psnr_{mode}"] == pytest.approx(psnr, rel=1e-5)) == averaged
-            assert (record[f"ssim_{mode}"] == pytest.approx(ssim, rel=1e-4)) == averaged
+            if averaged:  # the SSIM of an inversion is 1 to four digits with any weights
+                assert record[f"ssim_{mode}"] == pytest.approx(ssim, rel=1e-4)
             for column in range(8 if averaged else 0):
                 place = np.s_[10 * row : 10 * row + 8, 10 * column : 10 * column + 8]
                 np.testing.assert_allclose(grid[place], 255 * images[column, 0].numpy(), atol=0.51)
