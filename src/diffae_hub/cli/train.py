@@ -28,7 +28,7 @@ command goes on where it stopped, as if it had not been interrupted; with larger
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Trains; the exit code is 0, 2 for a command line that cannot be run, 1 for a run that broke off."""
-    from ..data.errors import TrainingError, UnfitImage
+    from ..data.errors import UnfitImage
     from ..training.checkpoints import checkpoint_files
     from ..training.loop import train
 
@@ -41,12 +41,12 @@ def run_train(arguments: argparse.Namespace) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             raise
         return 2
-    except (TrainingError, OSError, SafetensorError) as error:  # the last: a full disk
+    except (RuntimeError, OSError, SafetensorError) as error:  # the last: a full disk
+        if sys.flags.dev_mode:
+            raise
         last = next(reversed(checkpoint_files(arguments.output)), "none")
         message = f"{error}; the last good checkpoint is {last}"
-    except RuntimeError as error:
-        if os.environ.get("WORLD_SIZE", "1") == "1" or "by peer" not in str(error):
-            raise
-        message = "another process ended, and this one with it"
+        if os.environ.get("WORLD_SIZE", "1") != "1" and "by peer" in str(error):
+            message = "another process ended, and this one with it"
     print(f"diffae-hub: {' '.join(message.split())}", file=sys.stderr)
     return 1
