@@ -40,7 +40,11 @@ SMALLER = [
     ("guides/fine_tune.md", "--num-images 50", "--num-images 2"),
     ("guides/edit.md", '"smiling": 0.3}).images', '"smiling": 0.3}, num_inference_steps=5).images'),
     ("guides/edit.md", "--output edited", "--output edited --steps 5"),
-    ("guides/generate.md", "--output with_samples", "--output with_samples --training-examples 64"),
+    (
+        "guides/generate.md",
+        "--output with_samples",
+        "--output with_samples --training-examples 512 --hidden-dim 32 --num-layers 2 --validation-samples 50",
+    ),
     ("guides/generate.md", "num_images=4", "num_images=2, num_inference_steps=5, latent_num_inference_steps=5"),
     ("guides/evaluate.md", "held_out --output evaluation\n", "held_out --output evaluation --metrics --steps 2\n"),
     ("guides/evaluate.md", "--metrics lpips_alex", "--metrics --steps 2"),

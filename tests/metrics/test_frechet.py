@@ -316,8 +316,8 @@ def test_hub_without_answer_is_given_up_at_once(folders, tmp_path) -> None:
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     result = subprocess.run([sys.executable, "-c", code, *folders], env=environment, capture_output=True, text=True)
-    expected = "the weights of DINOv2 (facebook/dinov2-large) cannot be had: http://127.0.0.1:9 does not answer: "
-    assert result.stdout.startswith(expected) and result.stdout.count("\n") == 1
+    assert "facebook/dinov2-large" in result.stdout and "http://127.0.0.1:9" in result.stdout
+    assert result.stdout.count("\n") == 1
     assert result.stderr == ""  # the Hub's client reports each of its attempts here
 
 

@@ -141,12 +141,14 @@ def _distance(folder_a: Path, folder_b: Path, network: Callable[[torch.Tensor], 
 
 def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features (N1, D) and (N2, D), computed in float64."""
-    means, covariances = zip(*((f.double().mean(dim=0), torch.cov(f.double().T)) for f in (first, second)), strict=True)
-    # The trace of the square root: the roots of the eigenvalues of C1 C2, which those of the symmetric A C2 A are.
-    values, vectors = torch.linalg.eigh(covariances[0])
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
-    traces = sum(covariance.trace() for covariance in covariances)
+    means, roots = [], []
+    for features in (first.double(), second.double()):
+        means.append(features.mean(dim=0))
+        centred = (features - means[-1]) / (len(features) - 1) ** 0.5
+        roots.append(torch.linalg.qr(centred, mode="r").R)  # C = R^T R; as small as the smaller of N and D
+    # The eigenvalues of C1 C2 are the squares of the singular values of R1 R2^T.
+    shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    traces = sum(root.square().sum() for root in roots)
     return float((means[0] - means[1]).square().sum() + traces - 2 * shared)
 
 

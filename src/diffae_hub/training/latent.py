@@ -31,7 +31,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "official": {"noise_schedule": "constant_beta", "prediction_type": "epsilon", "timestep_spacing": "leading"},
     "velocity": {"noise_schedule": "shifted_cosine", "scaling_factor": 1.0, "prediction_type": "v_prediction"},
 }
-MIN_CODES = 20
+MIN_CODES = 10
 
 # What each draw of random numbers is for: part of its seed.
 ORDER, NOISE, TIMESTEPS = 11, 12, 13
