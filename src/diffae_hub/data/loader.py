@@ -13,7 +13,7 @@ import signal
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -141,6 +141,7 @@ class TrainingDataLoader(DataLoader):
     """
 
     _running: weakref.WeakSet[Any] = weakref.WeakSet()
+    _processes: ClassVar[list[Any]] = []  # also of iterators that are gone, whose processes ignored SIGTERM
 
     def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, **options: Any) -> None:
         super().__init__(
@@ -157,6 +158,7 @@ class TrainingDataLoader(DataLoader):
         batches = super().__iter__()
         if self.num_workers:
             self._running.add(batches)
+            self._processes.extend(batches._workers)
         return _raising(batches)
 
     @classmethod
@@ -164,8 +166,8 @@ class TrainingDataLoader(DataLoader):
         """Ends the processes of all loaders."""
         for batches in list(cls._running):
             batches._shutdown_workers()
-            for worker in batches._workers:
-                worker.kill()  # one that hangs in reading
+        for process in cls._processes:
+            process.kill()  # one that hangs in reading
 
 
 atexit.register(TrainingDataLoader.end_all)  # after, and therefore run before, multiprocessing's own
