@@ -1,0 +1,116 @@
+"""How many steps? Quality against network evaluations, for decoding and for round trips, written to steps.json.
+
+    python benchmarks/measure_steps.py test.parquet --num-images 1000 --num-round-trips 250
+
+"From the code alone" decodes random noise, the same for all rows; `distance_db` is the PSNR to the converged image, of
+100 DPM-Solver steps from the same noise. A round trip inverts in K steps and decodes in K: its evaluations count both.
+"plain" is the paper's inversion, "predictor_corrector" this package's. Needs the extra `eval`, and the weights of
+LPIPS-Alex and VGG16. Then `python docs/figures.py` draws the plot of the page "How many steps".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from tqdm import tqdm
+
+from diffae_hub import DiffusionAutoencoderPipeline, VPDDIMScheduler, VPDPMSolverMultistepScheduler
+from diffae_hub.images import to_pil
+from diffae_hub.metrics.frechet import fd_vgg16
+from diffae_hub.metrics.lpips import PerceptualDistance
+from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
+from diffae_hub.metrics.sharpness import high_pass_energy
+
+SOLVERS = {"ddim": VPDDIMScheduler, "dpmsolver": VPDPMSolverMultistepScheduler}
+CONVERGED_STEPS, BATCH_SIZE = 100, 50
+
+
+def decode(pipe: DiffusionAutoencoderPipeline, codes, noise, solver: str, steps: int) -> torch.Tensor:
+    """Images (N, C, H, W) in [0, 1]."""
+    pipe.scheduler = SOLVERS[solver].from_config(pipe.scheduler.config)
+    batches = zip(codes.split(BATCH_SIZE), noise.split(BATCH_SIZE), strict=True)
+    return torch.cat([pipe.decode(*batch, num_inference_steps=steps, output_type="pt").images for batch in batches])
+
+
+def invert(pipe: DiffusionAutoencoderPipeline, images, codes, inversion: str, steps: int) -> torch.Tensor:
+    """x_T of the images."""
+    batches = zip(images.split(BATCH_SIZE), codes.split(BATCH_SIZE), strict=True)
+    return torch.cat([pipe.invert(*batch, num_inference_steps=steps, inversion=inversion) for batch in batches])
+
+
+def figures(images: torch.Tensor, originals: torch.Tensor, lpips: PerceptualDistance) -> dict[str, float]:
+    """Of reconstructions, rounded to 8 bits as files are."""
+    images = (images * 255).round() / 255
+    distances = [lpips(*pair) for pair in zip(images.split(100), originals.split(100), strict=True)]
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / part for part in ("images", "originals")]
+        for folder, batch in zip(folders, (images, originals), strict=True):
+            folder.mkdir()
+            for index, image in enumerate(batch):
+                to_pil(image * 2 - 1).save(folder / f"{index:05}.png")
+        distance = fd_vgg16(*folders)
+    return {
+        "psnr_db": float(peak_signal_to_noise_ratio(images, originals).mean()),
+        "lpips": float(torch.cat(distances).mean()),
+        "fd_vgg16": distance,
+        "high_pass_energy": float(high_pass_energy(images).sum() / high_pass_energy(originals).sum()),
+    }
+
+
+def main() -> None:
+    """Measures all rows; the file is written anew after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", metavar="PARQUET", help="images, in a column `image`")
+    parser.add_argument("--model", default="cifar10-32-small", metavar="NAME_OR_PATH", help="(default: %(default)s)")
+    parser.add_argument("--num-images", type=int, default=1000, help="(default: %(default)s)")
+    parser.add_argument("--num-round-trips", type=int, default=250, help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15, 20, 50], help="(default: %(default)s)")
+    parser.add_argument("--dataset", default="", help="how the page calls the data; default: the file's name")
+    parser.add_argument("--hardware", default="a CPU", help="how the page calls the machine")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("steps.json"), metavar="FILE")
+    options = parser.parse_args()
+
+    pipe = DiffusionAutoencoderPipeline.from_pretrained(options.model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.decoder.to(memory_format=torch.channels_last)
+    rows = load_dataset("parquet", data_files=options.data, split=f"train[:{options.num_images}]")["image"]
+    originals = torch.cat([pipe.image_processor.preprocess(image) for image in rows]) / 2 + 0.5
+    codes = torch.cat([pipe.encode(batch) for batch in originals.split(BATCH_SIZE)])
+    noise = torch.randn(originals.shape, generator=torch.Generator().manual_seed(0))
+    converged = decode(pipe, codes, noise, "dpmsolver", CONVERGED_STEPS)
+    lpips = PerceptualDistance()
+    document = {
+        "model": options.model,
+        "dataset": options.dataset or Path(options.data).name,
+        "hardware": options.hardware,
+        "command": shlex.join(["python", "benchmarks/measure_steps.py", Path(options.data).name, *sys.argv[2:]]),
+        "rows": [],
+    }
+
+    def add(mode: str, solver: str, evaluations: int, images: torch.Tensor, **more: float) -> None:
+        measured = figures(images, originals[: len(images)], lpips)
+        row = {"mode": mode, "solver": solver, "evaluations": evaluations, "num_images": len(images)}
+        document["rows"].append({**row, **measured, **more})
+        options.output.write_text(json.dumps(document, indent=2) + "\n")
+
+    for steps in tqdm(options.steps, "from the code alone"):
+        for solver in SOLVERS:
+            images = decode(pipe, codes, noise, solver, steps)
+            distance = float(peak_signal_to_noise_ratio(images, converged).mean())
+            add("from the code alone", solver, steps, images, distance_db=distance)
+    images, codes = originals[: options.num_round_trips], codes[: options.num_round_trips]
+    for inversion, extra in (("predictor_corrector", 1), ("plain", 0)):
+        for steps in tqdm(options.steps, f"round trips, {inversion}"):
+            x_t = invert(pipe, images, codes, inversion, steps)
+            add("round trip", inversion, 2 * steps + extra, decode(pipe, codes, x_t, "ddim", steps))
+
+
+if __name__ == "__main__":
+    main()
