@@ -1,0 +1,289 @@
+"""Writes a bundled model's page, its figures and its pictures from what was measured; no number is typed here.
+
+    python model_cards/build_card.py cifar10-32-small --run runs/small --evaluation evaluation --hardware "one CPU core"
+
+`--run` is the folder of `diffae-hub train`; `--evaluation` that of `diffae-hub evaluate`, whose report and pictures go
+into model_cards/ too; `--further` names others, of other modes or fewer images, for what the first does not have;
+`--editing` is the file of `benchmarks/measure_editing.py`; `--tables` the folder of `examples/replicate_tables.py`, for
+the options beyond the paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline
+from diffae_hub.codes.fingerprints import weights_fingerprint
+from diffae_hub.evaluation.paper_tables import TABLE_4, TWO_PHASE
+from diffae_hub.evaluation.report import METRIC_nameS, baseline_title
+from diffae_hub.model_card import render_model_card
+from diffae_hub.pretrained import bundled_model_path
+from diffae_hub.training.presets import preset_named
+
+FOLDER = Path(__file__).parent
+# What the figures do not say of a model.
+MODELS: dict[str, dict[str, Any]] = {
+    "cifar10-32-small": {
+        "summary": "A small diffusion autoencoder for 32x32 images, trained by the two-phase method (velocity "
+        "prediction, SC-4) on a CPU. It ships inside diffae_hub, for trying things out and for tests; it is no "
+        "benchmark of the method.",
+        "license": "apache-2.0",
+        "dataset": {
+            "name": "CIFAR-10, 50,000 training images",
+            "note": "each re-encoded as JPEG of quality about 75 (30.4 dB from the true image on average), so figures "
+            "are not comparable with published CIFAR-10 figures to the last decimal",
+        },
+        "test images": "the CIFAR-10 test split (JPEG-recompressed likewise)",
+        "paper": "cifar10-32",
+        "limitations": [
+            "The flatten head and the spatial projection fix the image size to 32x32; larger pictures go through in "
+            "tiles.",
+            "Trained on CIFAR-10 only; do not expect it to serve other kinds of images well.",
+        ],
+    },
+    "noto-emoji-64": {
+        "summary": "A small diffusion autoencoder for 64x64 emoji on white, with a classifier of their attributes, "
+        "for editing, and a latent code model, for new ones. Trained by the two-phase method (velocity prediction, "
+        "SC-4) on a CPU.",
+        "license": "apache-2.0",
+        "dataset": {
+            "name": "Noto Color Emoji, 2,973 training images",
+            "note": "by Google, Apache-2.0 (googlefonts/noto-emoji, 128x128, on white); an emoji and its variants in "
+            "skin tone and hair are on one side of the split",
+        },
+        "test images": "the test families, 362 emoji, which played no part in training or in any choice",
+        "limitations": [
+            "So few images are soon known by heart: training images come back better than new ones.",
+            "Skin tones and hair are those that Noto draws. The classifier's words are those of Unicode's names.",
+            "The flatten head and the spatial projection fix the image size to 64x64.",
+        ],
+    },
+}
+PRECISION = {"no": "float32", "bf16": "bfloat16 where autocast allows it"}
+METHODS = {"stochastic": "stochastic", "inversion": "inversion"}
+
+
+def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every measured figure as a line of the card."""
+    lines = []
+    methods = METHODS | {name: f"{baseline_title(name, report)} (baseline)" for name in report["baselines"]}
+    for metric, title in METRIC_nameS.items():
+        unit = "dB" if metric == "psnr_db" else ""
+        for method, name in methods.items():
+            figure = report["results"].get(method, {}).get(metric)
+            if figure is None or "unavailable" in figure:
+                continue
+            note = f"{figure['count']:,} images"
+            if "interval" in figure:
+                low, high = figure["interval"]
+                note += f", 95 % interval {low:.4g} to {high:.4g}"
+            value = figure["mean"] if "mean" in figure else figure["value"]
+            lines.append(
+                {"metric": title.replace(" (dB)", ""), "mode": name, "value": value, "unit": unit, "note": note}
+            )
+    path_length = report["results"].get("perceptual_path_length", {})
+    if "mean" in path_length:
+        note = f"{path_length['count']} pairs, {report['path_length_intervals']} sub-intervals"
+        lines.append(
+            {"metric": "PPL ↓ (LPIPS-VGG)", "mode": "interpolation", "value": path_length["mean"], "note": note}
+        )
+        fade = path_length["cross_fade"]["mean"]
+        lines.append({"metric": "PPL ↓ (LPIPS-VGG)", "mode": "cross-fade (baseline)", "value": fade, "note": note})
+    if probe := report["results"].get("probe"):
+        note = f"linear probe of the code, {probe['test_codes']:,} test images"
+        lines.append({"metric": "accuracy ↑", "mode": "latent code", "value": probe["accuracy"], "note": note})
+        lines.append({"metric": "AUROC ↑, macro", "mode": "latent code", "value": probe["auroc_macro"], "note": note})
+    return lines
+
+
+def copy_report(folder: Path, name: str, pipeline: DiffusionAutoencoderPipeline) -> dict[str, Any]:
+    """Copies the page and the pictures of an evaluation into this folder; its figures."""
+    report = json.loads((folder / "report.json").read_text())
+    if report["weights"] != weights_fingerprint(pipeline):
+        raise SystemExit(f"{folder} must be of the bundled weights")
+    page = (folder / "report.md").read_text()
+    for picture in report["pictures"]:
+        shutil.copy(folder / picture, FOLDER / "images" / f"{name}_{picture}")
+        page = page.replace(f"]({picture})", f"](images/{name}_{picture})")
+    (FOLDER / f"{name}.md").write_text(page)
+    return report
+
+
+def options_beyond_the_paper(tables: Path) -> str:
+    """What the two options bring at equal budget, from two rows of `examples/replicate_tables.py`."""
+    rows = {
+        "pooled code, modulation only (the paper's)": "v_prediction-SC4-2phase",
+        "flattened code, spatial projection (this model's)": "v_prediction-SC4-2phase-flatten-spatial",
+    }
+    figures = {title: json.loads((tables / row / "results.json").read_text()) for title, row in rows.items()}
+    first = next(iter(figures.values()))
+    lines = []
+    for title, row in figures.items():
+        psnr, ssim = (row["results"]["stochastic"][metric]["mean"] for metric in ("psnr_db", "ssim"))
+        lines.append(f"| {title} | {psnr:.2f} dB | {ssim:.4f} |")
+    return (
+        "\n\nThe two options beyond the paper at equal budget: stochastic autoencoding after "
+        f"{first['training']['training_examples']:,} examples in two phases, same seed and channels, "
+        f"{first['num_images']:,} test images:\n\n| encoder head, decoder | PSNR | SSIM |\n|---|---|---|\n"
+        + "\n".join(lines)
+    )
+
+
+def draw_training(records: list[dict[str, Any]], path: Path) -> None:
+    """Loss and validation PSNR against examples seen."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
+    losses = [r for r in records if "loss" in r]
+    for phase in (1, 2):
+        part = [r for r in losses if r["phase"] == phase]
+        axes[0].plot([r["examples"] / 1000 for r in part], [r["loss"] for r in part], label=f"phase {phase}")
+    axes[0].set(xlabel="thousands of examples", ylabel="training loss", yscale="log")
+    axes[0].legend()
+    for key, label in (
+        ("psnr_one_step", "one step (phase 1)"),
+        ("psnr_stochastic", "stochastic, 50 steps"),
+        ("psnr_inversion", "inversion, 50 steps"),
+    ):
+        part = [r for r in records if key in r]
+        axes[1].plot([r["examples"] / 1000 for r in part], [r[key] for r in part], marker="o", label=label)
+    axes[1].set(xlabel="thousands of examples", ylabel="validation PSNR (dB)")
+    axes[1].legend(loc="center right")  # between the curves
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def attribute_results(classifier: AttributeClassifier | None) -> list[dict[str, Any]]:
+    """What the fit measured on families that it did not see."""
+    if classifier is None:
+        return []
+    named = zip(classifier.config.attribute_names, classifier.config.attribute_scores, strict=True)
+    note = "linear classifier, training families that the fit did not see"
+    return [
+        {"metric": f"AUROC ↑, {name}", "mode": "latent code", "value": scores["auroc"], "note": note}
+        for name, scores in named
+        if "auroc" in scores
+    ]
+
+
+def editing_table(path: Path) -> str:
+    """The strengths' effects as a table."""
+    document = json.loads(path.read_text())
+    columns = ("attribute", "auroc", "strength", "target", "side effect", "on", "lpips")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in document["rows"]:
+        cells = (f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in columns)
+        lines.append(f"| {' | '.join(cells)} |")
+    return (
+        "\n\n### Edits\n\nTest images without the attribute, moved towards it and encoded again "
+        f"({document['rows'][0]['images']} images each, {document['mode']}, {document['steps']} steps; "
+        "`benchmarks/measure_editing.py`). AUROC of the classifier on the test families; *target*: mean change of the "
+        "attribute's probability; *side effect*: the largest mean absolute change of another attribute, and of which; "
+        "LPIPS to the reconstruction that was not edited.\n\n" + "\n".join(lines)
+    )
+
+
+def main() -> None:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=MODELS)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--evaluation", type=Path, required=True)
+    parser.add_argument("--further", type=Path, nargs="*", default=[])
+    parser.add_argument("--editing", type=Path)
+    parser.add_argument("--tables", type=Path)
+    parser.add_argument("--hardware", required=True, help="that the training ran on")
+    arguments = parser.parse_args()
+
+    name, about = arguments.name, MODELS[arguments.name]
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(name)
+    configuration = json.loads((arguments.run / "configuration.json").read_text())
+    records = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
+    shutil.copy(arguments.run / "metrics.jsonl", FOLDER / f"{name}_training.jsonl")
+    draw_training(records, FOLDER / "images" / f"{name}_training.png")
+    report = copy_report(arguments.evaluation, f"{name}_evaluation", pipeline)
+    links = f"[{name}_evaluation.md]({name}_evaluation.md)"
+    picture = f"images/{name}_evaluation_reconstructions.png"
+    for folder in arguments.further:
+        further = json.loads((folder / "report.json").read_text())
+        page = f"{name}_{'_'.join(further['modes'])}_{further['num_images']}"
+        copy_report(folder, page, pipeline)
+        links += f", [{page}.md]({page}.md)"
+        for method, measured in further["results"].items():
+            report["results"][method] = measured | report["results"].get(method, {})
+        if len(further["modes"]) > len(report["modes"]):
+            report |= {"modes": further["modes"], "pictures": further["pictures"]}
+            picture = f"images/{page}_reconstructions.png"
+    results = card_results(report) + attribute_results(pipeline.attribute_classifier)
+    seconds = examples = 0
+    for record in records:  # a line's rate is that since the line before it
+        if "examples_per_second" in record:
+            seconds += (record["examples"] - examples) / record["examples_per_second"]
+            examples = record["examples"]
+    evaluation = (
+        f"Means over images of {about['test images']}, in their order; {report['steps']} steps (inversion: as many of "
+        f"inversion and of decoding); averaged (EMA) weights. The whole report, with the command: {links}."
+    )
+    if "paper" in about:
+        evaluation += comparison_with_the_paper(about["paper"], pipeline)
+    if arguments.tables:
+        evaluation += options_beyond_the_paper(arguments.tables)
+    if arguments.editing:
+        evaluation += editing_table(arguments.editing)
+    psnr = {method: figure["psnr_db"]["mean"] for method, figure in report["results"].items() if "psnr_db" in figure}
+    limitations = list(about["limitations"])
+    if psnr.get("pca", 0) > psnr["stochastic"]:
+        limitations.insert(0, "Far from converged: PCA of the same size has a higher PSNR than the code alone.")
+    title = report["pictures"]["reconstructions.png"]
+    weights = sum(path.stat().st_size for path in bundled_model_path(name).rglob("*.safetensors"))
+    components = {part: getattr(pipeline, part) for part in ("encoder", "decoder", "latent_code_model")}
+    figures = {
+        "model_name": name,
+        "summary": f"{about['summary']}\n\n![{title}]({picture})\n\n"
+        f"*Test images, from the top: {title.lower()}; {report['steps']} steps.*",
+        "license": about["license"],
+        "dataset": about["dataset"],
+        "experiment": configuration["experiment"],
+        "parameters": {part: network.num_parameters() for part, network in components.items() if network is not None},
+        "training": {
+            "examples": max(r["examples"] for r in records),
+            "hours": round(seconds / 3600, 2),
+            "hardware": f"{arguments.hardware}, {PRECISION[configuration['run']['mixed_precision']]}",
+            "weights as saved": f"{weights / 1e6:.1f} MB, float16",
+        },
+        "results": results,
+        "evaluation": evaluation,
+        "limitations": limitations,
+    }
+    card = render_model_card(figures)
+    card = card.replace("## Networks", f"![Loss and validation PSNR](images/{name}_training.png)\n\n## Networks")
+    (FOLDER / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (FOLDER / f"{name}.md").write_text(card)
+    print(json.dumps(results, indent=2))
+
+
+def comparison_with_the_paper(preset: str, pipeline: DiffusionAutoencoderPipeline) -> str:
+    """The figures of the paper's CIFAR-10 model."""
+    paper = preset_named(preset)
+    with torch.device("meta"):
+        paper_parameters = paper.build_encoder().num_parameters() + paper.build_decoder().num_parameters()
+    own_parameters = pipeline.encoder.num_parameters() + pipeline.decoder.num_parameters()
+    psnr = {mode: figures[0] for mode, figures in zip(METHODS, TABLE_4["CIFAR-10 32"][TWO_PHASE], strict=True)}
+    return (
+        f"\n\nFor comparison, the paper's CIFAR-10 model, {paper_parameters / own_parameters:.0f} times the parameters "
+        f"and {paper.training_examples / 1e6:.0f}M examples: {psnr['stochastic']:.3f} dB stochastic, "
+        f"{psnr['inversion']:.3f} dB inversion (table 4, on the true images). JPEG does so well because these images have "
+        "been JPEG files before."
+    )
+
+
+if __name__ == "__main__":
+    main()
