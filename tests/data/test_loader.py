@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from diffae_hub.data.errors import TrainingError, UnfitImage
-from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, process_share, training_loader
+from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, training_loader
 from diffae_hub.data.open_dataset import load_rows
 from diffae_hub.data.transform import ImageTransform
 
-from .pictures import GRADIENT, encoded, grayscale_values, save, table, write_images
+from .pictures import GRADIENT, encoded, grayscale_values, save, table
 
 
 def test_every_epoch_visits_every_image_once() -> None:
@@ -28,8 +28,7 @@ def test_every_epoch_visits_every_image_once() -> None:
     assert epochs[1] == np.random.default_rng((4, 1)).permutation(50).tolist(), "as of all versions"
 
 
-@pytest.mark.parametrize("start", [0, 16, 48, 96])
-@pytest.mark.parametrize("num_processes", [1, 2, 3])
+@pytest.mark.parametrize(("start", "num_processes"), [(16, 1), (48, 2), (96, 3)])
 def test_order_depends_on_the_position_only(start: int, num_processes: int) -> None:
     whole = list(ResumableBatchSampler(50, 16, start=0, stop=150, seed=4))
     options = {"start": start, "stop": 150, "seed": 4, "num_processes": num_processes}
@@ -37,13 +36,7 @@ def test_order_depends_on_the_position_only(start: int, num_processes: int) -> N
     together = [[pair for share in batch for pair in share] for batch in zip(*shares, strict=True)]
     assert together == whole[start // 16 :]
     assert all(len(batch) == 16 for batch in together), "the last batch is full too"
-
-
-def test_shares() -> None:
-    for batch_size, num_processes in ((16, 2), (15, 2), (7, 3)):
-        shares = [range(batch_size)[process_share(batch_size, rank, num_processes)] for rank in range(num_processes)]
-        assert [index for share in shares for index in share] == list(range(batch_size))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert max(map(len, (share[0] for share in shares))) - min(map(len, (share[0] for share in shares))) <= 1
 
 
 @pytest.fixture
@@ -91,18 +84,9 @@ def test_what_stops_the_training_is_raised(bad_folder: str, workers: int) -> Non
 
 
 def test_nothing_readable(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(TrainingError, match=r"a\.png"):
         ImageTensorDataset(load_rows(str(tmp_path)), ImageTransform(8), skip_bad_images=True)[0]
-
-
-def test_links_to_nothing_are_unreadable_images(tmp_path: Path) -> None:
-    source = write_images(tmp_path, "b.png")
-    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
-    rows = load_rows(source)
-    with pytest.raises(TrainingError, match=r"a\.png"):
-        ImageTensorDataset(rows, ImageTransform(8))[0]
-    assert "a.png" in ImageTensorDataset(rows, ImageTransform(8), skip_bad_images=True)[0][1][0]
 
 
 def test_loader_processes_change_nothing(bad_folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import subprocess
@@ -16,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 
-from diffae_hub.data import streaming
 from diffae_hub.data.errors import TrainingError, UnfitImage
 from diffae_hub.data.loader import Batch
 from diffae_hub.data.open_dataset import load_rows, open_dataset
@@ -60,22 +60,15 @@ def test_every_epoch_visits_every_image_once(parquet_folder: Path) -> None:
         assert sorted(epoch) == list(range(COUNT))
     assert epochs[0] != epochs[1]
     assert epochs[0] != sorted(epochs[0])
-
-
-def test_another_seed_is_another_order(parquet_folder: Path) -> None:
-    orders = [
-        [i for batch in first(stream(parquet_folder, seed=seed), 5) for i in indices(batch)] for seed in (0, 0, 1)
-    ]
-    assert orders[0] == orders[1]
-    assert orders[0] != orders[2]
+    assert [i for batch in first(stream(parquet_folder, seed=1), 5) for i in indices(batch)] != seen[:20]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 5])  # fewer processes than files, and more
 def test_resumes_after_any_batch(parquet_folder: Path, num_processes: int) -> None:
-    for process_index in range(num_processes):
+    for process_index in {0, num_processes - 1}:
         process = {"process_index": process_index, "num_processes": num_processes, "batch_size": 3}
         whole = first(stream(parquet_folder, **process), 23)
-        for cut in range(20):
+        for cut in range(0, 20, 4):
             position = json.loads(json.dumps(whole[cut].position))  # as a checkpoint keeps it
             resumed = first(stream(parquet_folder, position=position, **process), 3)
             assert all(torch.equal(a.images, b.images) for a, b in zip(resumed, whole[cut + 1 : cut + 4], strict=True))
@@ -170,12 +163,13 @@ def test_closing_does_not_wait_for_a_block() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_that_is_dropped_leaves_nothing_behind(parquet_folder: Path, workers: int) -> None:
-    before = set(threading.enumerate())
+    gc.collect()  # loaders of other tests, in tracebacks
+    children, before = multiprocessing.active_children(), set(threading.enumerate())
     batches = iter(streaming_loader(stream(parquet_folder), workers))
     next(batches)
-    assert len(multiprocessing.active_children()) == workers
+    assert len(multiprocessing.active_children()) == len(children) + workers
     del batches
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= set(children)
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=60)  # multiprocessing does not wait for those that feed its queues
         assert not thread.is_alive()
@@ -205,38 +199,20 @@ train()
 
 
 def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:
-    rows = [GOOD] * 4 + [{"bytes": b"damaged", "path": "broken.png"}]
-    table(rows).to_parquet(tmp_path / "train.parquet")
-    batches = first(stream(tmp_path, batch_size=2, skip_bad_images=True), 20)
+    """By one name in every epoch, and in a stream that was resumed in the midst of the shard."""
+    table([GOOD] * 2 + [{"bytes": b"damaged", "path": "broken.png"}] * 9).to_parquet(tmp_path / "train-0.parquet")
+    table([GOOD] * 3 + [BAD]).to_parquet(tmp_path / "train-1.parquet")
+    options = {"batch_size": 2, "buffer_size": 2, "skip_bad_images": True}  # a long row of them, beyond the buffer
+    batches = first(stream(tmp_path, **options), 10)
     assert all(batch.images.shape == (2, 1, 4, 4) for batch in batches)
     problems = [line for batch in batches for line in batch.unreadable]
-    assert len(problems) in (9, 10)  # once per epoch of four good images
-    assert len(set(problems)) == 1, "always by one name"
-    assert "broken.png" in problems[0]
-
-
-def test_a_long_run_of_unreadable_images_is_passed_over(tmp_path: Path) -> None:
-    """Longer than the shuffle buffer; random access passes over it, too."""
-    table([BAD] * 20 + [GOOD] * 2 + [BAD] * 20).to_parquet(tmp_path / "train.parquet")
-    batches = first(stream(tmp_path, batch_size=1, buffer_size=4, skip_bad_images=True), 5)
-    assert [len(batch.unreadable) >= 20 for batch in batches][::2] == [True] * 3
-    assert sum(len(batch.unreadable) for batch in batches) == 20 + 2 * 40
-
-
-def test_a_stream_of_something_else_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long before its end."""
-    monkeypatch.setattr(streaming, "_HOPELESS", 100)
-    read = []
-
-    def rows() -> Iterator[bytes]:
-        for number in range(10**5):
-            read.append(number)
-            yield b"no image"
-
-    (error,) = from_generator(rows, batch_size=8, buffer_size=16, skip_bad_images=True)
-    assert isinstance(error, TrainingError)
-    assert "of shard 0" in str(error)
-    assert len(read) < 200
+    assert 30 <= len(problems) <= 50  # ten per epoch of five good images
+    for batch in batches[:5]:
+        resumed = first(stream(tmp_path, position=json.loads(json.dumps(batch.position)), **options), 4)
+        problems += [line for later in resumed for line in later.unreadable]
+    named = set(problems)
+    assert len(named) == 2
+    assert any("broken.png" in line for line in named) and any("row 3 of shard 1" in line for line in named)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -250,21 +226,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, workers: int) -> None:
     with pytest.raises(TrainingError, match="shard 1 ") as caught:
         list(streaming_loader(batches, workers))
     assert "Traceback" not in str(caught.value)
-
-
-def test_an_image_without_a_path_has_one_name(tmp_path: Path) -> None:
-    """Its row and its shard: also in another epoch, and in a stream that was resumed in the midst of the shard."""
-    table([GOOD] * 4).to_parquet(tmp_path / "train-0.parquet")
-    table([GOOD] * 5 + [BAD]).to_parquet(tmp_path / "train-1.parquet")
-    options = {"batch_size": 1, "buffer_size": 2, "skip_bad_images": True}
-    batches = first(stream(tmp_path, **options), 18)
-    problems = [line for batch in batches for line in batch.unreadable]
-    for batch in batches:
-        resumed = first(stream(tmp_path, position=json.loads(json.dumps(batch.position)), **options), 9)
-        problems += [line for later in resumed for line in later.unreadable]
-    assert len(problems) >= 10
-    assert len(set(problems)) == 1
-    assert "row 5 of shard 1" in problems[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -288,18 +249,14 @@ def test_what_stops_the_training_is_raised(tmp_path: Path, workers: int) -> None
         assert "Traceback" not in str(caught.value)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_folder_of_images_can_be_streamed(tmp_path: Path, split: str) -> None:
-    """The files are those of random access: any names, the split's folder if there is one, else all of them."""
+def test_a_folder_of_images_can_be_streamed(tmp_path: Path) -> None:
+    """The files are those of random access, whatever their names are."""
     for index in range(5):
-        name = f"{split}/{index}.png" if split == "test" else f"a [{index}]/*{index}?.png"
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(np.full((4, 4), 10 * index, np.uint8)).save(tmp_path / name)
-    if split == "test":
-        (tmp_path / "train").mkdir()
-        Image.fromarray(np.full((4, 4), 250, np.uint8)).save(tmp_path / "train" / "other.png")
-    dataset = open_dataset(str(tmp_path), split, "image", streaming=True)
-    assert {row["image"]["path"] for row in dataset} == set(load_rows(str(tmp_path), split).paths)
+        path = tmp_path / "test" / f"a [{index}]" / f"*{index}?.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((4, 4), 10 * index, np.uint8)).save(path)
+    dataset = open_dataset(str(tmp_path), "test", "image", streaming=True)
+    assert {row["image"]["path"] for row in dataset} == {row["path"] for row in load_rows(str(tmp_path), "test")}
     batches = StreamedBatches(dataset, "image", ImageTransform(4, 1), batch_size=5, buffer_size=6, seed=0)
     seen = [i for batch in first(batches, 2) for i in indices(batch)]
     assert sorted(seen) == sorted([*range(5), *range(5)])

@@ -24,41 +24,6 @@ def test_grayscale(tmp_path: Path) -> None:
     assert torch.equal(three, one.expand(3, 8, 8))
 
 
-def test_rgba_is_put_on_white(tmp_path: Path) -> None:
-    pixels = np.zeros((8, 8, 4), np.uint8)
-    pixels[:4] = (200, 100, 0, 255)  # opaque
-    pixels[4:] = (200, 100, 0, 0)  # transparent: its hidden colour must not show
-    image = ImageTransform(8)(save(tmp_path / "a.png", Image.fromarray(pixels)))
-    expected = torch.tensor([200, 100, 0]) / 127.5 - 1
-    assert torch.allclose(image[:, :4], expected[:, None, None].expand(3, 4, 8), atol=1e-6)
-    assert torch.equal(image[:, 4:], torch.ones(3, 4, 8))
-
-
-def test_palette(tmp_path: Path) -> None:
-    image = Image.fromarray((np.arange(64).reshape(8, 8) % 2).astype(np.uint8)).convert("P")
-    image.putpalette([10, 20, 30, 200, 150, 100] + [0] * 762)
-    result = ImageTransform(8)(save(tmp_path / "a.png", image))
-    odd = torch.arange(64).reshape(8, 8) % 2 == 1
-    for channel, (even_value, odd_value) in enumerate(((10, 200), (20, 150), (30, 100))):
-        expected = torch.where(odd, odd_value, even_value) / 127.5 - 1
-        assert torch.allclose(result[channel], expected, atol=1e-6)
-
-
-def test_cmyk(tmp_path: Path) -> None:
-    """Without a colour profile: R = 255 (1 - C) (1 - K), and so on."""
-    image = Image.new("CMYK", (8, 8), (0, 255, 128, 51))
-    result = ImageTransform(8)(save(tmp_path / "a.tiff", image))
-    key = 1 - 51 / 255
-    expected = torch.tensor([255 * key, 0.0, 255 * (1 - 128 / 255) * key]) / 127.5 - 1
-    assert torch.allclose(result.mean(dim=(1, 2)), expected, atol=0.02)
-
-
-def test_16_bit(tmp_path: Path) -> None:
-    values = np.add.outer(np.arange(8) * 8000, np.arange(8) * 100).astype(np.uint16)  # 0 .. 56,700
-    result = ImageTransform(8, 1)(save(tmp_path / "a.png", Image.fromarray(values)))
-    np.testing.assert_allclose(grayscale_values(result), values / 257.0, atol=0.51)
-
-
 @pytest.mark.parametrize(
     ("orientation", "upright"),
     [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a, 1))],

@@ -6,18 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.cli import main as command_line
-
 NOTEBOOKS = Path(__file__).parents[2] / "examples" / "notebooks"
-
-# Until then a notebook is skipped.
-NEEDS = {
-    "reconstruct_and_edit": lambda: hasattr(DiffusionAutoencoderPipeline, "edit"),
-    "train_on_a_folder": lambda: "train" in command_line._COMMANDS,
-}
 
 
 def run(name: str) -> dict[str, Any]:
@@ -30,12 +19,10 @@ def run(name: str) -> dict[str, Any]:
     return namespace
 
 
-def test_every_notebook_is_run_and_small() -> None:
-    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(NEEDS)
+def test_every_notebook_is_small() -> None:
     assert all(path.stat().st_size < 300_000 for path in NOTEBOOKS.glob("*.ipynb"))
 
 
-@pytest.mark.skipif(not NEEDS["reconstruct_and_edit"](), reason="the pipeline has no edit yet")
 def test_reconstruct_and_edit() -> None:
     made = run("reconstruct_and_edit")
     assert made["z"].shape == (1, 512)
@@ -46,7 +33,6 @@ def test_reconstruct_and_edit() -> None:
     assert warmth[-1] > warmth[0] + 20
 
 
-@pytest.mark.skipif(not NEEDS["train_on_a_folder"](), reason="there is no diffae-hub train yet")
 def test_train_on_a_folder() -> None:
     made = run("train_on_a_folder")
     losses = [record["loss"] for record in made["records"] if "loss" in record]

@@ -10,7 +10,6 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from scipy.stats import norm, pearsonr
 
-from diffae_hub.metrics import linear_probe
 from diffae_hub.metrics.linear_probe import multiclass_probe, multilabel_probe, regression_probe
 
 
@@ -92,15 +91,12 @@ def test_multiclass_equals_softmax_regression_by_another_minimiser() -> None:
 
 
 def test_labels_may_be_strings_and_a_class_may_be_missing_in_the_test_set() -> None:
-    means = 2 * np.eye(3)
-    (train, train_labels), (test, test_labels) = (gaussian_classes(n, means, n) for n in (300, 200))
+    (train, train_labels), (test, test_labels) = (gaussian_classes(n, 2 * np.eye(3), n) for n in (300, 200))
     names = np.array(["cat", "dog", "frog"])
     by_number = multiclass_probe(train, train_labels, test, test_labels)
-    for words in (names, names.astype(object)):
-        by_name = multiclass_probe(train, words[train_labels], test, words[test_labels])
-        assert by_name["classes"] == ["cat", "dog", "frog"]
-        assert by_name["auroc_per_class"] == by_number["auroc_per_class"]
-        assert by_name["left_out"] == []
+    by_name = multiclass_probe(train, names[train_labels], test, names[test_labels])
+    assert by_name["classes"] == ["cat", "dog", "frog"]
+    assert by_name["auroc_per_class"] == by_number["auroc_per_class"]
     kept = test_labels != 1
     probe = multiclass_probe(train, names[train_labels], test[kept], names[test_labels[kept]])
     assert probe["left_out"] == ["dog"]
@@ -109,15 +105,12 @@ def test_labels_may_be_strings_and_a_class_may_be_missing_in_the_test_set() -> N
     only = multiclass_probe(train, train_labels, test[~kept], test_labels[~kept])
     assert only["left_out"] == [0, 1, 2]
     assert math.isnan(only["auroc_macro"])
-    assert 0.5 < only["accuracy"] <= 1
 
 
 # ---- attributes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("newton_dimensions", [1024, 0])
-def test_multilabel_equals_logistic_regression_by_another_minimiser(newton_dimensions: int, monkeypatch) -> None:
-    monkeypatch.setattr(linear_probe, "_NEWTON_DIMENSIONS", newton_dimensions)
+def test_multilabel_equals_logistic_regression_by_another_minimiser() -> None:
     random = np.random.default_rng(1)
     train, test = (random.normal(3, 2, size=(n, 6)) for n in (500, 300))
     directions = random.normal(size=(6, 3))
@@ -147,19 +140,14 @@ def test_multilabel_leaves_out_what_has_one_value_only() -> None:
     complete = multilabel_probe(train, train_labels, test, test_labels)
     train_labels[:, 1] = 0  # cannot be learnt
     test_labels[:, 3] = 1  # cannot be ranked
-    names = ["Bald", "Bangs", "Smiling", "Young"]
-    probe = multilabel_probe(train, train_labels, test, test_labels, attribute_names=names)
-    assert probe["left_out"] == ["Bangs", "Young"]
-    assert multilabel_probe(train, train_labels, test, test_labels)["left_out"] == [1, 3]
+    probe = multilabel_probe(train, train_labels, test, test_labels)
+    assert probe["left_out"] == [1, 3]
     assert np.isnan(probe["auroc_per_attribute"]).tolist() == [False, True, False, True]
     assert np.isnan(probe["average_precision_per_attribute"]).tolist() == [False, True, False, True]
     assert np.isnan(probe["accuracy_per_attribute"]).tolist() == [False, True, False, False]
     assert probe["auroc_macro"] == pytest.approx(
         (complete["auroc_per_attribute"][0] + complete["auroc_per_attribute"][2]) / 2
     )
-    nothing = multilabel_probe(train, np.zeros((200, 2)), test, np.zeros((150, 2)))
-    assert nothing["left_out"] == [0, 1]
-    assert math.isnan(nothing["auroc_macro"])
 
 
 def test_celeba_files_write_minus_one_for_absence() -> None:
@@ -196,17 +184,6 @@ def test_regression_equals_least_squares() -> None:
     np.testing.assert_allclose(single["r_squared"], probe["r_squared"][1:], rtol=1e-12)
 
 
-def test_regression_reaches_the_noise() -> None:
-    # Signal of variance 9 and noise of variance 1: R^2 0.9, correlation sqrt 0.9, mean absolute error sqrt(2 / pi).
-    random = np.random.default_rng(5)
-    train, test = random.normal(size=(20_000, 3)), random.normal(size=(20_000, 3))
-    targets = [x @ [2.0, 2.0, 1.0] + random.normal(size=len(x)) for x in (train, test)]
-    probe = regression_probe(train, targets[0], test, targets[1])
-    assert probe["r_squared"] == [pytest.approx(0.9, abs=0.005)]
-    assert probe["pearson"] == [pytest.approx(math.sqrt(0.9), abs=0.005)]
-    assert probe["mean_absolute_error"] == [pytest.approx(math.sqrt(2 / math.pi), abs=0.02)]
-
-
 def test_regression_of_a_constant_target() -> None:
     random = np.random.default_rng(6)
     train, test = random.normal(size=(50, 3)), random.normal(size=(40, 3))
@@ -222,13 +199,11 @@ def test_regression_of_a_constant_target() -> None:
 
 def test_the_scale_of_the_codes_does_not_matter_and_the_test_set_does_not_normalise() -> None:
     means = np.random.default_rng(7).normal(size=(3, 4))
-    train, labels = gaussian_classes(400, means, seed=1)
-    test, test_labels = gaussian_classes(300, means, seed=2)
+    (train, labels), (test, test_labels) = (gaussian_classes(n, means, n) for n in (400, 300))
     probe = multiclass_probe(train, labels, test, test_labels)
     scale, shift = np.array([1e-3, 1.0, 50.0, 1e4]), np.array([100.0, 0.0, -3.0, 1e5])
     scaled = multiclass_probe(train * scale + shift, labels, test * scale + shift, test_labels)
     np.testing.assert_allclose(scaled["auroc_per_class"], probe["auroc_per_class"], atol=1e-4)
-    assert scaled["accuracy"] == probe["accuracy"]
     order = np.argsort(test[:, 0])  # halves of different means
     halves = [multiclass_probe(train, labels, test[half], test_labels[half])["accuracy"] for half in np.split(order, 2)]
     assert np.mean(halves) == pytest.approx(probe["accuracy"], abs=1e-12)
@@ -239,35 +214,17 @@ def test_a_dimension_constant_in_training_is_ignored(value: float) -> None:
     random = np.random.default_rng(8)
     train, test = random.normal(size=(300, 3)), random.normal(size=(200, 3))
     labels = [(x[:, :2] + random.normal(size=(len(x), 2)) > 0).astype(int) for x in (train, test)]
-    wide = [
-        np.column_stack([train, np.full(300, value)]).astype(np.float32),
-        np.column_stack([test, random.normal(value, 1, size=200)]).astype(np.float32),
-    ]
-    train, test = (x[:, :3] for x in wide)
-    attributes = multilabel_probe(wide[0], labels[0], wide[1], labels[1])
-    np.testing.assert_allclose(
-        attributes["auroc_per_attribute"],
-        multilabel_probe(train, labels[0], test, labels[1])["auroc_per_attribute"],
-        atol=1e-6,
-    )
-    classes = multiclass_probe(wide[0], labels[0][:, 0], wide[1], labels[1][:, 0])
-    assert classes["auroc_macro"] == pytest.approx(
-        multiclass_probe(train, labels[0][:, 0], test, labels[1][:, 0])["auroc_macro"], abs=1e-4
-    )
-    np.testing.assert_allclose(
-        regression_probe(wide[0], labels[0], wide[1], labels[1])["r_squared"],
-        regression_probe(train, labels[0], test, labels[1])["r_squared"],
-        rtol=1e-9,
-    )
+    wide = np.column_stack([train, np.full(300, value)]), np.column_stack([test, random.normal(value, 1, size=200)])
+    for probe, key in ((multilabel_probe, "auroc_per_attribute"), (regression_probe, "r_squared")):
+        found = probe(wide[0], labels[0], wide[1], labels[1])[key]
+        np.testing.assert_allclose(found, probe(train, labels[0], test, labels[1])[key], atol=1e-6)
 
 
 def test_figures_repeat_bit_for_bit_and_the_input_is_left_alone() -> None:
-    means = np.random.default_rng(9).normal(size=(5, 40)) / 2
-    data = (*gaussian_classes(1000, means, seed=1), *gaussian_classes(500, means, seed=2))
+    means = np.random.default_rng(9).normal(size=(3, 20)) / 2
+    data = (*gaussian_classes(300, means, seed=1), *gaussian_classes(200, means, seed=2))
     copies = [array.copy() for array in data]
     assert multiclass_probe(*data) == multiclass_probe(*data)
-    attributes = (data[0], data[1][:, None] == range(5), data[2], data[3][:, None] == range(5))
-    assert multilabel_probe(*attributes) == multilabel_probe(*attributes)
     assert regression_probe(*data) == regression_probe(*data)
     for array, copy in zip(data, copies, strict=True):
         np.testing.assert_array_equal(array, copy)
@@ -277,21 +234,6 @@ def test_figures_repeat_bit_for_bit_and_the_input_is_left_alone() -> None:
 
 CODES = np.random.default_rng(10).normal(size=(6, 2))
 LABELS = np.array([0, 1, 0, 1, 0, 1])
-NAN_CODES = np.where(np.arange(12).reshape(6, 2) == 3, np.nan, CODES)
-
-
-@pytest.mark.parametrize("probe", [multiclass_probe, multilabel_probe, regression_probe])
-def test_bad_input_of_every_probe(probe) -> None:
-    for arguments in (
-        (CODES[:, :1], LABELS, CODES, LABELS),
-        (NAN_CODES, LABELS, CODES, LABELS),
-        (CODES, LABELS, NAN_CODES, LABELS),
-        (CODES, LABELS[:5], CODES, LABELS),
-        (CODES, LABELS, CODES, LABELS[:4]),
-        (CODES, LABELS, CODES, LABELS * np.nan),
-    ):
-        with pytest.raises(ValueError):
-            probe(*arguments)
 
 
 @pytest.mark.parametrize(

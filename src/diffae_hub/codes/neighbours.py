@@ -12,19 +12,10 @@ METRICS = ("cosine", "euclidean")
 def nearest_codes(
     codes: Any, queries: Any, num_neighbours: int = 8, metric: str = "cosine"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The codes nearest to each query, both normalised with the mean and standard deviation of `codes`.
+    """The codes (N, latent_dim) nearest to each query (Q, latent_dim), by an exact search.
 
-    The search is exact: it compares every query with every code, which takes about a second among 100,000 codes of 512
-    numbers.
-
-    Args:
-        codes: (N, latent_dim), as the encoder gives them.
-        queries: (Q, latent_dim).
-        num_neighbours: How many, at most N.
-        metric: "cosine" (1 - cosine of the angle) or "euclidean".
-
-    Returns:
-        Distances and row numbers in `codes`, each (Q, num_neighbours), nearest first.
+    Both are normalised with the mean and standard deviation of `codes`. The metrics are "cosine", 1 - cosine of the
+    angle, and "euclidean". Distances and row numbers in `codes` are returned, each (Q, num_neighbours), nearest first.
     """
     from sklearn.neighbors import NearestNeighbors
 

@@ -18,45 +18,28 @@ if TYPE_CHECKING:
 def data_fingerprint(source: str, split: str, rows: Sequence[Mapping[str, Any]] | IterableDataset) -> str:
     """A text that changes if the files of a data set change, but not if they are moved with their times.
 
-    It is made of the names, sizes and times of all files of the split; of a parquet file its schema and row groups too.
-    Of a Hub data set it is made of the fingerprint of `datasets`, of its stream of the shards' names, which hold the
-    revision.
+    It is made of the names, sizes and times of all files of the split. Of a Hub data set it is made of the fingerprint
+    of `datasets`, of its stream of the shards' names, which hold the revision.
 
     Args:
         source: As in [`~diffae_hub.data.open_dataset.open_dataset`].
         split: Its split; a slice makes no difference.
         rows: The opened data set, of `load_rows` or `open_dataset`.
     """
-    digest = hashlib.sha256()
-    for part in _local_parts(source, split_name(split)) if local_path(source).exists() else _hub_parts(rows):
-        digest.update(repr(part).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _local_parts(source: str, split: str) -> Iterator[Any]:
     path = local_path(source)
+    parts = _local_parts(path, split_name(split)) if path.exists() else _hub_parts(rows)
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+
+
+def _local_parts(path: Path, split: str) -> Iterator[Any]:
     if files := parquet_files(path, split):
-        for file in map(Path, files):
-            yield file.name, _size_and_time(file), _parquet_metadata(file)
-        return
-    folder = path if is_saved(path) else image_folder(path, split)
-    for file in sorted(entry.path for _, entry in files_below(folder)):
-        yield os.path.relpath(file, folder), _size_and_time(Path(file))
-
-
-def _size_and_time(path: Path) -> tuple[int, int] | None:
-    if not path.exists():  # a link to nothing
-        return None
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _parquet_metadata(path: Path) -> tuple[str, list[tuple[int, int]]]:
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    return str(metadata.schema.to_arrow_schema()), [(group.num_rows, group.total_byte_size) for group in groups]
+        folder = Path(files[0]).parent
+    else:
+        folder = path if is_saved(path) else image_folder(path, split)
+        files = sorted(entry.path for _, entry in files_below(folder))
+    for file in map(Path, files):
+        status = file.stat() if file.exists() else None  # it may be a link to nothing
+        yield os.path.relpath(file, folder), status and (status.st_size, status.st_mtime_ns)
 
 
 def _hub_parts(rows: Any) -> Iterator[Any]:

@@ -24,17 +24,11 @@ from .transform import ImageTransform
 
 
 class Batch(NamedTuple):
-    """A process's share of a global batch.
+    """A process's share of a global batch."""
 
-    Args:
-        images: (B, C, H, W), float32, in [-1, 1].
-        unreadable: One line for each image that was skipped; the next readable one is in its place.
-        position: Where a stream stands after this batch; None for data sets with random access.
-    """
-
-    images: torch.Tensor
-    unreadable: list[str]
-    position: dict[str, Any] | None = None
+    images: torch.Tensor  # (B, C, H, W), float32, in [-1, 1]
+    unreadable: list[str]  # one line for each image that was skipped; the next readable one is in its place
+    position: dict[str, Any] | None = None  # where a stream stands after this batch
 
 
 @dataclass(eq=False)
@@ -53,18 +47,13 @@ class ImageTensorDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
-        """(image, one line for each unreadable one before it) at an index, or at (index, position in the training).
-
-        Raises:
-            TrainingError: If an image cannot be read and is not to be skipped, or none can be read.
-            UnfitImage: If the crop is not for images of this size.
-        """
-        index, position = key if isinstance(key, tuple) else (key, None)
+        """(image, one line for each unreadable one before it) at an index, or at (index, position in the training)."""
+        index, *position = key if isinstance(key, tuple) else (key,)
         unreadable: list[str] = []
         for offset in range(len(self.rows)):
             try:
                 row = self.rows[(index + offset) % len(self.rows)]
-                return self.transform(row, None if position is None else (position,)), unreadable
+                return self.transform(row, tuple(position) or None), unreadable
             except UnfitImage:
                 raise
             except ValueError as error:
@@ -93,19 +82,13 @@ class ResumableBatchSampler:
 
     Epoch e visits the data set in the permutation seeded by (seed, e). Batches run on over epoch ends and all are full,
     the last one too. With several processes each takes its contiguous share of every global batch.
-
-    Args:
-        dataset_size: Number of images.
-        batch_size: Images per batch, of all processes together.
-        start: Examples seen before the first batch.
-        stop: Batches end when at least this many examples are seen.
     """
 
     dataset_size: int
-    batch_size: int
+    batch_size: int  # of all processes together
     _: KW_ONLY
-    start: int
-    stop: int
+    start: int  # examples seen before the first batch
+    stop: int  # batches end when at least so many examples are seen
     seed: int
     process_index: int = 0
     num_processes: int = 1
@@ -128,8 +111,7 @@ class ResumableBatchSampler:
 
 def process_share(batch_size: int, process_index: int, num_processes: int) -> slice:
     """The contiguous share of a global batch that a process works on; shares differ by at most one example."""
-    bounds = [batch_size * rank // num_processes for rank in (process_index, process_index + 1)]
-    return slice(*bounds)
+    return slice(batch_size * process_index // num_processes, batch_size * (process_index + 1) // num_processes)
 
 
 class TrainingDataLoader(DataLoader):

@@ -25,21 +25,8 @@ _FOLDER_SHARDS = 256
 
 
 @dataclass
-class ImageFiles(Sequence):
-    """Image files as rows `{"path": ..., "bytes": None}`."""
-
-    paths: list[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"path": self.paths[index], "bytes": None}
-
-
-@dataclass
-class ImageColumn(Sequence):
-    """The rows `{"path": ..., "bytes": ...}` of a data set's column of images."""
+class ImageRows(Sequence):
+    """The rows `{"path": ..., "bytes": ...}` of a data set's column of images; `bytes` is None for files."""
 
     dataset: Dataset
     column: str
@@ -57,14 +44,7 @@ def load_rows(source: str, split: str = "train", image_column: str = "image") ->
 
     The arguments are those of [`open_dataset`]. A data set without images is a ValueError.
     """
-    path, name = local_path(source), split_name(split)
-    if path.is_dir() and not is_saved(path) and not sources.parquet_files(path, name):
-        paths = sources.image_files(sources.image_folder(path, name))
-        if split != name:
-            paths = [paths[index] for index in sources.rows_of_slice(split, len(paths))]
-        rows = ImageFiles(paths)
-    else:
-        rows = ImageColumn(open_dataset(source, split, image_column, streaming=False), image_column)
+    rows = ImageRows(open_dataset(source, split, image_column, streaming=False), image_column)
     if not len(rows):
         raise ValueError(f"dataset must hold at least one image, got none in split {split!r} of {source!r}")
     return rows
@@ -72,8 +52,9 @@ def load_rows(source: str, split: str = "train", image_column: str = "image") ->
 
 def where_from(rows: Sequence[Mapping[str, Any]], source: str, split: str) -> str:
     """How many images there are and where, in words: `1,234 images in pictures/train`."""
-    paths = getattr(rows, "paths", None)
-    place = f"in {Path(os.path.commonpath(paths))}" if paths else f"of {source}, split {split}"
+    first, last = rows[0], rows[len(rows) - 1]  # of files, which are sorted
+    folder = os.path.commonpath([first["path"], last["path"]]) if first["bytes"] is last["bytes"] is None else None
+    place = f"in {folder}" if folder else f"of {source}, split {split}"
     return f"{len(rows):,} images {place}"
 
 
@@ -88,7 +69,7 @@ def open_dataset(
         split: Its split, with a slice (`"train[:90%]"`) unless streaming: see
             [`~diffae_hub.data.sources.image_folder`] and [`~diffae_hub.data.sources.parquet_files`]. A single parquet
             file, and a dataset saved without splits, is any split.
-        image_column: The column that holds the images; "image" for a folder of images.
+        image_column: The column that holds the images. A folder of images has any, with metadata files "image".
         streaming: Whether to read it while training, without a copy on the disk.
         columns: Columns to keep beside the images. Those of a folder of images are in its metadata files (metadata.csv,
             .jsonl or .parquet, by `file_name`); without these "label" is the subfolder that an image is in.
@@ -101,9 +82,9 @@ def open_dataset(
     if streaming and split != name:
         raise ValueError(f"split must be a name without a slice when streaming, got {split!r}")
     if path.exists():
-        dataset = _open_local(path, name, streaming, columns)
+        dataset = _open_local(path, name, image_column, streaming, columns)
         if split != name:
-            dataset = dataset.select(sources.rows_of_slice(split, len(dataset)))
+            dataset = dataset.select(_rows_of_slice(split, len(dataset)))
     else:
         dataset = _open_on_hub(source, split, streaming)
     return _undecoded(dataset, image_column, columns)
@@ -114,15 +95,17 @@ def is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def _open_local(path: Path, split: str, streaming: bool, columns: Sequence[str]) -> Dataset | IterableDataset:
+def _open_local(
+    path: Path, split: str, image_column: str, streaming: bool, columns: Sequence[str]
+) -> Dataset | IterableDataset:
     import datasets
 
     if files := sources.parquet_files(path, split):
-        return _load("parquet", files, path, streaming)
+        return _load("parquet", files, streaming)
     if is_saved(path):
         for _, entry in sources.files_below(path):
             sources.check_regular_file(entry.path)
-        with _one_line("dataset must hold files that can be read", path):
+        with _naming(path):
             dataset = datasets.load_from_disk(str(path))
         if isinstance(dataset, datasets.DatasetDict):
             if split not in dataset:
@@ -137,31 +120,25 @@ def _open_local(path: Path, split: str, streaming: bool, columns: Sequence[str])
     if columns and metadata:  # only the images in these count
         for file in metadata:
             sources.check_regular_file(file)
-        return _load("imagefolder", [*paths, *metadata], path, streaming)
-    dataset = _folder_dataset(folder, paths, "label" in columns)
-    return dataset.to_iterable_dataset(min(len(paths), _FOLDER_SHARDS)) if streaming else dataset
-
-
-def _load(kind: str, files: list[str], path: Path, streaming: bool) -> Dataset | IterableDataset:
-    import datasets
-
-    patterns = {"train": [glob.escape(file) for file in files]}
-    with _one_line("dataset must hold files that can be read", path):
-        return datasets.load_dataset(kind, data_files=patterns, split="train", streaming=streaming)
-
-
-def _folder_dataset(folder: Path, paths: list[str], with_labels: bool) -> Dataset:
-    import datasets
-
-    features: dict[str, Any] = {"image": datasets.Image(decode=False)}
-    rows: dict[str, list] = {"image": [{"path": path, "bytes": None} for path in paths]}
-    if with_labels:
+        return _load("imagefolder", [*paths, *metadata], streaming)
+    features: dict[str, Any] = {image_column: datasets.Image(decode=False)}
+    rows: dict[str, list] = {image_column: [{"path": path, "bytes": None} for path in paths]}
+    if "label" in columns:
         parts = [Path(path).relative_to(folder).parts for path in paths]
         if bare := [path for path, names in zip(paths, parts, strict=True) if len(names) == 1]:
             raise ValueError(f"columns must not have 'label' if images are in no subfolder, as {bare[0]} is")
-        features["label"] = datasets.ClassLabel(names=sorted({names[0] for names in parts}))
         rows["label"] = [names[0] for names in parts]
-    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        features["label"] = datasets.ClassLabel(names=sorted(set(rows["label"])))
+    dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    return dataset.to_iterable_dataset(min(len(paths), _FOLDER_SHARDS)) if streaming else dataset
+
+
+def _load(kind: str, files: list[str], streaming: bool) -> Dataset | IterableDataset:
+    import datasets
+
+    patterns = {"train": [glob.escape(file) for file in files]}
+    with _naming(files[0]):
+        return datasets.load_dataset(kind, data_files=patterns, split="train", streaming=streaming)
 
 
 def _open_on_hub(source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -173,6 +150,17 @@ def _open_on_hub(source: str, split: str, streaming: bool) -> Dataset | Iterable
         if not datasets.config.HF_HUB_OFFLINE:
             check_hub_answers()
         return datasets.load_dataset(source, split=split, streaming=streaming)
+
+
+def _rows_of_slice(split: str, count: int) -> range:
+    """The rows that a split such as `"train[:90%]"` stands for, of the `count` that the split has."""
+    import datasets
+
+    try:
+        (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({split_name(split): count})
+    except ValueError as error:
+        raise ValueError(f"split must be a name, with or without a slice as 'train[:90%]', got {split!r}") from error
+    return range(part.from_, part.to)
 
 
 def _undecoded(
@@ -205,12 +193,10 @@ def _holds_images(feature: Any) -> bool:
 
 
 @contextmanager
-def _one_line(requirement: str, source: str | Path) -> Iterator[None]:
-    """A ValueError for whatever the libraries raise: each format and place of storage has its own."""
-    import datasets
-
+def _naming(path: str | Path) -> Iterator[None]:
+    """A ValueError that names the file or folder, for whatever the libraries raise: each format has its own errors."""
     try:
         yield
     except Exception as error:
-        told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-        raise ValueError(f"{requirement}, got {str(source)!r}: {' '.join(str(told).split())}") from error
+        told = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"dataset must hold files that can be read, got {str(path)!r}: {told}") from error

@@ -66,30 +66,23 @@ def check_regular_file(path: str | Path) -> None:
         raise ValueError(f"dataset must consist of regular files, got {path}: a pipe, a device or a socket")
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file is called like an image that is read."""
+def _is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def image_files(folder: Path) -> list[str]:
     """The image files below a folder, sorted, each real file once. Links to nothing are kept: as unreadable images."""
-    paths, links, folders, other = [], [], set(), 0
+    files, links, other = {}, {}, 0  # by what they are in truth
     for real_parent, entry in files_below(folder):
-        if is_image_name(entry.name):
-            folders.add(real_parent)
-            if not entry.is_symlink() and entry.is_file():
-                paths.append(entry.path)
-            else:
-                check_regular_file(entry.path)
-                (links if Path(entry.path).exists() else paths).append(entry.path)
         other += entry.name.lower().endswith(_OTHER_IMAGE_SUFFIXES)
-    by_target: dict[str, str] = {}
-    for link in links:
-        target = os.path.realpath(link)
-        parent, name = os.path.split(target)
-        if parent not in folders or name.startswith(".") or not is_image_name(name):  # else it is among `paths`
-            by_target.setdefault(target, link)
-    paths = sorted([*paths, *by_target.values()])
+        if not _is_image_name(entry.name):
+            continue
+        if entry.is_file(follow_symlinks=False):
+            files[f"{real_parent}/{entry.name}"] = entry.path
+        else:
+            check_regular_file(entry.path)
+            links.setdefault(os.path.realpath(entry.path), entry.path)
+    paths = sorted((links | files).values())
     if not paths:
         raise ValueError(f"dataset must hold at least one image file ({', '.join(IMAGE_SUFFIXES)}), got {folder}")
     if other:
@@ -108,7 +101,7 @@ def image_folder(folder: Path, split: str) -> Path:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     splits = [name for name in names if name.lower() in _SPLITS]
     others = [name for name in names if splits and name not in splits]
-    mixed = [name for name in others if any(is_image_name(entry.name) for _, entry in files_below(folder / name))]
+    mixed = [name for name in others if any(_is_image_name(entry.name) for _, entry in files_below(folder / name))]
     meaning = _SPLITS.get(split.lower(), split)
     if splits and not mixed:
         same = [name for name in splits if split == name or _SPLITS[name.lower()] == meaning]
@@ -118,7 +111,6 @@ def image_folder(folder: Path, split: str) -> Path:
     if meaning not in _SPLITS:
         raise ValueError(f"split must be one of {', '.join(_SPLITS)} as {folder} is not divided, got {split!r}")
     if mixed:
-        splits = ", ".join(splits)
         warnings.warn(f"{folder}: all images are taken, not by {splits}, as some are in {mixed[0]}", stacklevel=2)
     return folder
 
@@ -132,8 +124,8 @@ def parquet_files(path: Path, split: str) -> list[str]:
     files = [path] if path.suffix.lower() == ".parquet" and not path.is_dir() else []
     pattern = re.compile(rf"{re.escape(split)}([-.].*|_\d.*)?", re.DOTALL)
     for folder in (path, path / "data"):
-        found = [*folder.glob("*.parquet"), *(folder / (split or ".")).glob("*.parquet")]
-        found = sorted({file for file in found if file.name not in METADATA and not file.name.startswith(".")})
+        found = {*folder.glob("*.parquet"), *(folder / (split or ".")).glob("*.parquet")}
+        found = sorted(file for file in found if file.name not in METADATA and not file.name.startswith("."))
         files += [file for file in found if file.parent != folder or pattern.fullmatch(file.stem)]
         if files:
             break
@@ -148,14 +140,3 @@ def parquet_files(path: Path, split: str) -> list[str]:
 def split_name(split: str) -> str:
     """`"train"` of `"train"` and of `"train[:90%]"`."""
     return split.partition("[")[0]
-
-
-def rows_of_slice(split: str, count: int) -> range:
-    """The rows that a split such as `"train[:90%]"` stands for, of the `count` that the split has."""
-    import datasets
-
-    try:
-        (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({split_name(split): count})
-    except ValueError as error:
-        raise ValueError(f"split must be a name, with or without a slice as 'train[:90%]', got {split!r}") from error
-    return range(part.from_, part.to)

@@ -34,9 +34,6 @@ _START = {"epoch": 0, "shard": 0, "shard_state": None, "shard_row": 0, "block": 
 # would take the interpreter from the decoding threads, and a batch would be as late as if there were no thread.
 _BATCHES_READ_AHEAD = 4
 
-# A stream that has begun with so many unreadable images holds something else. To its end may be a long way.
-_HOPELESS = 100_000
-
 
 def _readable(shard: datasets.IterableDataset, name: str) -> Iterator[dict[str, Any]]:
     """The shard's rows; what goes wrong in reading them ends the training, with the shard's name."""
@@ -53,24 +50,15 @@ class StreamedBatches(IterableDataset):
     Epoch e visits the shards (files) in the permutation seeded by (seed, e). Where there are at least as many shards as
     processes, each process reads its own; otherwise each reads all and keeps every `num_processes`-th row.
 
-    Args:
-        dataset: An `IterableDataset` of `datasets`, from [`~diffae_hub.data.open_dataset.open_dataset`].
-        image_column: Its column of undecoded images.
-        transform: Decodes a row.
-        batch_size: Images per batch, for this process.
-        buffer_size: Rows per block. Memory holds two blocks of encoded images: the present one and the next.
-        position: Where to begin: the `position` of the last batch that was trained on; None for the beginning. It holds
-            for this number of processes only.
-        skip_bad_images: Whether the stream goes on after an image that cannot be read.
-        decoding_threads: Threads that decode the images of a batch.
+    `position` is where to begin: that of the last batch that was trained on, with this number of processes.
     """
 
-    dataset: datasets.IterableDataset
+    dataset: datasets.IterableDataset  # from `open_dataset`
     image_column: str
     transform: ImageTransform
     _: KW_ONLY
-    batch_size: int
-    buffer_size: int
+    batch_size: int  # of this process
+    buffer_size: int  # rows per block; memory holds two blocks of encoded images: the present one and the next
     seed: int
     position: dict[str, Any] | None = None
     process_index: int = 0
@@ -183,9 +171,6 @@ class StreamedBatches(IterableDataset):
                         epoch = position["epoch"]
                 if not images and position["epoch"] > epoch + 1:
                     raise TrainingError(f"no image of the stream can be read; the first: {unreadable[0]}")
-                if position["examples"] == len(unreadable) >= _HOPELESS:
-                    count = f"none of the first {len(unreadable)} images"
-                    raise TrainingError(f"{count} of the stream can be read; the first: {unreadable[0]}")
                 if len(images) == self.batch_size:
                     yield Batch(torch.stack(images), unreadable, position)
                     images, unreadable = [], []

@@ -24,13 +24,8 @@ _CELEBA_SIZE = (178, 218)
 class ImageTransform:
     """An encoded image -> a float tensor in [-1, 1], shape (channels, resolution, resolution).
 
-    Args:
-        resolution: Height and width of the result.
-        channels: 1 (grayscale) or 3 (RGB).
-        horizontal_flip: Whether to flip with probability 1/2.
-        crop: "center" or "random": a square of the shorter side, resized; "d2c": the official networks' crop of CelebA,
-            for images of 178 x 218 pixels only.
-        seed: Seed of the flips and the random crops.
+    The crops "center" and "random" are a square of the shorter side, resized; "d2c" is the official networks' crop of
+    CelebA, for images of 178 x 218 pixels only. `seed` is that of the flips, of probability 1/2, and the random crops.
     """
 
     resolution: int
@@ -44,15 +39,10 @@ class ImageTransform:
             raise ValueError(f"crop must be one of {CROPS}, got {self.crop!r}")
 
     def __call__(self, row: Mapping[str, Any], position: tuple[int, ...] | None = None) -> torch.Tensor:
-        """The image of a row `{"path", "bytes"}`.
+        """The image of a row: `bytes` is the encoded image, or None for the file at `path`, its name in an error.
 
-        Args:
-            row: `bytes` is the encoded image, or None for the file at `path`. `path` is its name in an error.
-            position: The place in the training. With the seed it decides the flip and the random crop; None: neither.
-
-        Raises:
-            UnfitImage: If the crop is not for images of this size.
-            ValueError: If the image cannot be read; the message names it.
+        `position` is the place in the training. With the seed it decides the flip and the random crop; None: neither.
+        An image of the wrong size for the crop is an `UnfitImage`, one that cannot be read a ValueError that names it.
         """
         path, content = row["path"], row["bytes"]
         image = read_image(path) if content is None else read_image_bytes(content, path)

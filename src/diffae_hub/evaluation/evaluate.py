@@ -12,21 +12,10 @@ from .report import write_report
 
 
 def evaluate(options: EvaluationOptions, show_progress: bool = False, command: str | None = None) -> dict[str, Any]:
-    """Evaluates a model into its folder; continues what is there.
+    """Evaluates a model into its folder, or continues what is there; what report.json then holds.
 
-    Sampling is shared by the processes of `accelerate launch`; the first one measures and reports.
-
-    Args:
-        options: What to evaluate and how.
-        show_progress: Whether to show progress bars.
-        command: How it was called, for the report.
-
-    Returns:
-        The figures of report.json. Empty in all processes but the first.
-
-    Raises:
-        ValueError: For options, data or a folder that are not allowed.
-        WeightsUnavailable: If a metric of `options.require` has no weights.
+    The processes of `accelerate launch` share the sampling; the first one measures and reports, and the others return
+    an empty dictionary. `command` is how it was called, for the report.
     """
     state = join_processes(options.device)
     check_required(options, find_device(options.device, state))

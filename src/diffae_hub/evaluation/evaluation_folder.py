@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,7 @@ def batches(indices: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
 
 
 class EvaluationFolder:
-    """Images and records of an evaluation.
-
-    Args:
-        path: Where it is.
-        process_index: The process that writes; each has its own files of records.
-    """
+    """Images and records of an evaluation; each process writes its own files of records."""
 
     def __init__(self, path: Path, process_index: int = 0) -> None:
         self.path = path
@@ -62,18 +56,13 @@ class EvaluationFolder:
 
     def read(self, method: str, indices: Sequence[int]) -> torch.Tensor:
         """Images from their PNG files: (B, C, H, W) in [0, 1]."""
-        arrays = [np.array(Image.open(self.file(method, index))) for index in indices]
-        pixels = torch.from_numpy(np.stack(arrays)).float() / 255
-        return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        arrays = [np.atleast_3d(np.array(Image.open(self.file(method, index)))) for index in indices]
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
     def scores(self, method: str) -> dict[int, dict[str, float]]:
         """`psnr_db`, `ssim`, `high_pass`, `high_pass_original` and for JPEG `bytes` by index, in the images' order."""
-
-        def score(record: dict[str, Any]) -> tuple[int, dict[str, float]]:
-            names = ["psnr_db", "ssim", "high_pass", "high_pass_original", *(["bytes"] if "bytes" in record else [])]
-            return int(record["index"]), {name: float(record[name]) for name in names}
-
-        return dict(sorted(self.records(f"scores_{method}", score)))
+        records = sorted(self.records(f"scores_{method}"), key=lambda record: record["index"])
+        return {record["index"]: record for record in records}
 
     def add(
         self,
@@ -94,26 +83,29 @@ class EvaluationFolder:
             reconstructions: As `originals`.
             sizes: Bytes that each reconstruction was made from, where a method has such a thing.
         """
-        bad = torch.nonzero(~reconstructions.isfinite().flatten(1).all(dim=1)).flatten().tolist()
-        if bad:
-            raise ValueError(f"model must give finite images, got NaN or infinity for image {indices[bad[0]]}")
+        finite = reconstructions.isfinite().flatten(1).all(dim=1).tolist()
+        if not all(finite):
+            broken = indices[finite.index(False)]
+            raise ValueError(f"model must give finite images, got NaN or infinity for image {broken}")
         columns = {
             "psnr_db": peak_signal_to_noise_ratio(reconstructions, originals).clamp(max=PSNR_LIMIT_DB),
             "ssim": structural_similarity(reconstructions, originals),
             "high_pass": high_pass_energy(reconstructions),
             "high_pass_original": high_pass_energy(originals),
         }
+        if sizes is not None:
+            columns["bytes"] = sizes
         for name, images in ((ORIGINALS, originals), (method, reconstructions)):
             (self.path / name).mkdir(exist_ok=True)
             for index, image in zip(indices, images, strict=True):
                 path = self.file(name, index)
                 if name == method or not path.is_file():
                     write_png(path, to_pil(image), compress_level=1)
+        rows = zip(*columns.values(), strict=True)
         records = [
-            {"index": index, **{k: float(v[row]) for k, v in columns.items()}} for row, index in enumerate(indices)
+            {"index": index, **dict(zip(columns, map(float, row), strict=True))}
+            for index, row in zip(indices, rows, strict=True)
         ]
-        if sizes is not None:
-            records = [{**record, "bytes": int(size)} for record, size in zip(records, sizes, strict=True)]
         self.append(f"scores_{method}", records)
 
     def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
@@ -124,47 +116,32 @@ class EvaluationFolder:
         with path.open("a") as file:
             file.write("\n" * bool(half) + "".join(json.dumps(record) + "\n" for record in records))
 
-    def records(self, name: str, parse: Callable[[dict[str, Any]], Any]) -> list[Any]:
-        """The records of that name, of all processes; a line that `parse` cannot read is left out, and made anew."""
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """The records of that name, of all processes, but for half lines: they are made anew."""
         found = []
         for path in sorted(self.path.glob(f"{name}_*.jsonl")):
             for line in path.read_text().splitlines():
                 try:
-                    found.append(parse(json.loads(line)))
-                except (ValueError, KeyError, TypeError):
+                    found.append(json.loads(line))
+                except ValueError:
                     continue
         return found
 
 
 class StageClock:
-    """Seconds and images per second of the stages, over all runs into a folder.
-
-    Args:
-        path: Of timings.json; None measures without a file.
-    """
-
-    class Measured:
-        """What the block that is measured says of itself: how many images it worked on."""
-
-        images = 0
+    """Seconds and images per second of the stages, over all runs into a folder, in timings.json if `path` is given."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.timings: dict[str, dict[str, float]] = {}
-        if path is not None and path.is_file():
-            self.timings = read_json(path)
+        self.timings: dict[str, dict[str, float]] = read_json(path) if path is not None and path.is_file() else {}
 
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[Measured]:
-        """Times a block; it counts only if the block sets `images`."""
-        measured, started = self.Measured(), time.monotonic()
-        yield measured
-        if not measured.images:
-            return  # everything was there already
+    def add(self, stage: str, images: int, started: float) -> None:
+        """Adds what was done since `started`, of `time.monotonic()`. No images count as nothing."""
+        if not images:
+            return
         before = self.timings.get(stage, {"seconds": 0.0, "images": 0})
-        seconds, images = before["seconds"] + time.monotonic() - started, before["images"] + measured.images
-        self.timings[stage] = {
-            "seconds": seconds, "images": images, "images_per_second": images / max(seconds, 1e-9)
-        }  # fmt: skip
+        seconds, images = before["seconds"] + time.monotonic() - started, before["images"] + images
+        per_second = images / max(seconds, 1e-9)
+        self.timings[stage] = {"seconds": seconds, "images": images, "images_per_second": per_second}
         if self._path is not None:
             write_text(self._path, json.dumps(self.timings, indent=2) + "\n")

@@ -11,16 +11,13 @@ from typing import Any, Literal
 
 from ..files import read_json, write_text
 
-IMAGE_METRICS = ("lpips_alex", "lpips_vgg")
-FOLDER_METRICS = ("fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2")
 PATH_LENGTH = "perceptual_path_length"
 _FILE = "options.json"
-_LARGEST_SEED = 2**32 - 1
 
-Metric = Literal["lpips_alex", "lpips_vgg", "fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2"]
-Required = Literal[
-    "lpips_alex", "lpips_vgg", "fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2", "perceptual_path_length"
-]
+_ImageMetric = Literal["lpips_alex", "lpips_vgg"]
+_FolderMetric = Literal["fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2"]
+IMAGE_METRICS, FOLDER_METRICS = typing.get_args(_ImageMetric), typing.get_args(_FolderMetric)
+Metric = Literal[_ImageMetric, _FolderMetric]
 
 
 def _option(default: Any, help: str, group: str | None = None, positional: bool = False) -> Any:
@@ -29,11 +26,7 @@ def _option(default: Any, help: str, group: str | None = None, positional: bool 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to evaluate and how; each field's help is in its metadata.
-
-    Raises:
-        ValueError: Names the option.
-    """
+    """What to evaluate and how; each field's help is in its metadata."""
 
     model: str = _option(MISSING, "bundled model, pipeline folder or Hub id", positional=True)
     dataset: str = _option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set")
@@ -58,7 +51,9 @@ class EvaluationOptions:
         "beyond PSNR, SSIM and sharpness; n/a where a metric's weights cannot be had",
         "measures",
     )
-    require: tuple[Required, ...] = _option((), "fail if the weights of these cannot be had", "measures")
+    require: tuple[Literal[Metric, "perceptual_path_length"], ...] = _option(
+        (), "fail if the weights of these cannot be had", "measures"
+    )
     baselines: tuple[Literal["mean_image", "pca", "jpeg"], ...] = _option(
         (), "reconstructions without a network; mean_image and pca are fitted on the training data", "measures"
     )
@@ -90,15 +85,14 @@ class EvaluationOptions:
         for metric in set(self.require) - set(measured):
             option = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
             raise ValueError(f"require must be among what is measured; {metric} is not: add it by {option}")
-        for name, lowest in (
-            ("steps", 1), ("path_length_pairs", 0), ("path_length_intervals", 1), ("baseline_images", 1),
-            ("batch_size", 1), ("seed", 0), ("num_images", 2),
-        ):  # fmt: skip
-            value = getattr(self, name)
+        for name in ("steps", "num_images", "batch_size", "baseline_images", "path_length_intervals"):
+            value, lowest = getattr(self, name), 2 if name == "num_images" else 1
             if value is not None and value < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {value}")
-        if self.seed > _LARGEST_SEED:
-            raise ValueError(f"seed must be at most {_LARGEST_SEED}, got {self.seed}")
+        if self.path_length_pairs < 0:
+            raise ValueError(f"path_length_pairs must be at least 0, got {self.path_length_pairs}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {self.seed}")
         fitted = [name for name in self.baselines if name != "jpeg"] + ([self.probe] if self.probe else [])
         if fitted and self.train_dataset is None:
             raise ValueError(f"train_dataset must be given for {', '.join(fitted)}, got none")

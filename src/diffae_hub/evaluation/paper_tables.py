@@ -25,28 +25,19 @@ def format_papers(metric: str, value: float) -> str:
 
 
 class TrainingMethod(NamedTuple):
-    """How a model was trained: a row of the paper's tables.
+    """How a model was trained: a row of the paper's tables."""
 
-    Args:
-        prediction_type: "epsilon", "sample" or "v_prediction".
-        noise_schedule: "linear_beta", "inverted" or "shifted_cosine".
-        scaling_factor: S of the shifted cosine schedule, else None.
-        two_phase: Whether the first quarter had t = 1.
-    """
-
-    prediction_type: str
-    noise_schedule: str
-    scaling_factor: int | None
-    two_phase: bool
+    prediction_type: str  # "epsilon", "sample" or "v_prediction"
+    noise_schedule: str  # "linear_beta", "inverted" or "shifted_cosine"
+    scaling_factor: int | None = None  # S of the shifted cosine schedule
+    two_phase: bool = False  # whether the first quarter had t = 1
 
     @property
     def title(self) -> str:
         """In the paper's notation, such as `v, SC-4, 2-phase`."""
         prediction = {"epsilon": "ε", "sample": "x", "v_prediction": "v"}[self.prediction_type]
-        if self.noise_schedule == "shifted_cosine":
-            schedule = f"SC-{self.scaling_factor}"
-        else:
-            schedule = {"linear_beta": "linear-β", "inverted": "inverted"}[self.noise_schedule]
+        schedules = {"linear_beta": "linear-β", "shifted_cosine": f"SC-{self.scaling_factor}"}
+        schedule = schedules.get(self.noise_schedule, self.noise_schedule)
         return f"{prediction}, {schedule}, {'2' if self.two_phase else '1'}-phase"
 
 
@@ -54,8 +45,8 @@ def _shifted_cosine(prediction_type: str, scaling_factor: int, two_phase: bool =
     return TrainingMethod(prediction_type, "shifted_cosine", scaling_factor, two_phase)
 
 
-PREECHAKUL = TrainingMethod("epsilon", "linear_beta", None, False)
-HUDSON = TrainingMethod("epsilon", "inverted", None, False)
+PREECHAKUL = TrainingMethod("epsilon", "linear_beta")
+HUDSON = TrainingMethod("epsilon", "inverted")
 ONE_PHASE = _shifted_cosine("v_prediction", 4)
 TWO_PHASE = _shifted_cosine("v_prediction", 4, two_phase=True)
 
@@ -68,12 +59,12 @@ TABLE_1: dict[TrainingMethod, Figures] = {
     _shifted_cosine("v_prediction", 4): (23.664, 0.8237, 0.0116, 1.8133, 2.1323),
 }
 TABLE_2: dict[TrainingMethod, Figures] = {
-    TrainingMethod("sample", "linear_beta", None, False): (30.296, 0.9516, 0.0038, 6.8907, 8.4820),
+    TrainingMethod("sample", "linear_beta"): (30.296, 0.9516, 0.0038, 6.8907, 8.4820),
     _shifted_cosine("sample", 1): (29.019, 0.9369, 0.0046, 5.0481, 7.0456),
     _shifted_cosine("sample", 2): (28.245, 0.9265, 0.0053, 4.8375, 6.9604),
     _shifted_cosine("sample", 4): (27.147, 0.9075, 0.0065, 3.9349, 5.8098),
     _shifted_cosine("sample", 8): (25.057, 0.8596, 0.0101, 4.4343, 6.2864),
-    TrainingMethod("v_prediction", "linear_beta", None, False): (29.438, 0.9437, 0.0046, 7.7344, 9.4366),
+    TrainingMethod("v_prediction", "linear_beta"): (29.438, 0.9437, 0.0046, 7.7344, 9.4366),
     _shifted_cosine("v_prediction", 1): (28.626, 0.9333, 0.0048, 4.3175, 5.2237),
     _shifted_cosine("v_prediction", 2): (27.094, 0.9082, 0.0064, 2.7339, 3.3155),
     _shifted_cosine("v_prediction", 4): (23.664, 0.8237, 0.0116, 1.8133, 2.1323),
@@ -90,60 +81,24 @@ TABLE_3: dict[TrainingMethod, Figures] = {
 # Data set -> method -> (stochastic autoencoding, inversion); 50 steps each way.
 TABLE_4: dict[str, dict[TrainingMethod, tuple[Figures, Figures]]] = {
     "CIFAR-10 32": {
-        PREECHAKUL: (
-            (26.887, 0.9048, 0.006787, 5.2448, 6.2506),
-            (35.667, 0.9834, 0.002249, 11.4542, 14.8504),
-        ),
-        ONE_PHASE: (
-            (25.955, 0.8863, 0.007197, 1.2566, 1.4634),
-            (49.510, 0.9995, 0.000071, 0.5434, 0.6872),
-        ),
-        TWO_PHASE: (
-            (30.351, 0.9552, 0.003217, 2.1149, 2.7153),
-            (50.113, 0.9996, 0.000044, 0.7560, 0.9032),
-        ),
+        PREECHAKUL: ((26.887, 0.9048, 0.006787, 5.2448, 6.2506), (35.667, 0.9834, 0.002249, 11.4542, 14.8504)),
+        ONE_PHASE: ((25.955, 0.8863, 0.007197, 1.2566, 1.4634), (49.510, 0.9995, 0.000071, 0.5434, 0.6872)),
+        TWO_PHASE: ((30.351, 0.9552, 0.003217, 2.1149, 2.7153), (50.113, 0.9996, 0.000044, 0.7560, 0.9032)),
     },
     "CelebA 64": {
-        PREECHAKUL: (
-            (23.974, 0.8186, 0.030239, 11.3050, 14.3548),
-            (35.929, 0.9744, 0.008320, 15.0237, 19.5310),
-        ),
-        ONE_PHASE: (
-            (23.943, 0.8160, 0.025720, 1.8559, 2.2449),
-            (45.969, 0.9978, 0.000766, 1.2281, 1.6972),
-        ),
-        TWO_PHASE: (
-            (26.122, 0.8696, 0.021513, 2.3592, 2.9030),
-            (47.646, 0.9982, 0.000700, 1.5277, 2.1107),
-        ),
+        PREECHAKUL: ((23.974, 0.8186, 0.030239, 11.3050, 14.3548), (35.929, 0.9744, 0.008320, 15.0237, 19.5310)),
+        ONE_PHASE: ((23.943, 0.8160, 0.025720, 1.8559, 2.2449), (45.969, 0.9978, 0.000766, 1.2281, 1.6972)),
+        TWO_PHASE: ((26.122, 0.8696, 0.021513, 2.3592, 2.9030), (47.646, 0.9982, 0.000700, 1.5277, 2.1107)),
     },
     "Bedroom 128": {
-        PREECHAKUL: (
-            (16.120, 0.4051, 0.282071, 28.8706, 26.2747),
-            (29.039, 0.8932, 0.102119, 16.8510, 17.9375),
-        ),
-        ONE_PHASE: (
-            (17.964, 0.4757, 0.268361, 3.3717, 3.9362),
-            (30.412, 0.9457, 0.056554, 1.6781, 2.3033),
-        ),
-        TWO_PHASE: (
-            (20.309, 0.5982, 0.183325, 3.2151, 3.9847),
-            (37.268, 0.9850, 0.014716, 1.1632, 2.0454),
-        ),
+        PREECHAKUL: ((16.120, 0.4051, 0.282071, 28.8706, 26.2747), (29.039, 0.8932, 0.102119, 16.8510, 17.9375)),
+        ONE_PHASE: ((17.964, 0.4757, 0.268361, 3.3717, 3.9362), (30.412, 0.9457, 0.056554, 1.6781, 2.3033)),
+        TWO_PHASE: ((20.309, 0.5982, 0.183325, 3.2151, 3.9847), (37.268, 0.9850, 0.014716, 1.1632, 2.0454)),
     },
     "ImageNet 32": {
-        PREECHAKUL: (
-            (21.168, 0.7146, 0.017876, 12.4695, 13.6909),
-            (34.794, 0.9811, 0.003229, 8.8971, 11.5388),
-        ),
-        ONE_PHASE: (
-            (20.708, 0.6979, 0.018849, 8.5026, 9.4456),
-            (45.444, 0.9985, 0.000183, 0.5794, 0.7365),
-        ),
-        TWO_PHASE: (
-            (27.811, 0.9210, 0.005147, 4.1131, 5.5029),
-            (48.892, 0.9994, 0.000045, 0.6588, 0.8226),
-        ),
+        PREECHAKUL: ((21.168, 0.7146, 0.017876, 12.4695, 13.6909), (34.794, 0.9811, 0.003229, 8.8971, 11.5388)),
+        ONE_PHASE: ((20.708, 0.6979, 0.018849, 8.5026, 9.4456), (45.444, 0.9985, 0.000183, 0.5794, 0.7365)),
+        TWO_PHASE: ((27.811, 0.9210, 0.005147, 4.1131, 5.5029), (48.892, 0.9994, 0.000045, 0.6588, 0.8226)),
     },
 }
 # Perceptual path length, 200 pairs.

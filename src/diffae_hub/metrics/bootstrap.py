@@ -10,18 +10,10 @@ import numpy as np
 def bootstrap_interval(
     values: np.ndarray | Sequence[float], num_resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean (Efron, 1979), by scipy.
+    """Both ends of the percentile bootstrap interval of the mean (Efron, 1979), by scipy, of at least two values.
 
     It says how much the mean would change with other images of the same kind, not with other weights or other noise.
-
-    Args:
-        values: (N,), one per image; at least two.
-        num_resamples: Number of resamples.
-        confidence: Probability with which the interval is to cover the mean.
-        seed: The same seed gives the same interval.
-
-    Returns:
-        Both ends, in the unit of `values`; NaN if a value is not finite.
+    NaN if a value is not finite. The same seed gives the same interval.
     """
     from scipy.stats import bootstrap
 

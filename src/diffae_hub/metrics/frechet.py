@@ -1,18 +1,16 @@
-"""Fréchet distances of image sets (Heusel et al., 2017) between two folders of PNG files.
+"""Fréchet distances of two sets of images (Heusel et al., 2017).
 
-FID is what torch-fidelity and clean-fid say it is, each by its own arithmetic and with its own Inception weights: they
-resize differently, and both are reported. The distances on other features, FD-VGG16 and FD-DINOv2, are other figures
-and must not be called FID.
+FID is what torch-fidelity and clean-fid say it is, each with its own Inception weights: they resize differently, and
+both are reported. Distances on other features, FD-VGG16 and FD-DINOv2, are other figures and must not be called FID.
 
-All functions take two folders with the same number of PNG files of one size, at least two, RGB or grayscale, and return
-the distance: 0 for equal features, up to rounding errors, which may make it slightly negative. Its bias grows as the
-number of images falls; below 2049 images the covariances are singular, and it is still a number. They raise
-`WeightsUnavailable` if the network's weights cannot be had.
+All functions take two lists of as many image files of one size, at least two, and return the distance: 0 for equal
+features, up to rounding errors, which may make it slightly negative. Its bias grows as the number of images falls. They
+raise `WeightsUnavailable` if the network's weights cannot be had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,42 +24,39 @@ from .weights import fetching_weights
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_VGG16_MINIMUM_SIZE = 16
 _BATCH_SIZE = 64
 
+Files = Sequence[Path]
 Device = torch.device | str
 
 
-def fid_torch_fidelity(folder_a: Path, folder_b: Path, *, device: Device = "cpu", weights: Path | None = None) -> float:
+def fid_torch_fidelity(files_a: Files, files_b: Files, *, device: Device = "cpu", weights: Path | None = None) -> float:
     """FID by torch-fidelity (2048 features of its Inception; resized as TensorFlow 1 does).
 
     `weights` is a state dictionary in place of its own; no code in it is run.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    _check_folders(folder_a, folder_b)
     with fetching_weights("Inception (torch-fidelity)" if weights is None else f"{weights}"):
         if weights is not None:
             torch.load(weights, map_location="cpu", weights_only=True)  # refuses what torch-fidelity would unpickle
             weights = str(weights)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
     network = network.to(device).eval()
-    return _distance(folder_a, folder_b, lambda images: network(images)[0], device)
+    return _distance((files_a, files_b), lambda images: network(images)[0], device)
 
 
-def fid_clean_fid(folder_a: Path, folder_b: Path, *, device: Device = "cpu", weights: Path | None = None) -> float:
-    """FID by clean-fid, in its mode "clean" (bicubic resizing with antialiasing).
+def fid_clean_fid(files_a: Files, files_b: Files, *, device: Device = "cpu", weights: Path | None = None) -> float:
+    """FID on the features of clean-fid, in its mode "clean" (bicubic resizing with antialiasing).
 
     Its weights lie in the system's folder for temporary files once it has fetched them. `weights` is a TorchScript file
     in place of them, with a module `layers`, images (B, 3, 299, 299) in [-1, 1] -> (B, 2048). It is code: give it no
     file that you do not trust.
     """
-    from cleanfid import fid
     from cleanfid.features import build_feature_extractor
+    from cleanfid.fid import get_files_features
     from cleanfid.inception_torchscript import InceptionV3W
 
-    _check_folders(folder_a, folder_b)
     device = torch.device(device)
     with fetching_weights("Inception (clean-fid)" if weights is None else f"{weights}"):
         if weights is None:
@@ -70,20 +65,12 @@ def fid_clean_fid(folder_a: Path, folder_b: Path, *, device: Device = "cpu", wei
             with TemporaryDirectory() as name:  # it looks for its own file name
                 (Path(name) / "inception-2015-12-05.pt").symlink_to(Path(weights).resolve(strict=True))
                 extractor = InceptionV3W(name, download=False).to(device)
-    value = fid.compute_fid(
-        str(Path(folder_a).resolve()),
-        str(Path(folder_b).resolve()),
-        mode="clean",
-        num_workers=0,
-        batch_size=_BATCH_SIZE,
-        device=device,
-        custom_feat_extractor=extractor,
-        verbose=False,
-    )
-    return float(value)
+    options = {"num_workers": 0, "batch_size": _BATCH_SIZE, "device": device, "mode": "clean", "verbose": False}
+    features = (get_files_features([str(path) for path in paths], extractor, **options) for paths in (files_a, files_b))
+    return frechet_distance(*map(torch.from_numpy, features))
 
 
-def fd_vgg16(folder_a: Path, folder_b: Path, *, device: Device = "cpu") -> float:
+def fd_vgg16(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float:
     """FD-VGG16: on the 512 channels of VGG16's last convolution, each averaged over the image after its ReLU.
 
     The convolutions are those of LPIPS-VGG (torchvision's ImageNet weights), at the images' own size, at least 16 x 16.
@@ -91,45 +78,40 @@ def fd_vgg16(folder_a: Path, folder_b: Path, *, device: Device = "cpu") -> float
     """
     import torchvision
 
-    _check_folders(folder_a, folder_b)
     with fetching_weights("VGG16"):
         weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
         network = torchvision.models.vgg16(weights=weights, progress=False).features[:30].to(device).eval()
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        if min(images.shape[-2:]) < _VGG16_MINIMUM_SIZE:
-            raise ValueError(
-                f"folder_a and folder_b must hold images of at least {_VGG16_MINIMUM_SIZE} x {_VGG16_MINIMUM_SIZE} "
-                f"pixels for FD-VGG16, got {tuple(images.shape[-2:])}"
-            )
+        if min(images.shape[-2:]) < 16:
+            raise ValueError(f"files_a must be images of at least 16 x 16 pixels, got {tuple(images.shape[-2:])}")
         return network(_normalise(images / 255)).mean(dim=(2, 3))
 
-    return _distance(folder_a, folder_b, features, device)
+    return _distance((files_a, files_b), features, device)
 
 
 def fd_dinov2(
-    folder_a: Path, folder_b: Path, *, model: str | Path = "facebook/dinov2-large", device: Device = "cpu"
+    files_a: Files, files_b: Files, *, model: str | Path = "facebook/dinov2-large", device: Device = "cpu"
 ) -> float:
     """FD-DINOv2 (Stein et al., 2023): on the class token of a DINOv2 network.
 
     Images are resized to 224 x 224 pixels (bicubic, with antialiasing) and normalised as on ImageNet. `model` is the
     Hub id or folder of a `transformers.Dinov2Model` with safetensors weights.
     """
-    _check_folders(folder_a, folder_b)
     network = _load_dinov2(str(model)).to(device).eval()
 
     def features(images: torch.Tensor) -> torch.Tensor:
         resized = F.interpolate(images / 255, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
         return network(pixel_values=_normalise(resized)).last_hidden_state[:, 0]
 
-    return _distance(folder_a, folder_b, features, device)
+    return _distance((files_a, files_b), features, device)
 
 
 @torch.no_grad()
-def _distance(folder_a: Path, folder_b: Path, network: Callable[[torch.Tensor], torch.Tensor], device: Device) -> float:
+def _distance(files: tuple[Files, Files], network: Callable[[torch.Tensor], torch.Tensor], device: Device) -> float:
     """On features of images (B, 3, H, W), uint8 -> (B, D)."""
     sets = []
-    for paths in _check_folders(folder_a, folder_b):
+    for paths in files:
         features = []
         for first in range(0, len(paths), _BATCH_SIZE):
             arrays = [np.array(Image.open(path).convert("RGB")) for path in paths[first : first + _BATCH_SIZE]]
@@ -150,24 +132,6 @@ def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     traces = sum(root.square().sum() for root in roots)
     return float((means[0] - means[1]).square().sum() + traces - 2 * shared)
-
-
-def _check_folders(folder_a: Path, folder_b: Path) -> list[list[Path]]:
-    """The PNG files of both; refuses other images, which one library would take and the other not."""
-    files = []
-    for name, folder in (("folder_a", Path(folder_a)), ("folder_b", Path(folder_b))):
-        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-        other = next((path for path in images if path.suffix != ".png" or path.parent != folder), None)
-        if other is not None:
-            raise ValueError(f"{name} must hold no images but PNG files (*.png) and none in folders, got {other}")
-        files.append(images)
-    counts = [len(images) for images in files]
-    if min(counts) < 2 or counts[0] != counts[1]:
-        raise ValueError(
-            f"folder_a and folder_b must hold the same number of PNG files, at least 2, got {counts[0]} in {folder_a} "
-            f"and {counts[1]} in {folder_b}"
-        )
-    return files
 
 
 def _normalise(images: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-_NEWTON_DIMENSIONS = 1024  # up to here Newton's method is faster than L-BFGS, and more exact
 _SOLVER = {"tol": 1e-6, "max_iter": 5000}
 
 
@@ -38,10 +37,9 @@ def multiclass_probe(
         inverse_regularization: Above 0.
 
     Returns:
-        `accuracy`, the share of test codes whose most probable class is the right one; `classes`, the training labels,
-        sorted; `auroc_per_class`, the area under the ROC curve of each class's probability against the rest;
-        `auroc_macro`, their mean (table 11's average); `left_out`, classes that no test code, or every one, has: their
-        AUROC is NaN and not in the mean.
+        `accuracy`; `classes`, the training labels, sorted; `auroc_per_class`, the area under the ROC curve of each
+        class's probability against the rest; `auroc_macro`, their mean (table 11's average); `left_out`, classes that
+        no test code, or every one, has: their AUROC is NaN and not in the mean.
     """
     from scipy.special import log_softmax
     from sklearn.linear_model import LogisticRegression
@@ -77,22 +75,17 @@ def multilabel_probe(
     test_codes: np.ndarray,
     test_labels: np.ndarray,
     inverse_regularization: float = 0.1,
-    attribute_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """A logistic regression per attribute on normalised codes (section 5.2 for CelebA's 40 attributes, table 10).
 
-    Args:
-        train_codes: (N, D), finite.
-        train_labels: (N, A), or (N,) for one attribute, in {0, 1}; or in {-1, 1} as in CelebA's own files.
-        test_codes: (M, D), finite.
-        test_labels: (M, A) or (M,), as `train_labels`.
-        inverse_regularization: As in [`multiclass_probe`].
-        attribute_names: A names, for `left_out`; indices otherwise.
+    The arguments are those of [`multiclass_probe`], but for labels (N, A), or (N,) for one attribute, in {0, 1}, or in
+    {-1, 1} as in CelebA's own files.
 
     Returns:
         `auroc_per_attribute`; `auroc_macro`, their mean (table 10's average); `average_precision_per_attribute`, which
         for chance is the share of codes with the attribute; `accuracy_per_attribute` at probability 1/2; `left_out`,
-        attributes that have one value only in the training or the test set: they are NaN and not in the mean.
+        the numbers of attributes that have one value only in the training or the test set: they are NaN and not in the
+        mean.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import average_precision_score, roc_auc_score
@@ -104,23 +97,20 @@ def multilabel_probe(
         raise ValueError(f"train_labels and test_labels must be 0 or 1 (or -1 or 1), got {values[:5].tolist()}")
     learnt, expected = learnt == 1, expected == 1
     can_learn, can_rank = _has_both(learnt), _has_both(expected)
-    solver = "newton-cholesky" if train.shape[1] <= _NEWTON_DIMENSIONS else "lbfgs"
     auroc, precision, accuracy = ([math.nan] * learnt.shape[1] for _ in range(3))
     for k in np.flatnonzero(can_learn):
-        model = LogisticRegression(C=inverse_regularization, solver=solver, **_SOLVER)
+        model = LogisticRegression(C=inverse_regularization, solver="newton-cholesky", **_SOLVER)
         scores = model.fit(train, learnt[:, k]).decision_function(test)
         accuracy[k] = float(((scores > 0) == expected[:, k]).mean())
         if can_rank[k]:
             auroc[k] = float(roc_auc_score(expected[:, k], scores))
             precision[k] = float(average_precision_score(expected[:, k], scores))
-    names = list(range(len(auroc))) if attribute_names is None else attribute_names
-    left_out = [name for name, both in zip(names, can_learn & can_rank, strict=True) if not both]
     return {
         "auroc_macro": _mean_of_defined(auroc),
         "auroc_per_attribute": auroc,
         "average_precision_per_attribute": precision,
         "accuracy_per_attribute": accuracy,
-        "left_out": left_out,
+        "left_out": np.flatnonzero(~(can_learn & can_rank)).tolist(),
     }
 
 
@@ -131,14 +121,10 @@ def regression_probe(
     test_targets: np.ndarray,
     regularization: float = 1.0,
 ) -> dict[str, Any]:
-    """Ridge regression of continuous attributes (pose, age) on normalised codes; not in the paper.
+    """Ridge regression of continuous targets (pose, age) on normalised codes; not in the paper.
 
-    Args:
-        train_codes: (N, D), finite.
-        train_targets: (N,) or (N, K), finite, any unit.
-        test_codes: (M, D), finite.
-        test_targets: (M,) or (M, K), finite.
-        regularization: scikit-learn's alpha, above 0.
+    Codes are (N, D) and (M, D), targets (N,) and (M,) or (N, K) and (M, K), all finite. `regularization` is
+    scikit-learn's alpha, above 0.
 
     Returns:
         One entry per target: `r_squared`, at most 1, below 0 if the test mean predicts better; `mean_absolute_error`,
@@ -176,9 +162,7 @@ def _columns(what: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray
     """(N,) or (N, K) -> (N, K), of both."""
     train, test = (np.asarray(values).reshape(len(values), -1) for values in (train, test))
     if train.shape[1] != test.shape[1]:
-        raise ValueError(
-            f"test_{what} must have as many columns as train_{what}, {train.shape[1]}, got {test.shape[1]}"
-        )
+        raise ValueError(f"test_{what} must have {train.shape[1]} columns as train_{what}, got {test.shape[1]}")
     return train, test
 
 
@@ -188,5 +172,4 @@ def _has_both(columns: np.ndarray) -> np.ndarray:
 
 
 def _mean_of_defined(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
+    return math.nan if np.isnan(values).all() else float(np.nanmean(values))

@@ -13,14 +13,8 @@ MINIMUM_SIZE = {"alex": 31, "vgg": 16}  # below it, nothing is left of an image 
 class PerceptualDistance:
     """LPIPS 0.1 with an AlexNet (the paper's tables) or a VGG16 (its path lengths, section 10).
 
-    The trunk's weights are torchvision's, which it fetches once or finds in `TORCH_HOME`.
-
-    Args:
-        network: "alex" or "vgg".
-        device: Where it runs.
-
-    Raises:
-        WeightsUnavailable: If the trunk's weights cannot be had.
+    The trunk's weights are torchvision's, which it fetches once or finds in `TORCH_HOME`; `WeightsUnavailable` if they
+    cannot be had.
     """
 
     def __init__(self, network: str = "alex", device: torch.device | str = "cpu") -> None:
@@ -33,19 +27,13 @@ class PerceptualDistance:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-        """The distance per image, from 0, (B,), float32.
+        """The distance per image, from 0, (B,), float32, of images (B, C, H, W) in [0, 1]; C is 3, or 1.
 
-        Args:
-            images: (B, C, H, W), floating point, in [0, 1]; C is 3, or 1, which is repeated. At least 31 x 31 pixels
-                with "alex", 16 x 16 with "vgg".
-            references: As `images`.
+        They must have at least 31 x 31 pixels for "alex", 16 x 16 for "vgg".
         """
         check_pair(images, references)
         minimum = MINIMUM_SIZE[self.network]
         if min(images.shape[-2:]) < minimum:
-            raise ValueError(
-                f"images must have at least {minimum} x {minimum} pixels for LPIPS-{self.network}, got "
-                f"{tuple(images.shape[-2:])}"
-            )
+            raise ValueError(f"images must have at least {minimum} pixels a side, got {tuple(images.shape[-2:])}")
         pair = [batch.float().expand(-1, 3, -1, -1) for batch in (images, references)]
         return self._model(*pair, normalize=True).flatten()

@@ -6,16 +6,10 @@ import torch
 
 
 def high_pass_energy(images: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of a pixel and the mean of its four neighbours, per image; not in the paper.
+    """Mean absolute difference of an inner pixel and the mean of its four neighbours; not in the paper.
 
-    "Sharpness" in reports is its mean over the reconstructions, divided by that over the originals: below 1 they are
-    smoother, above 1 noisier.
-
-    Args:
-        images: (B, C, H, W), floating point, at least 3 x 3 pixels. Pixels at the border have no four neighbours.
-
-    Returns:
-        (B,), float64, in the unit of the images.
+    Of images (B, C, H, W): (B,), float64. "Sharpness" in reports is its mean over the reconstructions, divided by that
+    over the originals: below 1 they are smoother, above 1 noisier.
     """
     x = images.double()
     neighbours = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]

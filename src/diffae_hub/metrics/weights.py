@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import io
-import pickle
 import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from http.client import HTTPException
-
-from safetensors import SafetensorError
 
 _SECONDS = 30.0
 
@@ -21,14 +17,10 @@ class WeightsUnavailable(OSError):
 
 @contextmanager
 def fetching_weights(of: str) -> Iterator[None]:
-    """For the lines that download or load pretrained weights, and no others: quiet, and bounded in time.
+    """For the lines that download or load pretrained weights `of` a network, and no others: quiet, bounded in time.
 
     Whatever goes wrong in there (no network, a refused or broken download, a file that is missing, damaged or of
-    another architecture) becomes `WeightsUnavailable`. The libraries' messages, progress bars and warnings are dropped.
-    Waiting for a server ends after 30 seconds without an answer.
-
-    Args:
-        of: Whose weights, for the message.
+    another architecture) becomes `WeightsUnavailable`. Waiting for a server ends after 30 seconds without an answer.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SECONDS)
@@ -36,14 +28,7 @@ def fetching_weights(of: str) -> Iterator[None]:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # lpips passes arguments that torchvision has renamed
             yield
-    except (
-        OSError,  # urllib's, requests' and transformers' errors
-        HTTPException,
-        EOFError,
-        RuntimeError,  # torch's for a wrong hash, a damaged archive or a layer that does not fit
-        pickle.UnpicklingError,
-        SafetensorError,
-    ) as error:
+    except Exception as error:  # urllib's, requests', transformers', torch's, safetensors' ...
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WeightsUnavailable(f"the weights of {of} cannot be had: {reason}") from error
     finally:

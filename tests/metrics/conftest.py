@@ -1,0 +1,28 @@
+"""What the tests of metrics share: no network, and crops of photographs."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_sample_image
+
+
+@pytest.fixture
+def no_network() -> Iterator[None]:
+    """A proxy that refuses connections, for everything that goes through urllib."""
+    proxy = urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), "http://127.0.0.1:9"))
+    urllib.request.install_opener(urllib.request.build_opener(proxy))
+    yield
+    urllib.request.install_opener(None)
+
+
+def photograph_pair(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops of two photographs, one with noise and one darkened, and the crops, (2, 3, height, width) in [0, 1]."""
+    crops = [load_sample_image(name)[100 : 100 + height, 200 : 200 + width] for name in ("china.jpg", "flower.jpg")]
+    references = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).double() / 255
+    noise = torch.randn(references.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.stack([(references[0] + 0.1 * noise[0]).clamp(0, 1), 0.8 * references[1]]), references
