@@ -95,6 +95,21 @@ def check_output(output: Path, *sources: str | None, argument: str = "output") -
             raise ValueError(f"{argument} must lie outside the folder of the data, {folder}, got {output}")
 
 
+def check_output_folder(output: Path, overwrite: bool, marker: str, *inputs: Path) -> None:
+    """Refuses an output that holds files, or with `overwrite` other than a folder with the file `marker`.
+
+    `inputs` are files and folders that are read, and hence must not lie in it.
+    """
+    empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not empty and not (overwrite and (output / marker).is_file()):
+        raise ValueError(
+            f"output must be a new or empty folder, or with --overwrite one that holds {marker}, got {output}"
+        )
+    for path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise ValueError(f"output must be another folder than that of {path}, got {output}")
+
+
 def check_new_or_continued(folder: Path, what: str) -> None:
     """Refuses a folder of other files. For the first of several processes, while the others wait.
 
