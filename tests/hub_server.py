@@ -2,7 +2,7 @@
 
 The real client runs against it in a process of its own, a [`Client`], because it reads its environment when it is
 imported. Served are: creating a repository, the question which files are large, the upload of large files by Git LFS,
-commits, repository information and downloads. Everything lives in memory.
+commits, repository information, file listings and downloads. Everything lives in memory.
 
 `HubServer.fault = (mode, pattern)` makes it misbehave where "METHOD path" matches the pattern; the modes are those of
 `_Handler._misbehave` and `_Handler._send`.
@@ -51,7 +51,7 @@ class Repository:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Holds the repositories, the uploaded large files and a list of the requests (method, path, authorised)."""
+    """Holds the repositories and the uploaded large files."""
 
     daemon_threads = True
 
@@ -59,7 +59,6 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, Repository] = {}
         self.large_files: dict[str, bytes] = {}
-        self.requests: list[tuple[str, str, bool]] = []
         self.lock = threading.Lock()
         self.fault: tuple[str, str] | None = None
         self.closing = threading.Event()
@@ -76,8 +75,6 @@ class HubServer(ThreadingHTTPServer):
             "HF_HOME": home,
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-            "HF_HUB_ETAG_TIMEOUT": "1",
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": TOKEN,
             "OMP_NUM_THREADS": "1",
@@ -99,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing on stderr: `HubServer.requests` has it."""
+        """Nothing on stderr."""
 
     def _reply(self, status: int, document: object = None, headers: dict[str, str] | None = None) -> None:
         self._send(status, b"" if document is None else json.dumps(document).encode(), headers)
@@ -174,7 +171,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault and self._misbehave():
             return
         with self.server.lock:
-            self.server.requests.append((self.command, path, authorised))
             if upload := re.fullmatch(r"/large/([0-9a-f]{64})", path):
                 self._receive_large(upload[1], body)
             elif self.command in ("POST", "PUT", "DELETE") and not authorised:
@@ -245,6 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, {"files": answers})
         elif verb == "commit":
             self._commit(name, repository, files, body)
+        elif verb == "tree":
+            self._reply(200, [self._entry(path, content) for path, content in sorted(files.items())])
         elif verb == "revision":
             siblings = [{"rfilename": path} for path in sorted(files)]
             description = {"id": name, "sha": identity, "private": repository.private, "siblings": siblings}
@@ -269,6 +267,12 @@ class _Handler(BaseHTTPRequestHandler):
         identity = repository.commit(title, files)
         url = f"{self.server.url}/{name}/commit/{identity}"
         self._reply(200, {"success": True, "commitOid": identity, "commitUrl": url, "hookOutput": ""})
+
+    def _entry(self, path: str, content: bytes) -> dict:
+        entry = {"type": "file", "path": path, "size": len(content), "oid": _git_identity(content)}
+        if path.endswith(LARGE_SUFFIX):
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return entry
 
     def _download(self, name: str, revision: str, path: str) -> None:
         repository = self.server.repositories.get(name)
@@ -336,12 +340,12 @@ for line in sys.stdin:
 
 
 class Client:
-    """A process with the real huggingface_hub, whose patience is one second; one for many tests."""
+    """A process with the real huggingface_hub, for many tests; it reads its environment when it is imported."""
 
-    def __init__(self, hub: HubServer, home: Path) -> None:
+    def __init__(self, hub: HubServer, home: Path, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _DRIVER],
-            env={**os.environ, **hub.environment(str(home))},
+            env={**os.environ, **hub.environment(str(home)), **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -12,6 +12,15 @@ from ..hub_server import Client, HubServer
 NAME = "tester/tiny"
 
 
+@pytest.fixture(scope="module")
+def client(session_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """One whose patience is one second."""
+    home = tmp_path_factory.mktemp("impatient")
+    client = Client(session_hub, home, HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
+    yield client
+    client.close()
+
+
 @pytest.fixture
 def stored(hub: HubServer, model: str) -> Iterator[str]:
     hub.store(NAME, Path(model))
