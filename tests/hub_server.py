@@ -1,8 +1,8 @@
 """A small Hugging Face Hub on loopback: enough of its HTTP interface for pushing and loading a model repository.
 
-The real client runs against it (`HF_ENDPOINT`, `HF_HUB_DISABLE_XET=1`, a token in `HF_TOKEN`, set before its import).
-Served are: creating a repository, the question which files are large, the upload of large files by Git LFS, commits,
-repository information, file listings and downloads. Everything lives in memory.
+The real client runs against it in a process of its own, a [`Client`], because it reads its environment when it is
+imported. Served are: creating a repository, the question which files are large, the upload of large files by Git LFS,
+commits, repository information, file listings and downloads. Everything lives in memory.
 
 `HubServer.fault = (mode, pattern)` makes it misbehave where "METHOD path" matches the pattern; the modes are those of
 `_Handler._misbehave` and `_Handler._send`.
@@ -13,7 +13,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +24,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 OWNER = "tester"
 TOKEN = "hf_test"
@@ -46,7 +51,7 @@ class Repository:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Holds the repositories, the uploaded large files and a list of the requests (method, path, authorised)."""
+    """Holds the repositories and the uploaded large files."""
 
     daemon_threads = True
 
@@ -54,7 +59,6 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, Repository] = {}
         self.large_files: dict[str, bytes] = {}
-        self.requests: list[tuple[str, str, bool]] = []
         self.lock = threading.Lock()
         self.fault: tuple[str, str] | None = None
         self.closing = threading.Event()
@@ -92,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing on stderr: `HubServer.requests` has it."""
+        """Nothing on stderr."""
 
     def _reply(self, status: int, document: object = None, headers: dict[str, str] | None = None) -> None:
         self._send(status, b"" if document is None else json.dumps(document).encode(), headers)
@@ -167,7 +171,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault and self._misbehave():
             return
         with self.server.lock:
-            self.server.requests.append((self.command, path, authorised))
             if upload := re.fullmatch(r"/large/([0-9a-f]{64})", path):
                 self._receive_large(upload[1], body)
             elif self.command in ("POST", "PUT", "DELETE") and not authorised:
@@ -241,20 +244,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif verb == "tree":
             self._reply(200, [self._entry(path, content) for path, content in sorted(files.items())])
         elif verb == "revision":
-            self._reply(
-                200,
-                {
-                    "_id": "1",
-                    "id": name,
-                    "modelId": name,
-                    "sha": identity,
-                    "private": repository.private,
-                    "tags": [],
-                    "downloads": 0,
-                    "likes": 0,
-                    "siblings": [{"rfilename": path} for path in sorted(files)],
-                },
-            )
+            siblings = [{"rfilename": path} for path in sorted(files)]
+            description = {"id": name, "sha": identity, "private": repository.private, "siblings": siblings}
+            self._reply(200, description | {"_id": "1", "modelId": name, "tags": [], "downloads": 0, "likes": 0})
         else:
             self._refuse(404, "NotImplemented")
 
@@ -272,8 +264,6 @@ class _Handler(BaseHTTPRequestHandler):
                     self._refuse(400, "LargeFileMissing")
                     return
                 files[value["path"]] = self.server.large_files[value["oid"]]
-            elif entry["key"] == "deletedFile":
-                files.pop(value["path"], None)
         identity = repository.commit(title, files)
         url = f"{self.server.url}/{name}/commit/{identity}"
         self._reply(200, {"success": True, "commitOid": identity, "commitUrl": url, "hookOutput": ""})
@@ -314,3 +304,84 @@ def running_hub() -> Iterator[HubServer]:
         server.closing.set()
         server.shutdown()
         server.server_close()
+
+
+# Each line of input is a command line, or Python code and its arguments; each line of output is
+# [exit code, stderr, stdout].
+_DRIVER = """
+import contextlib, io, json, os, sys, time, traceback
+from diffae_hub.cli import main as command_line
+from diffae_hub.network import download
+
+time.sleep = lambda seconds: None  # huggingface_hub waits longer and longer between its attempts
+
+def run(argv):
+    if argv[0] == "download":
+        command_line._run = lambda argv: print(download(argv[1], cache_dir=argv[2])) or 0
+    elif argv[0] == "python":
+        sys.argv = argv[1:]
+        exec(argv[1], {"__name__": "code"})
+        return 0
+    else:
+        command_line._run = original
+    return command_line.main(argv)
+
+original, answers = command_line._run, sys.stdout
+for line in sys.stdin:
+    errors, output = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
+        try:
+            code = run(json.loads(line))
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    print(json.dumps([code, errors.getvalue(), output.getvalue()]), file=answers, flush=True)
+"""
+
+
+class Client:
+    """A process with the real huggingface_hub, for many tests; it reads its environment when it is imported."""
+
+    def __init__(self, hub: HubServer, home: Path, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _DRIVER],
+            env={**os.environ, **hub.environment(str(home)), **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *argv: object) -> tuple[int, str, str]:
+        """Exit code, stderr and stdout of a command line, of "download NAME CACHE" or of "python CODE ARGUMENTS"."""
+        self.process.stdin.write(json.dumps([str(word) for word in argv]) + "\n")
+        self.process.stdin.flush()
+        code, errors, output = json.loads(self.process.stdout.readline())
+        assert TOKEN not in errors + output, "a token is never printed"
+        return code, errors, output
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def session_hub() -> Iterator[HubServer]:
+    with running_hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(session_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    client = Client(session_hub, tmp_path_factory.mktemp("home"))
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def hub(session_hub: HubServer) -> Iterator[HubServer]:
+    """The server, empty."""
+    session_hub.repositories.clear()
+    session_hub.large_files.clear()
+    session_hub.sent_bytes = 0
+    yield session_hub
+    session_hub.fault = None

@@ -44,55 +44,40 @@ def test_reads_an_intact_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (None, "does not exist"),
-        ("folder", "is a folder"),
-        (b"", "formats"),
-        (b"This is a text file, whatever its name says.", "formats"),
-        (png_bytes()[:-700], "cannot be decoded"),
-        (png_bytes()[:200] + b"\xff" * 50 + png_bytes()[250:], "cannot be decoded"),
-        (bomb_bytes(), "at most 89,000,000 pixels"),
+        b"",
+        b"This is a text file, whatever its name says.",
+        png_bytes()[:-700],
+        png_bytes()[:200] + b"\xff" * 50 + png_bytes()[250:],
+        bomb_bytes(),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n",  # Pillow starts Ghostscript
     ],
-    ids=["missing", "folder", "empty", "text", "truncated", "corrupt", "bomb"],
+    ids=["empty", "text", "truncated", "corrupt", "bomb", "eps"],
 )
-def test_bad_files(tmp_path: Path, content: bytes | str | None, message: str) -> None:
+def test_bad_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "picture.png"
-    if content == "folder":
-        path.mkdir()
-    elif content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=message) as caught:
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"picture\.png"):
         read_image(path)
-    assert "picture.png" in str(caught.value)
-    if isinstance(content, bytes):
-        with pytest.raises(ValueError, match=message) as caught:
-            read_image_bytes(content, "row 7")
-        assert "row 7" in str(caught.value)
+    with pytest.raises(ValueError, match="row 7"):
+        read_image_bytes(content, "row 7")
 
 
-@pytest.mark.parametrize(("height", "allowed"), [(8_900, True), (8_901, False), (9_600, False)])
-def test_the_limit_is_the_one_that_is_stated(height: int, allowed: bool) -> None:
-    buffer = io.BytesIO()
-    Image.new("1", (10_000, height)).save(buffer, "PNG")
-    if allowed:
-        assert read_image_bytes(buffer.getvalue(), "picture").size == (10_000, height)
-    else:
-        with pytest.raises(ValueError, match="picture has more"):
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero", tmp_path, tmp_path / "missing.png", "a" * 5000):
+        with pytest.raises(ValueError, match=str(path)):
+            read_image(path)
+
+
+def test_the_limit_is_the_one_that_is_stated() -> None:
+    """Above it Pillow only warns, up to twice its own limit."""
+    for height in (8_901, 9_600):
+        buffer = io.BytesIO()
+        Image.new("1", (10_000, height)).save(buffer, "PNG")
+        with pytest.raises(ValueError, match="89,000,000"):
             read_image_bytes(buffer.getvalue(), "picture")
-
-
-def test_a_name_that_is_too_long() -> None:
-    with pytest.raises(ValueError, match="does not exist"):
-        read_image("a" * 5000)
-
-
-def test_truncated_jpeg(tmp_path: Path) -> None:
-    path = tmp_path / "photo.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:-1500])
-    with pytest.raises(ValueError, match=r"photo\.jpg cannot be decoded"):
-        read_image(path)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -106,21 +91,10 @@ def test_every_allowed_format_is_read_whatever_the_name(tmp_path: Path, kind: st
 
 
 def test_other_formats_are_never_opened(tmp_path: Path) -> None:
-    """Pillow would start Ghostscript for an EPS file, whatever its name."""
-    path = tmp_path / "picture.png"
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
-    for kind in ("TGA", "ICO", "EPS"):
-        if kind != "EPS":
-            Image.new("RGB", (16, 16)).save(path, kind)
+    for kind in ("TGA", "ICO"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "picture.png", kind)
         with pytest.raises(ValueError, match=r"picture\.png"):
-            read_image(path)
-
-
-def test_only_regular_files_are_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path / "pipe.png", "/dev/zero"):
-        with pytest.raises(ValueError, match="regular file"):
-            read_image(path)
+            read_image(tmp_path / "picture.png")
 
 
 def test_first_picture_of_an_animation(tmp_path: Path) -> None:

@@ -83,39 +83,51 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_output(output: Path, *sources: str | None, argument: str = "output") -> None:
+def check_output(output: Path, *sources: str | None) -> None:
     """Refuses an output that is a file or lies inside a folder of data, whose images its own would join.
 
-    `sources` are data sets, folders or names that are none; `argument` is what the user calls the output.
+    `sources` are data sets, folders or names that are none.
     """
     if output.exists() and not output.is_dir():
-        raise ValueError(f"{argument} must be a folder, got the file {output}")
+        raise ValueError(f"output must be a folder, got the file {output}")
     for folder in (user_path(source) for source in sources if source is not None):
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{argument} must lie outside the folder of the data, {folder}, got {output}")
+            raise ValueError(f"output must lie outside the folder of the data, {folder}, got {output}")
+
+
+def check_output_folder(output: Path, overwrite: bool, marker: str, *inputs: Path) -> None:
+    """Refuses an output that holds files, or with `overwrite` other than a folder with the file `marker`.
+
+    `inputs` are files and folders that are read, and hence must not lie in it.
+    """
+    empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not empty and not (overwrite and (output / marker).is_file()):
+        raise ValueError(
+            f"output must be a new or empty folder, or with --overwrite one that holds {marker}, got {output}"
+        )
+    for path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise ValueError(f"output must be another folder than that of {path}, got {output}")
 
 
 def check_new_or_continued(folder: Path, what: str) -> None:
-    """Refuses a folder of other files. For the first of several processes, while the others wait.
-
-    `what` a folder with [`SETTINGS`] holds is said in the message.
-    """
+    """Refuses a folder of other files than `what`. For the first of several processes, while the others wait."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file():
         raise ValueError(f"output must be a new or empty folder, or {what} to continue, got {folder}")
 
 
 def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool = True) -> None:
-    """Writes the settings that the files of a folder depend on, or checks them against those it was made with.
+    """Writes the settings that the files of a folder (`what`) depend on, or checks them against those it has.
 
-    `path` is their JSON file in that folder; `what` it holds is for the message of the ValueError; `write` says whether
-    to write them where there are none.
+    `path` is their JSON file in that folder; `write` says whether to write them where there are none.
     """
+    wanted = json.loads(json.dumps(dict(wanted)))
     if not path.is_file():
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(dict(wanted), indent=2) + "\n")
+            write_text(path, json.dumps(wanted, indent=2) + "\n")
         return
-    wanted, found = json.loads(json.dumps(dict(wanted))), read_json(path)
+    found = read_json(path)
     for key in sorted({*found, *wanted}):
         if found.get(key) != wanted.get(key):
             raise ValueError(
@@ -130,7 +142,6 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must hold a JSON object: {error}") from error
-    if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
-        lacks = f"what lacks {', '.join(missing)}" if isinstance(found, dict) else type(found).__name__
-        raise ValueError(f"{path} must hold a JSON object with its keys, got {lacks}")
+    if not isinstance(found, dict) or not found.keys() >= set(keys):
+        raise ValueError(f"{path} must hold a JSON object{f' with the keys {[*keys]}' if keys else ''}")
     return found

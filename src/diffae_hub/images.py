@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 RESIZE_MODES = ("crop", "stretch", "none")
 
@@ -25,26 +24,19 @@ _GAP = 8
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Reads and fully decodes an image file.
-
-    Args:
-        path: A regular file of one of the `FORMATS`; its name may end in anything.
-
-    Returns:
-        The decoded picture, in the mode the file has.
+    """Reads and fully decodes an image file, a regular one of the `FORMATS`, whatever its name ends in.
 
     Raises:
         ValueError: If there is no such file, it is not an image, is damaged or truncated, or has more than `MAX_PIXELS`
             pixels. The message names the file.
     """
     try:
-        mode = Path(path).stat().st_mode
-    except OSError as error:  # a name that is too long, too
-        raise ValueError(f"image must be the path of an image file, but {path} does not exist") from error
-    if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise ValueError(f"image must be the path of an image file, but {path} is {what}")
-    return _decoded(Path(path), path)
+        regular = Path(path).is_file()  # a pipe or a device would be read for ever
+    except OSError:  # a name that is too long
+        regular = False
+    if not regular:
+        raise ValueError(f"image must be the path of an image file, but {path} is no such file")
+    return _decoded(path, path)
 
 
 def read_image_bytes(content: bytes, name: str) -> Image.Image:
@@ -52,7 +44,7 @@ def read_image_bytes(content: bytes, name: str) -> Image.Image:
     return _decoded(io.BytesIO(content), name)
 
 
-def _decoded(source: Path | io.BytesIO, name: str | Path) -> Image.Image:
+def _decoded(source: str | Path | io.BytesIO, name: str | Path) -> Image.Image:
     Image.init()
     try:
         with warnings.catch_warnings():
@@ -65,12 +57,10 @@ def _decoded(source: Path | io.BytesIO, name: str | Path) -> Image.Image:
                 return image.copy()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image must have at most {MAX_PIXELS:,} pixels, but {name} has more") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"image must be a file of one of the formats {', '.join(FORMATS)}, but {name} is none"
-        ) from error
     except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
-        raise ValueError(f"image must be an intact image file, but {name} cannot be decoded: {error}") from error
+        raise ValueError(
+            f"image must be an intact file of one of {', '.join(FORMATS)}, but {name} cannot be read: {error}"
+        ) from error
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -84,7 +74,7 @@ def upright(image: Image.Image) -> Image.Image:
 def pil_to_array(
     image: Image.Image, channels: int = 3, size: tuple[int, int] | None = None, resize_mode: str = "crop"
 ) -> np.ndarray:
-    """A PIL image of any mode as floats.
+    """A PIL image of any mode as floats (height, width, channels) in [0, 1].
 
     EXIF orientation is applied, transparency is composited on white, palette, CMYK, grayscale and 16-bit pictures are
     converted.
@@ -95,12 +85,6 @@ def pil_to_array(
         size: (width, height) of the result; None keeps the picture's.
         resize_mode: How to reach `size`: "crop" cuts the centre to the aspect ratio, then resizes; "stretch" resizes
             each axis by itself; "none" demands that the picture has it.
-
-    Returns:
-        (height, width, channels), float32, in [0, 1].
-
-    Raises:
-        ValueError: If an argument is not allowed, or with `resize_mode="none"` the size differs.
     """
     if channels not in (1, 3):
         raise ValueError(f"image must be a tensor or array for a model of {channels} channels; PIL serves 1 or 3")
@@ -129,7 +113,7 @@ def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
     image = upright(image)
     if image.mode == "F":
         raise ValueError("image must not be of PIL's mode 'F', whose range is unknown; pass a numpy array in [0, 1]")
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if image.mode.startswith("I"):
         image = _from_sixteen_bit(image)
     if image.mode == "La":
         image = image.convert("LA")  # the only mode that Pillow converts it to
@@ -141,17 +125,13 @@ def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
 
 def _from_sixteen_bit(image: Image.Image) -> Image.Image:
     """16-bit grayscale, also as 32-bit integers, to 8 bits; Pillow itself would clip it at 255."""
-    lowest, highest = image.getextrema() if image.mode == "I" else (0, 65535)
-    if lowest < 0 or highest > 65535:
+    values = np.asarray(image).astype(np.int32)
+    if values.min() < 0 or values.max() > 65535:
         raise ValueError(
-            f"image must be in 0 .. 65535 as a PIL image of mode 'I', got values in {lowest} .. {highest}; "
+            f"image must be in 0 .. 65535 as a PIL image of mode 'I', got values in {values.min()} .. {values.max()}; "
             "pass a numpy array in [0, 1]"
         )
-    deep = np.asarray(image)
-    pixels = np.empty(deep.shape, np.uint8)
-    for top in range(0, len(deep), 256):  # in strips: a large picture would need several copies of itself
-        pixels[top : top + 256] = (deep[top : top + 256].astype(np.uint32) + 128) // 257
-    return Image.fromarray(pixels)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -166,14 +146,10 @@ def to_pil(image: torch.Tensor) -> Image.Image:
 
 
 class Tiles:
-    """Square tiles that cover pictures, overlapping, and the way back.
+    """Square tiles of `size` pixels that cover larger pictures, and the way back.
 
-    Args:
-        height: Of the pictures, at least `size`.
-        width: As `height`.
-        size: Height and width of a tile.
-        overlap: Pixels that neighbours share at least, below `size`; spread evenly, so that the tiles end where the
-            picture ends.
+    Neighbours share at least `overlap` pixels, which must be below `size`; it is spread evenly, so that the tiles end
+    where the picture ends.
     """
 
     def __init__(self, height: int, width: int, size: int, overlap: int) -> None:

@@ -17,14 +17,10 @@ from .files import write_text
 
 _PIPELINE = "DiffusionAutoencoderPipeline"
 _MODES = {"one_step": "one step from t = 1", "stochastic": "stochastic", "inversion": "inverted"}
-_SUMMARIES = {
-    _PIPELINE: "A diffusion autoencoder: an encoder that turns an image into a latent code, and a diffusion decoder "
-    "that turns the code and noise back into the image.",
-    "SemanticEncoderModel": "The encoder of a diffusion autoencoder: it turns an image into a latent code.",
-    "ConditionedUNet2DModel": "The decoder of a diffusion autoencoder: a denoiser conditioned on a latent code.",
-    "LatentCodeModel": "A diffusion model of latent codes: it samples new codes for a diffusion autoencoder.",
-    "AttributeClassifier": "A linear classifier of attributes on the latent codes of a diffusion autoencoder.",
-}
+_SUMMARY = (
+    "A diffusion autoencoder: an encoder that turns an image into a latent code, and a diffusion decoder that turns "
+    "the code and noise back into the image."
+)
 _TEMPLATE = """\
 ---
 {{ card_data }}
@@ -96,25 +92,24 @@ Method: *Revisiting Diffusion Autoencoder Training for Image Reconstruction Qual
 
 
 def render_model_card(figures: Mapping[str, Any]) -> str:
-    """The README.md of a model repository.
+    """The README.md of a model repository: Markdown with a YAML header.
 
     Args:
         figures: JSON-like document with `model_name`, its Hub id or name, and optionally
             `class_name`: the class that loads it (default: the pipeline); `summary`: one paragraph;
-            `dataset`: `{"name", "note"}`; `experiment`: a `TrainingPreset.to_dict()`, or
-            `networks`: configurations by component; `parameters`: number of parameters by component;
+            `dataset`: `{"name", "note"}`, of a local path the last part is shown;
+            `experiment`: a `TrainingPreset.to_dict()`, or `networks`: configurations by component;
+            `parameters`: number of parameters by component;
             `training`: figures of the training by name, for example `{"examples": 200000, "hours": 0.7}`;
             `results`: list of `{"metric", "mode", "value", "unit", "note", "dataset", "split"}`, all but the first
             three optional; `evaluation`: how the results were measured; `limitations`: list of sentences;
             `license`: an SPDX id in lower case; `tags`, `datasets`, `base_model`: as in the Hub's header.
-
-    Returns:
-        Markdown with a YAML header. Of a dataset or model that is a local path the last part is shown.
     """
     from huggingface_hub import ModelCard
 
     name, experiment = figures["model_name"], figures.get("experiment", {})
     class_name = figures.get("class_name", _PIPELINE)
+    whole = class_name == _PIPELINE
     parts = ("encoder", "decoder", "scheduler")
     networks = figures.get("networks") or {part: experiment[part] for part in parts if part in experiment}
     card = ModelCard.from_template(
@@ -123,9 +118,9 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
         name=name,
         quoted_name=json.dumps(name),
         class_name=class_name,
-        is_pipeline=class_name == _PIPELINE,
+        is_pipeline=whole,
         one_step=experiment.get("phase1_fraction") == 1,  # all of the training was phase 1
-        summary=figures.get("summary") or _SUMMARIES.get(class_name, f"A {class_name} of a diffusion autoencoder."),
+        summary=figures.get("summary") or (_SUMMARY if whole else f"The {class_name} of a diffusion autoencoder."),
         figures=figures,
         number=_number,
         training=_training_rows(figures),
@@ -144,19 +139,17 @@ def card_data(figures: Mapping[str, Any]) -> Any:
     for result in figures.get("results", ()):
         dataset, value = result.get("dataset") or trained_on, result["value"]
         if dataset and isinstance(value, (int, float)) and math.isfinite(value):
-            shown = public_name(dataset)
-            results.append(
-                EvalResult(
-                    task_type="image-to-image",
-                    task_name="image reconstruction",
-                    dataset_type=dataset if _is_hub_id(dataset) else _slug(shown),
-                    dataset_name=shown,
-                    dataset_split=result.get("split"),
-                    metric_type=_slug(result["metric"]),
-                    metric_name=f"{result['metric']}, {result['mode']}",
-                    metric_value=value,
-                )
+            entry = EvalResult(
+                task_type="image-to-image",
+                task_name="image reconstruction",
+                dataset_type=dataset if _is_hub_id(dataset) else _slug(public_name(dataset)),
+                dataset_name=public_name(dataset),
+                dataset_split=result.get("split"),
+                metric_type=_slug(result["metric"]),
+                metric_name=f"{result['metric']}, {result['mode']}",
+                metric_value=value,
             )
+            results.append(entry)
     return ModelCardData(
         license=figures.get("license"),
         library_name="diffae_hub",
@@ -191,29 +184,28 @@ def figures_of_run(
     `experiment` is `TrainingPreset.to_dict()`, `parameters` their number by component, `metrics` the records of
     metrics.jsonl; `num_inference_steps` are those of the validation of a model that knows all t.
     """
-    steps = _MODES["one_step"] if experiment["phase1_fraction"] == 1 else f"{num_inference_steps} DDIM steps"
+    one_step = experiment["phase1_fraction"] == 1
+    steps = _MODES["one_step"] if one_step else f"{num_inference_steps} DDIM steps"
+    evaluation = f"Means over {validation_images:,} held-out images, {steps}, averaged (EMA) weights, images in [0, 1]."
     validation = next((r for r in reversed(metrics) if any(key.startswith("psnr_") for key in r)), {})
-    names = [(key, *key.split("_", 1)) for key in validation if key.startswith(("psnr_", "ssim_"))]
     results = [
-        {"metric": metric.upper(), "mode": _MODES[mode], "value": validation[key]}
-        | ({"unit": "dB"} if metric == "psnr" else {})
-        for key, metric, mode in names
-        if mode in _MODES
+        {"metric": metric.upper(), "mode": shown, "value": validation[f"{metric}_{mode}"], **unit}
+        for metric, unit in (("psnr", {"unit": "dB"}), ("ssim", {}))
+        for mode, shown in _MODES.items()
+        if f"{metric}_{mode}" in validation
     ]
-    rates = [record["examples_per_second"] for record in metrics if "examples_per_second" in record]
+    training = {"examples": max((record["examples"] for record in metrics), default=0)}
+    for record in metrics:
+        training |= {key: record[key] for key in ("examples_per_second",) if key in record}
     return {
         "model_name": model_name,
         **({"license": license_id} if license_id else {}),
         "dataset": {"name": dataset},
         "experiment": dict(experiment),
         "parameters": dict(parameters),
-        "training": {"examples": max((record["examples"] for record in metrics), default=0)}
-        | ({"examples_per_second": rates[-1]} if rates else {}),
+        "training": training,
         "results": results,
-        "evaluation": f"Means over {validation_images:,} held-out images, {steps}, averaged (EMA) weights, "
-        "images in [0, 1]."
-        if results
-        else "This run had no held-out images: nothing was measured.",
+        "evaluation": evaluation if results else "This run had no held-out images: nothing was measured.",
     }
 
 
@@ -262,13 +254,15 @@ def _number(value: Any) -> str:
 def _training_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if dataset := figures.get("dataset"):
-        note = f": {dataset['note']}" if dataset.get("note") else ""
-        rows.append(("data", public_name(dataset["name"]) + note))
+        rows.append(("data", ": ".join(filter(None, (public_name(dataset["name"]), dataset.get("note"))))))
     if experiment := figures.get("experiment"):
         percent = _number(100 * experiment["phase1_fraction"])
         phases = {"0": "one", "100": "one; all examples with t = 1"}
-        rows.append(("phases", phases.get(percent, f"two; the first {percent} % of the examples with t = 1")))
-        rows.append(("batch size", _number(experiment["batch_size"])))
-        rows += [("learning rate", experiment["learning_rate"]), ("EMA decay", experiment["ema_decay"])]
+        rows += [
+            ("phases", phases.get(percent, f"two; the first {percent} % of the examples with t = 1")),
+            ("batch size", _number(experiment["batch_size"])),
+            ("learning rate", experiment["learning_rate"]),
+            ("EMA decay", experiment["ema_decay"]),
+        ]
     rows += [(f"parameters, {part}", _number(count)) for part, count in figures.get("parameters", {}).items()]
     return rows + [(key.replace("_", " "), _number(value)) for key, value in figures.get("training", {}).items()]

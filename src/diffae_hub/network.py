@@ -21,7 +21,7 @@ INDEX = "model_index.json"
 CONFIGURATIONS = ("config.json", "scheduler_config.json")
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' name
 
-_SMALL = 64 * 2**20  # bytes that every answer may have
+_MOST_BYTES = 64 * 2**20  # of an answer that does not say how long it is, and of any of the API
 _BYTES_PER_SECOND = 1000  # a server that sends less makes us wait on purpose
 _ATTEMPTS = 4  # requests of one kind to one address in vain
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -35,15 +35,14 @@ class _Limits:
 
         self._timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         self._in_vain: Counter[tuple[str, str]] = Counter()
-        self._announced = _SMALL
 
     def before(self, request: Any) -> None:
-        """Sets the timeouts and ends hopeless repetitions."""
+        """Sets the timeouts, ends hopeless repetitions, and wants nothing compressed, which could be of any size."""
+        request.headers["accept-encoding"] = "identity"
         patience = self._timeout * (1 if request.method in ("GET", "HEAD") else 2)  # a commit takes the Hub longer
         given = request.extensions.get("timeout", {})
-        timeouts = {
-            phase: min(given.get(phase) or patience, patience) for phase in ("connect", "read", "write", "pool")
-        }
+        phases = ("connect", "read", "write", "pool")
+        timeouts = {phase: min(given.get(phase) or patience, patience) for phase in phases}
         request.extensions = {**request.extensions, "timeout": timeouts}
         key = (request.method, str(request.url))
         if self._in_vain[key] == _ATTEMPTS:
@@ -53,43 +52,35 @@ class _Limits:
     def after(self, response: Any) -> None:
         """Refuses names of files that lead elsewhere, and bounds the body."""
         request, headers = response.request, response.headers
-        for name in ("retry-after", "ratelimit"):  # it may ask us to wait for days
+        for name in ("retry-after", "ratelimit", "content-encoding"):  # the first two may ask us to wait for days
             headers.pop(name, None)
-        length = int(headers.get("x-linked-size") or headers.get("content-length") or 0)
-        if request.method == "HEAD":
-            self._announced = max(self._announced, length)
-            for name in ("etag", "x-linked-etag", "x-repo-commit"):  # the names of files in the cache
-                if not re.fullmatch(r'(W/)?"?[\w:+=-]*"?', headers.get(name, "")):
-                    raise ConnectionError(f"{request.url} was answered with a {name} that is none: {headers[name]!r}")
-        most = _SMALL if "/api/" in str(request.url) else max(self._announced, length)
-        start, raw, decoded = time.monotonic(), response.iter_raw, response.iter_bytes
+        for name in ("etag", "x-linked-etag", "x-repo-commit"):  # the names of files in the cache
+            if request.method == "HEAD" and not re.fullmatch(r'(W/)?"?[\w:+=-]*"?', headers.get(name, "")):
+                raise ConnectionError(f"{request.url} was answered with a {name} that is none: {headers[name]!r}")
+        # The client itself holds a server to the length that it announces.
+        bounded = "/api/" in str(request.url) or "content-length" not in headers
+        start, chunks = time.monotonic(), response.iter_bytes
 
-        def in_time(chunk_size: int | None = None) -> Iterator[bytes]:
-            received = 0
-            for chunk in raw(chunk_size):
-                received += len(chunk)
-                if time.monotonic() - start > 6 * self._timeout + received / _BYTES_PER_SECOND:
+        def in_bounds(chunk_size: int | None = None) -> Iterator[bytes]:
+            size = 0
+            for chunk in chunks():  # as they come, not of `chunk_size`: that would wait for ever
+                size += len(chunk)
+                if bounded and size > _MOST_BYTES:
+                    raise ConnectionError(f"{request.url} sends more than {_MOST_BYTES:,} bytes")
+                if time.monotonic() - start > 6 * self._timeout + size / _BYTES_PER_SECOND:
                     raise ConnectionError(f"{request.url} sends too slowly")
                 yield chunk
             if response.status_code < 300:
                 del self._in_vain[request.method, str(request.url)]
 
-        def within_size(chunk_size: int | None = None) -> Iterator[bytes]:
-            size = 0
-            for chunk in decoded(min(chunk_size or 2**20, 2**20)):
-                size += len(chunk)
-                if size > most:
-                    raise ConnectionError(f"{request.url} sends more than the Hub announced")
-                yield chunk
-
-        response.iter_raw, response.iter_bytes = in_time, within_size
+        response.iter_bytes = in_bounds
 
 
 @contextmanager
 def hub_requests(what: str) -> Iterator[None]:
     """Bounds what huggingface_hub's client does, and turns its failures into a ConnectionError that begins with `what`.
 
-    A ValueError, of a name that is not allowed, and a failure of the own disk stay what they are. The timeouts are
+    A name that is not allowed is a ValueError, and a failure of the own disk stays what it is. The timeouts are
     huggingface_hub's `HF_HUB_DOWNLOAD_TIMEOUT`.
     """
     from huggingface_hub.errors import HFValidationError
@@ -156,20 +147,9 @@ def download(
 ) -> Path:
     """Brings a model into huggingface_hub's cache: only the files that loading reads, compared with their hashes.
 
-    Without an answer of the Hub the cached files are used. A damaged file is fetched once more.
-
-    Args:
-        repo_id: "owner/name".
-        subfolder: A single component's folder, "" for a repository that is one component; None for a whole pipeline.
-        variant: Of the weights, as "fp16".
-        revision, cache_dir, force_download, local_files_only, token: As in huggingface_hub.
-
-    Returns:
-        The folder with the files.
-
-    Raises:
-        ConnectionError: If the Hub does not give the files.
-        ValueError: If the name is not allowed.
+    Without an answer of the Hub the cached files are used. A damaged file is fetched once more. Of the arguments,
+    `subfolder` is a single component's folder, "" for a repository that is one component, and None for a whole
+    pipeline; `variant` is that of the weights, as "fp16". Returns the folder with the files.
     """
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError

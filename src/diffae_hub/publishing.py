@@ -64,31 +64,23 @@ def publish(
     Args:
         folder: What `save_pretrained` wrote. Links are refused, and other files stay behind.
         repo_id: "owner/name", which exists; see [`ensure_repository`].
-        token, commit_message, create_pr: As in huggingface_hub.
+        token, commit_message, create_pr: As in huggingface_hub, whose `CommitInfo` is returned.
         card: A Markdown page to upload as README.md, with the pictures and pages beside it that it links to. None
             takes the folder's README.md unless there are figures for a new one.
         figures: Figures of the card beyond those in the folder's figures.json; see
             [`~diffae_hub.model_card.render_model_card`].
-
-    Returns:
-        huggingface_hub's `CommitInfo`.
-
-    Raises:
-        ValueError: If a file is missing or a link. What the Hub does not take is a ConnectionError.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     folder = Path(folder)
-    files = model_files(folder)
-    given = folder / "figures.json"
+    files, given = model_files(folder), folder / "figures.json"
     measured = {**(json.loads(given.read_text()) if given.is_file() else {}), **(figures or {})}
     page = Path(card or folder / "README.md")
     if card is not None or (page.is_file() and not given.is_file()):
         files = _linked_files(page) | files  # a card replaces none of them
         files["README.md"] = card_with_header(page, {"model_name": repo_id, **measured}).encode()
     else:
-        described = {**_described(files), **measured, "model_name": repo_id}
-        files["README.md"] = render_model_card(described).encode()
+        files["README.md"] = render_model_card({**_described(files), **measured, "model_name": repo_id}).encode()
     operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
     with hub_requests(f"repo_id {repo_id!r} cannot be written"):
         return HfApi(token=token).create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
@@ -118,8 +110,14 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
 def _without_origin(path: Path) -> dict[str, Any]:
     """A configuration without the local folder that it was loaded from."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    content.pop("_name_or_path", None)
-    return content
+    return {name: value for name, value in content.items() if name != "_name_or_path"}
+
+
+def _for_diffusers(index: Path) -> dict[str, Any]:
+    """A model_index.json that names the loader file of the pipeline's class."""
+    content = _without_origin(index)
+    name = content.get("_class_name")
+    return content | {"_class_name": ["pipeline", name[-1] if isinstance(name, list) else str(name)]}
 
 
 def _json(content: Any) -> bytes:
@@ -130,13 +128,6 @@ def _loader(class_name: str) -> bytes:
     return _LOADER.format(class_name).encode()
 
 
-def _for_diffusers(index: Path) -> dict[str, Any]:
-    """A model_index.json that names the loader file of the pipeline's class."""
-    content = _without_origin(index)
-    name = content.get("_class_name")
-    return content | {"_class_name": ["pipeline", name[-1] if isinstance(name, list) else str(name)]}
-
-
 def _described(files: Mapping[str, Path | bytes]) -> dict[str, Any]:
     """What the configurations say, for the card."""
     configs = {name: json.loads(files[name]) for name in files if name.endswith(CONFIGURATIONS)}
@@ -144,8 +135,7 @@ def _described(files: Mapping[str, Path | bytes]) -> dict[str, Any]:
         Path(name).parent.name or config["_class_name"]: {k: v for k, v in config.items() if not k.startswith("_")}
         for name, config in configs.items()
     }
-    whole = INDEX in files
-    return {"networks": networks} | ({} if whole else {"class_name": next(iter(networks))})
+    return {"networks": networks} | ({} if INDEX in files else {"class_name": next(iter(networks))})
 
 
 def _linked_files(page: Path) -> dict[str, Path | bytes]:

@@ -47,15 +47,16 @@ def rewrite(path: Path, pickled: bytes, **entries: bytes) -> Path:
     return path
 
 
-def refusal(path: Path) -> str:
-    """What is said about a file that is refused, by whichever door it comes."""
+def refuse(path: Path, pickled: bytes | None = None) -> None:
+    """The file, rewritten with that pickle if there is one, gives a short sentence."""
+    if pickled is not None:
+        rewrite(path, pickled)
     with pytest.raises(ValueError, match="^checkpoint must be") as caught:
         load_checkpoint(path)
     message = str(caught.value)
     assert str(path) in message
     assert message.isprintable()
     assert len(message) < 700
-    return message
 
 
 # ---- what it reads ---------------------------------------------------------------------------------------------------
@@ -63,20 +64,8 @@ def refusal(path: Path) -> str:
 
 def test_tensors_and_plain_values(tmp_path: Path) -> None:
     matrix = torch.randn(6, 4)
-    tensors = {
-        "float": matrix,
-        "row": matrix[2],
-        "transposed": matrix.t(),
-        "strided": matrix[::2, 1:],
-        "parameter": torch.nn.Parameter(torch.randn(3)),
-        "double": torch.randn(2, dtype=torch.float64),
-        "half": torch.randn(5).half(),
-        "bfloat16": torch.randn(5).bfloat16(),
-        "long": torch.arange(3),
-        "bool": torch.tensor([True, False]),
-        "scalar": torch.tensor(2.5),
-        "empty": torch.zeros(0, 3),
-    }
+    tensors = [matrix, matrix[2], matrix.t(), matrix[::2, 1:], torch.nn.Parameter(torch.randn(3)), torch.tensor(2.5)]
+    tensors += [matrix.double(), matrix.half(), matrix.bfloat16(), torch.arange(3), matrix > 0, torch.zeros(0, 3)]
     plain = {
         "text": "z\u00e4hl",
         "numbers": [1, -(2**50), 1.5, True, None],
@@ -84,12 +73,11 @@ def test_tensors_and_plain_values(tmp_path: Path) -> None:
         "nested": {"a": (1, (2, 3)), 5: [()]},
         "types": [torch.Size([2, 3]), torch.float16],
     }
-    content = load_checkpoint(save(tmp_path / "file", {"state_dict": OrderedDict(tensors), **plain}))
-    for name, tensor in tensors.items():
-        assert content["state_dict"][name].dtype == tensor.dtype
-        assert torch.equal(content["state_dict"][name], tensor)
-    for name, value in plain.items():
-        assert content[name] == value
+    content = load_checkpoint(save(tmp_path / "file", {"tensors": OrderedDict(enumerate(tensors)), **plain}))
+    for index, tensor in enumerate(tensors):
+        assert content["tensors"][index].dtype == tensor.dtype
+        assert torch.equal(content["tensors"][index], tensor)
+    assert {name: content[name] for name in plain} == plain
 
 
 def test_other_classes_become_inert_records(tmp_path: Path) -> None:
@@ -113,17 +101,10 @@ def test_other_classes_become_inert_records(tmp_path: Path) -> None:
 
 
 def test_reading_costs_little_memory(tmp_path: Path, memory_growth) -> None:
-    large = save(tmp_path / "large", {f"t{index}": torch.zeros(2_000_000) for index in range(20)})  # 160 MB
+    large = save(tmp_path / "large", {f"t{index}": torch.zeros(2_000_000) for index in range(10)})  # 80 MB
+    assert memory_growth(lambda: load_checkpoint(large)) < 30e6
     dear = rewrite(tmp_path / "dear", b"\x80\x02(" + b"}" * (MAX_PICKLE_VALUES - 10) + b"t.")  # allowed, but just so
-    load = "load_checkpoint(sys.argv[{}])"
-    growth = memory_growth(
-        "from diffae_hub.conversion.checkpoint_file import load_checkpoint",
-        [load.format(1), load.format(2)],
-        large,
-        dear,
-    )
-    assert growth[0] < 30e6
-    assert growth[1] < 300e6
+    assert memory_growth(lambda: load_checkpoint(dear)) < 300e6
 
 
 # ---- hostile programs ------------------------------------------------------------------------------------------------
@@ -142,41 +123,46 @@ class Call:
         """So that pickle takes it for a function."""
 
 
-def hostile_objects(trace: Path) -> dict[str, object]:
+def hostile_objects(trace: Path) -> list[object]:
     write = f"open({str(trace)!r}, 'w').close()"
-    return {
-        "os.system": Call(os.system, f"touch {trace}"),
-        "subprocess": Call(subprocess.call, ["touch", str(trace)]),
-        "builtins.exec": Call(builtins.exec, write),
-        "builtins.eval": Call(builtins.eval, write),
-        "nested": Call(getattr, Call(__import__, "os"), "system"),
-        "call of a call": Call(Call(getattr, Call(__import__, "os"), "mkdir"), str(trace)),
-        "in the arguments": Call(OrderedDict, [("a", Call(os.mkdir, str(trace)))]),
-        "torch.load": Call(torch.load, str(trace)),
-        "torch.save": Call(torch.save, 1, str(trace)),
-        "io.open": Call(io.open, str(trace), "w"),
-    }
+    return [
+        Call(os.system, f"touch {trace}"),
+        Call(subprocess.call, ["touch", str(trace)]),
+        Call(builtins.exec, write),
+        Call(builtins.eval, write),
+        Call(getattr, Call(__import__, "os"), "system"),
+        Call(OrderedDict, [("a", Call(os.mkdir, str(trace)))]),
+        Call(torch.load, str(trace)),
+        Call(io.open, str(trace), "w"),
+    ]
 
 
-def hand_written_programs(trace: Path) -> dict[str, bytes]:
+def hand_written_programs(trace: Path) -> list[bytes]:
     command = f"touch {trace}".encode()
     text = b"X" + struct.pack("<I", len(command)) + command
-    return {
-        "INST": b"(S'" + command + b"'\nios\nsystem\n.",
-        "OBJ": b"(cos\nsystem\nS'" + command + b"'\no.",
-        "NEWOBJ": b"\x80\x02cshutil\nrmtree\n" + text + b"\x85\x81.",
-        "NEWOBJ_EX": b"\x80\x04cos\nsystem\n(S'" + command + b"'\nt}\x92.",
-        "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93(S'" + command + b"'\ntR.",
-        "BUILD": b"\x80\x02cshutil\nrmtree\n)R}X\x09\x00\x00\x00__class__" + b"csubprocess\ncall\nsb.",
-        "BUILD of a dict": b"\x80\x02}}X\x0c\x00\x00\x00__setstate__cos\nsystem\nsb" + text + b"b.",
-        "Python 2": b"\x80\x02c__builtin__\nexecfile\n" + text + b"\x85R.",
-    }
+    return [
+        b"(S'" + command + b"'\nios\nsystem\n.",
+        b"(cos\nsystem\nS'" + command + b"'\no.",
+        b"\x80\x02cshutil\nrmtree\n" + text + b"\x85\x81.",
+        b"\x80\x04cos\nsystem\n(S'" + command + b"'\nt}\x92.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93(S'" + command + b"'\ntR.",
+        b"\x80\x02cshutil\nrmtree\n)R}X\x09\x00\x00\x00__class__" + b"csubprocess\ncall\nsb.",
+        b"\x80\x02}}X\x0c\x00\x00\x00__setstate__cos\nsystem\nsb" + text + b"b.",
+        b"\x80\x02c__builtin__\nexecfile\n" + text + b"\x85R.",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "plain pickle", "protocol 0", "protocol 5", "in the state dict"])
-@pytest.mark.parametrize("name", list(hostile_objects(Path())))
-def test_hostile_calls_do_not_run(tmp_path: Path, name: str, kind: str) -> None:
-    hostile, path = hostile_objects(tmp_path / "trace")[name], tmp_path / "file"
+def test_hostile_calls_do_not_run(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file"
+    for hostile in hostile_objects(tmp_path / "trace"):
+        write_hostile(path, hostile, kind)
+        with pytest.raises(ValueError, match="^checkpoint must "):
+            convert_official_checkpoint(path, tmp_path / "out")
+        assert sorted(tmp_path.iterdir()) == [path]
+
+
+def write_hostile(path: Path, hostile: object, kind: str) -> None:
     if kind in ("zip", "legacy"):
         save(path, hostile, _use_new_zipfile_serialization=kind == "zip")
     elif kind == "plain pickle":
@@ -184,17 +170,14 @@ def test_hostile_calls_do_not_run(tmp_path: Path, name: str, kind: str) -> None:
     else:
         protocol = 2 if kind == "in the state dict" else int(kind[-1])
         rewrite(path, pickle.dumps({"state_dict": {"ema_model.a": hostile}}, protocol))
-    with pytest.raises(ValueError, match="^checkpoint must "):
-        convert_official_checkpoint(path, tmp_path / "out")
-    assert sorted(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("name", list(hand_written_programs(Path())))
-def test_hostile_opcodes_do_not_run(tmp_path: Path, name: str) -> None:
-    path = rewrite(tmp_path / "file", hand_written_programs(tmp_path / "trace")[name])
-    with pytest.raises(ValueError, match="^checkpoint must "):
-        convert_official_checkpoint(path, tmp_path / "out")
-    assert sorted(tmp_path.iterdir()) == [path]
+def test_hostile_opcodes_do_not_run(tmp_path: Path) -> None:
+    for program in hand_written_programs(tmp_path / "trace"):
+        path = rewrite(tmp_path / "file", program)
+        with pytest.raises(ValueError, match="^checkpoint must "):
+            convert_official_checkpoint(path, tmp_path / "out")
+        assert sorted(tmp_path.iterdir()) == [path]
 
 
 def test_a_class_whose_import_would_run_code_is_not_imported(tmp_path: Path, monkeypatch) -> None:
@@ -223,66 +206,49 @@ def number(value: int) -> bytes:
 
 NESTED = b")" + b"\x85" * 50_000  # hashing it exhausts the stack, and the process is gone
 LONG_TEXT = b"X" + struct.pack("<I", 50_000) + b"a" * 50_000
+ENCODED = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
 LIST = b"](" + b"K\x01" * 10_000 + b"e"
 COSTLY = {
     "nested key": b"\x80\x02}" + NESTED + b"Ns.",
-    "nested key among others": b"\x80\x02}(K\x01N" + NESTED + b"Nu.",
     "nested key of a storage": tensor(key=NESTED),
     "key of exponential size": b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"Ns.",
     "keys of equal hashes": b"\x80\x02}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(20_000)) + b"u.",
-    "keys of tuples": b"\x80\x02}(" + b"K\x01K\x02\x86N" * 100 + b"u.",
     "set": b"\x80\x02" + LIST + b"q\x00(" + b"cbuiltins\nset\nh\x00\x85R" * 10_000 + b"t.",
-    "set of Python 2": b"\x80\x02" + LIST + b"q\x00(" + b"c__builtin__\nset\nh\x00\x85R" * 10_000 + b"t.",
     "ordered dict": b"\x80\x02](K\x01N\x86eq\x00(" + b"ccollections\nOrderedDict\nh\x00\x85R" * 10 + b"t.",
     "state of a dict": b"\x80\x02]q\x00" + LIST + b"q\x01(" + b"ccollections\nOrderedDict\n)Rh\x01b" * 100 + b"t.",
     "bytearray": b"\x80\x02cbuiltins\nbytearray\n" + number(10**13) + b"\x85R.",
-    "tensor without a file": b"\x80\x02ctorch\nFloatTensor\n" + number(10**13) + b"\x85R.",
     "storage without a file": b"\x80\x02ctorch.storage\nUntypedStorage\n" + number(10**13) + b"\x85R.",
     "encodings": b"\x80\x02c_codecs\nencode\n" + LONG_TEXT + b"X\x08\x00\x00\x00punycode\x86R.",
-    "encoded again": b"\x80\x02"
-    + LONG_TEXT
-    + b"q\x00("
-    + b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R" * 1000
-    + b"t.",
+    "encoded again": b"\x80\x02" + LONG_TEXT + b"q\x00(" + ENCODED * 1000 + b"t.",
     "grows by itself": b"\x80\x02]q\x00" + b"h\x00a" * 10_000 + b".",
     "values": b"\x80\x02(" + b"N" * (MAX_PICKLE_VALUES + 1) + b"t.",
     "bytes": b"\x80\x02X" + struct.pack("<I", MAX_PICKLE_BYTES) + b"a" * MAX_PICKLE_BYTES + b".",
     "names": b"\x80\x02(" + b"".join(b"ca\nb%d\n" % index for index in range(MAX_FOREIGN_NAMES + 1)) + b"t.",
     "memo": b"\x80\x02Nr\xff\xff\xff\x7f" + b"h\x00.",
     "text longer than the file": b"\x80\x02X\xff\xff\xff\x7fabc.",
-    "digits": b"L" + b"9" * 10_000 + b"L\n.",
 }
 
 
 @pytest.mark.parametrize("name", list(COSTLY))
 def test_what_a_pickle_may_cost(tmp_path: Path, name: str) -> None:
-    refusal(rewrite(tmp_path / "file", COSTLY[name]))
+    refuse(tmp_path / "file", COSTLY[name])
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
+def test_programs_that_are_no_good(tmp_path: Path) -> None:
+    for program in (
         tensor(numel=number(-1)),
         tensor(shape=b"K\x11\x85"),
         tensor(shape=b"K\x02\x85", stride=b"K\x10\x85"),
         tensor(stride=number(-1) + b"\x85"),
-        tensor(stride=b"K\x01K\x01\x86"),
         tensor(shape=number(2**40) * 2 + b"\x86", stride=b"K\x00K\x00\x86"),
         tensor(key=b"X\x01\x00\x00\x009"),
         tensor(key=b"X\x0a\x00\x00\x00../version"),
-        tensor(key=b"N"),
-        tensor(numel=b"N"),
         b"\x80\x02NN",
         b"\x80\x02h\x05.",
-        b"\x80\x02K\x01Na.",
         b"\x80\x02\x82\x01.",
-        b"\x80\x02Pstorage\n.",
-        b"\xff\xfe\xfd",
         b"",
-    ],
-)
-def test_programs_that_are_no_good(tmp_path: Path, program: bytes) -> None:
-    refusal(rewrite(tmp_path / "file", program))
+    ):
+        refuse(tmp_path / "file", program)
 
 
 def test_a_number_spread_to_any_size_has_no_values(tmp_path: Path) -> None:
@@ -296,24 +262,22 @@ def test_a_number_spread_to_any_size_has_no_values(tmp_path: Path) -> None:
 
 
 def test_zip_files_that_torch_does_not_write(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    good = pickle.dumps(1, 2)
+    path, good = tmp_path / "file", pickle.dumps(1, 2)
     assert load_checkpoint(rewrite(path, good)) == 1
-    refusal(rewrite(path, good, **{"DATA.PKL": good}))  # torch's reader takes either
-    refusal(rewrite(path, good, byteorder=b"big?"))
-    refusal(rewrite(path, good, **{"constants.pkl": good}))  # a program of TorchScript
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # a bomb
-        archive.writestr("archive/data.pkl", good + bytes(2**24))
-    refusal(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("picture.png", b"x")
-    refusal(path)
-    with zipfile.ZipFile(rewrite(path, good), "a") as archive:
-        archive.writestr("other/data.pkl", good)
-    refusal(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x\x1b]0;title\x07/data.pkl", b"\x80\x02c\x1b]0;\nA\n.")
-    refusal(path)
+    for entries in (
+        {"DATA.PKL": good},  # torch's reader takes either
+        {"byteorder": b"big?"},
+        {"constants.pkl": good},  # a program of TorchScript
+    ):
+        refuse(rewrite(path, good, **entries))
+    for name, content, compression in (
+        ("archive/data.pkl", good + bytes(2**24), zipfile.ZIP_DEFLATED),  # a bomb
+        ("picture.png", b"x", zipfile.ZIP_STORED),
+        ("x\x1b]0;title\x07/data.pkl", b"\x80\x02c\x1b]0;\nA\n.", zipfile.ZIP_STORED),
+    ):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr(name, content)
+        refuse(path)
 
 
 def test_entries_that_overlap_or_claim_more_than_the_file_holds(tmp_path: Path) -> None:
@@ -323,7 +287,7 @@ def test_entries_that_overlap_or_claim_more_than_the_file_holds(tmp_path: Path) 
         damaged = bytearray(content)
         damaged[directory + position : directory + position + len(value)] = value
         (tmp_path / "file").write_bytes(damaged)
-        refusal(tmp_path / "file")
+        refuse(tmp_path / "file")
 
 
 def test_truncated_files(tmp_path: Path) -> None:
@@ -331,7 +295,7 @@ def test_truncated_files(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in [*range(0, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        refusal(path)
+        refuse(path)
 
 
 def test_every_flipped_byte_of_a_pickle_gives_a_value_or_a_sentence(tmp_path: Path) -> None:
@@ -356,23 +320,17 @@ def test_one_wrong_bit_is_noticed(tmp_path: Path, entry: str) -> None:
     whole = bytearray(path.read_bytes())
     whole[whole.index(content) + len(content) - 2] ^= 1
     path.write_bytes(whole)
-    assert "checksum" in refusal(path)
+    refuse(path)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"text\n", bytes(range(256)) * 10, b"\x89PNG\r\n\x1a\n" + bytes(100), b"PK\x03\x04" + bytes(100)],
-)
-def test_files_that_are_something_else(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "file").write_bytes(content)
-    refusal(tmp_path / "file")
-
-
-def test_other_formats_of_torch_missing_files_folders_and_pipes(tmp_path: Path) -> None:
-    old = save(tmp_path / "old", {"a": torch.zeros(3)}, _use_new_zipfile_serialization=False)
-    assert "1.6" in refusal(old)
+def test_what_is_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"", b"text\n", b"\x89PNG\r\n\x1a\n" + bytes(100), b"PK\x03\x04" + bytes(100)):
+        path.write_bytes(content)
+        refuse(path)
+    refuse(save(path, {"a": torch.zeros(3)}, _use_new_zipfile_serialization=False))
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "nothing", tmp_path, tmp_path / "pipe"):
-        refusal(path)
+        refuse(path)
     with pytest.raises(ValueError, match="^latent_stats must be"):
         load_checkpoint(tmp_path / "nothing", "latent_stats")

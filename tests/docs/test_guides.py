@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,8 @@ from accelerate.state import AcceleratorState
 
 from diffae_hub import DiffusionAutoencoderPipeline
 
-from ..hub_server import running_hub
-from .blocks import PAGES, ROOT, prepare, run_page
+from ..hub_server import Client, HubServer
+from .blocks import PAGES, prepare, run_page
 
 # Page -> what must be there afterwards. docs/official_checkpoints.md has a test of its own, tests/conversion.
 WRITTEN = {
@@ -55,26 +52,13 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert Path(name).exists(), name
 
 
-def test_publishing(tmp_path: Path) -> None:
-    """The Hub's client reads its environment when it is imported: in a process of its own."""
-    work = tmp_path / "work"
-    work.mkdir()
-    prepare(work)
-    with running_hub() as hub:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-        environment = {**os.environ, **hub.environment(str(tmp_path / "home")), "PYTHONPATH": path}
-        result = subprocess.run(
-            [sys.executable, "-m", "tests.docs.blocks", "guides/publish.md"],
-            cwd=work,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert result.returncode == 0, result.stderr
-        files = hub.repositories["tester/my-autoencoder"].commits[-1][2]
-    assert {"model_index.json", "README.md"} <= set(files)
-    assert any(name.endswith(".safetensors") for name in files)
+def test_publishing(hub: HubServer, client: Client, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    code = "import os, sys; from tests.docs.blocks import run_page; os.chdir(sys.argv[1]); run_page(sys.argv[2])"
+    exit_code, errors, _ = client.run("python", code, tmp_path, "guides/publish.md")
+    assert exit_code == 0, errors
+    files = hub.repositories["tester/my-autoencoder"].commits[-1][2]
+    assert {"model_index.json", "README.md", "decoder/diffusion_pytorch_model.safetensors"} <= set(files)
 
 
 def test_the_loop_of_the_diffusers_page_is_the_pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,63 +3,49 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
-from ..hub_server import HubServer, running_hub
+from ..hub_server import Client, HubServer
 from ..training.runner import arguments, write_images
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with running_hub() as server:
-        yield server
+def run(client: Client, *argv: object) -> str:
+    code, errors, output = client.run(*argv)
+    assert code == 0, errors
+    return output
 
 
-def run(hub: HubServer, home: Path, code: str, *argv: object) -> subprocess.CompletedProcess:
-    """Python code in a process of its own: the client reads its environment when it is imported."""
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, argv)],
-        env={**os.environ, **hub.environment(str(home))},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "hf_test" not in result.stdout + result.stderr, "a token is never printed"
-    return result
-
-
-# First without a token, where the script must refuse before it trains; then it trains, pushes, and loads by the id.
-TRAIN = """
-import json, os, sys
-import torch
+# Without a token the training must refuse before it starts.
+WITHOUT_TOKEN = """
+import os, sys
 from diffae_hub.cli.main import main
-argv = ["train", *sys.argv[1:]]
 token = os.environ.pop("HF_TOKEN")
-assert main(argv) == 2
-os.environ["HF_TOKEN"] = token
-assert main(argv) == 0
+try:
+    assert main(["train", *sys.argv[1:]]) == 2
+finally:
+    os.environ["HF_TOKEN"] = token
+"""
+LOAD = """
+import sys
+import torch
 from diffae_hub import DiffusionAutoencoderPipeline
 image = torch.full((1, 1, 8, 8), 0.5)
-codes = [DiffusionAutoencoderPipeline.from_pretrained(name).encode(image) for name in ("tester/tiny-digits", argv[-1])]
+codes = [DiffusionAutoencoderPipeline.from_pretrained(name).encode(image) for name in sys.argv[1:]]
 assert torch.equal(*codes)
 """
 
 
-def test_train_push_and_load_by_id(hub: HubServer, tmp_path: Path) -> None:
+def test_train_push_and_load_by_id(hub: HubServer, client: Client, tmp_path: Path) -> None:
     images, run_folder = write_images(tmp_path / "images"), tmp_path / "run"
     flags = ("--push_to_hub", "--hub_model_id=tiny-digits", "--hub_private", f"--validation_dataset={images}")
-    argv = arguments(images, run_folder, *flags, "--validation_steps=2", training_examples=64)
-    code = TRAIN.replace("argv[-1]", repr(str(run_folder / "pipeline")))
-    result = run(hub, tmp_path / "home", code, *argv)
-    assert "repo_id" in result.stderr, "without a token"
+    argv = arguments(images, run_folder, *flags, "--validation_steps=2", training_examples=32)
+    run(client, "python", WITHOUT_TOKEN, *argv)
+    assert not run_folder.exists() or not list(run_folder.rglob("*.safetensors"))
+    run(client, "train", *argv)
+    run(client, "python", LOAD, "tester/tiny-digits", run_folder / "pipeline")
     (name,) = hub.repositories
     assert name == "tester/tiny-digits"
     repository = hub.repositories[name]
@@ -77,14 +63,6 @@ def test_train_push_and_load_by_id(hub: HubServer, tmp_path: Path) -> None:
     assert psnr in [result.metric_value for result in results if result.metric_type == "psnr"]
 
 
-PUSH = """
-import sys
-from diffae_hub.cli.main import main
-sys.exit(main(["push", *sys.argv[1:]]) != 0)
-"""
-REFUSED = PUSH.replace("!= 0", "!= 2")
-
-
 def component_files(*components: str) -> set[str]:
     names = {"config.json", "diffusion_pytorch_model.safetensors", "diffae_hub.py"}
     return {f"{component}/{name}" for component in components for name in names}
@@ -100,7 +78,9 @@ EXPECTED = component_files("encoder", "decoder") | {
 }
 
 
-def test_push_sends_fixed_kinds_of_files_and_the_card(hub: HubServer, model: str, tmp_path: Path) -> None:
+def test_push_sends_fixed_kinds_of_files_and_the_card(
+    hub: HubServer, client: Client, model: str, tmp_path: Path
+) -> None:
     folder, cards = Path(model), tmp_path / "cards"
     (cards / "images").mkdir(parents=True)
     (tmp_path / "secret.png").write_text("outside")
@@ -114,8 +94,8 @@ def test_push_sends_fixed_kinds_of_files_and_the_card(hub: HubServer, model: str
     links = "images/a.png images/b.md model_index.json encoder/config.json leak.png ../secret.png gone.md pipeline.py"
     body = "# Card\n" + " ".join(f"[x]({link})" for link in links.split()) + " [y](https://example.org)\n"
     (cards / "card.md").write_text(f"---\nlicense: mit\ntags: [mine]\n---\n{body}")
-    result = run(hub, tmp_path / "home", PUSH, folder, "tiny", "--card", cards / "card.md", "--json")
-    assert json.loads(result.stdout) == {"repo_id": "tester/tiny"}
+    output = run(client, "push", folder, "tiny", "--card", cards / "card.md", "--json")
+    assert json.loads(output) == {"repo_id": "tester/tiny"}
     files = hub.repositories["tester/tiny"].commits[-1][2]
     assert set(files) == EXPECTED | {"images/a.png", "images/b.md"}
     for name in ("encoder/config.json", "decoder/diffusion_pytorch_model.safetensors"):
@@ -135,10 +115,12 @@ REPORT = {
 }
 
 
-def test_results_of_an_evaluation_are_the_hubs_model_index(hub: HubServer, model: str, tmp_path: Path) -> None:
+def test_results_of_an_evaluation_are_the_hubs_model_index(
+    hub: HubServer, client: Client, model: str, tmp_path: Path
+) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     flags = ("--evaluation", tmp_path / "report.json", "--license", "mit", "--private")
-    run(hub, tmp_path / "home", PUSH, model, "tiny", *flags)
+    run(client, "push", model, "tiny", *flags)
     assert hub.repositories["tester/tiny"].private
     page = hub.repositories["tester/tiny"].commits[-1][2]["README.md"].decode()
     (result,) = ModelCard(page).data.eval_results
@@ -172,10 +154,10 @@ def without_encoder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, spoil, link, without_encoder])
-def test_what_does_not_work_is_not_sent(damage, hub: HubServer, model: str, tmp_path: Path) -> None:
+def test_what_does_not_work_is_not_sent(damage, hub: HubServer, client: Client, model: str) -> None:
     damage(Path(model))
-    result = run(hub, tmp_path / "home", REFUSED, model, "tiny")
-    assert result.stderr.count("\n") == 1
+    code, errors, _ = client.run("push", model, "tiny")
+    assert (code, errors.count("\n")) == (2, 1)
     assert all(len(repository.commits) == 1 for repository in hub.repositories.values())
     assert not hub.large_files
 
@@ -207,21 +189,25 @@ SemanticEncoderModel.from_pretrained("tester/encoder")
 SemanticEncoderModel.from_pretrained("tester/pushed@main", subfolder="encoder")
 VPDDIMScheduler.from_pretrained("tester/scheduler")
 VPDDIMScheduler.from_pretrained("tester/pushed", subfolder="scheduler")
+package = sys.modules.pop("diffae_hub")
 sys.modules["diffae_hub"] = None  # as if it were not installed
-for name in names:
-    try:
-        DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
-    except ImportError as error:
-        assert "pip install diffae_hub" in str(error)
-    else:
-        raise AssertionError(name)
+try:
+    for name in names:
+        try:
+            DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
+        except ImportError as error:
+            assert "pip install diffae_hub" in str(error)
+        else:
+            raise AssertionError(name)
+finally:
+    sys.modules["diffae_hub"] = package
 """
 
 
 def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
-    hub: HubServer, model: str, tmp_path: Path
+    hub: HubServer, client: Client, model: str, tmp_path: Path
 ) -> None:
-    run(hub, tmp_path / "home", EVERY_WAY, model, tmp_path / "saved")
+    run(client, "python", EVERY_WAY, model, tmp_path / "saved")
     assert set(hub.repositories) == {f"tester/{name}" for name in ("pushed", "saved", "encoder", "scheduler")}
     for name, repository in hub.repositories.items():
         files = repository.commits[-1][2]

@@ -29,7 +29,7 @@ class ConvertOptions:
         None, "pixels of the training images (default: from x_T in the checkpoint, or such that attention is at 16)"
     )
     num_attention_heads: int = option(1, "heads of attention")
-    encoder_layers_per_block: int | None = option(None, "residual blocks per encoder level (default: inferred)")
+    encoder_layers_per_block: int | None = option(None, "residual blocks per encoder level (default: the decoder's)")
     overwrite: bool = option(False, "replace a pipeline folder that is there already")
 
 

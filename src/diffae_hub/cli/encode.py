@@ -34,7 +34,6 @@ class EncodeOptions:
 
 def encode_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `diffae-hub encode`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = """Write the latent codes of a data set, in shards.
 
   diffae-hub encode train.parquet --split train --model cifar10-32-small --columns label --output codes
@@ -52,26 +51,20 @@ def run_encode(arguments: argparse.Namespace) -> int:
     from ..files import check_output
 
     silence_libraries()
-    options = from_arguments(EncodeOptions, arguments)
-    check_output(options.output, options.dataset)
-    state = join_processes(options.device)
+    given = dict(vars(from_arguments(EncodeOptions, arguments)))
+    model, device, source, output = (given.pop(name) for name in ("model", "device", "dataset", "output"))
+    check_output(output, source)
+    state = join_processes(device)
     count = encode_dataset(
-        load_pipeline(options.model, find_device(options.device, state)),
-        options.dataset,
-        options.output,
-        split=options.split,
-        image_column=options.image_column,
-        columns=options.columns,
-        crop=options.crop,
-        streaming=options.streaming,
-        num_images=options.num_images,
-        file_format=options.format,
-        shard_size=options.shard_size,
-        batch_size=options.batch_size,
+        load_pipeline(model, find_device(device, state)),
+        source,
+        output,
+        file_format=given.pop("format"),
         state=state,
         show_progress=state.is_main_process and not arguments.json and sys.stderr.isatty(),
+        **given,
     )
     if state.is_main_process:
-        record = {"output": str(options.output), "count": count}
-        print(json.dumps(record) if arguments.json else f"{count:,} codes, {options.output / SUMMARY}")
+        record = {"output": str(output), "count": count}
+        print(json.dumps(record) if arguments.json else f"{count:,} codes, {output / SUMMARY}")
     return 0

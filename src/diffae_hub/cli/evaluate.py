@@ -14,7 +14,6 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `diffae-hub evaluate`."""
     from ..evaluation.options import EvaluationOptions
 
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = """Reconstruct a data set and measure it by the paper's protocol.
 
   diffae-hub evaluate cifar10-32-small --dataset photos/ --num-images 100 --output evaluation

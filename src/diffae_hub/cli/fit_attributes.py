@@ -33,7 +33,6 @@ class FitOptions:
 
 def fit_attributes_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `diffae-hub fit-attributes`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = """Find attributes in latent codes, for `diffae-hub edit`.
 
   diffae-hub fit-attributes codes --labels label --output mine              from labels

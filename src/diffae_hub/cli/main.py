@@ -105,7 +105,8 @@ def _run(argv: list[str]) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in _COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        description, layout = f"{summary[0].upper()}{summary[1:]}.", argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=summary, description=description, formatter_class=layout)
         if name == next((word for word in argv if not word.startswith("-")), None):
             prefix = name.replace("-", "_")
             functions = importlib.import_module(f"diffae_hub.cli.{prefix}")

@@ -25,7 +25,6 @@ class _Push:
 
 def push_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `diffae-hub push`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = """Upload a pipeline to the Hugging Face Hub, with its model card.
 
   diffae-hub push runs/mine/pipeline me/my-autoencoder

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import write_png
-from .shared import add_model_arguments, exact_tolerance, load_pipeline
+from .shared import add_image_arguments, load_pipeline, sampling_settings
 
 _MAX_TILES = 4096  # of a picture: hours on a CPU
 
 
 def reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `diffae-hub reconstruct`."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument(
         "--tiles",
         type=int,
@@ -24,7 +23,7 @@ def reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
         help="take the picture in overlapping tiles of the model's size, N along its shorter side "
         f"(default: one centre-cropped tile); at most {_MAX_TILES:,} tiles a picture",
     )
-    add_model_arguments(parser, mode="stochastic")
+    add_image_arguments(parser, "stochastic")
 
 
 def run_reconstruct(arguments: argparse.Namespace) -> int:
@@ -37,7 +36,7 @@ def run_reconstruct(arguments: argparse.Namespace) -> int:
 
     if arguments.tiles is not None and not 1 <= arguments.tiles <= 64:
         raise ValueError(f"--tiles must be between 1 and 64, got {arguments.tiles}")
-    tolerance = exact_tolerance(arguments)
+    sampling_settings(arguments)
     shapes = [upright(read_image(path)).size for path in arguments.images]  # every file, before any work starts
     names = _output_names(arguments.images)
     pipeline = load_pipeline(arguments)
@@ -58,14 +57,7 @@ def run_reconstruct(arguments: argparse.Namespace) -> int:
     for path, name, picture_size, count in zip(arguments.images, names, sizes, counts, strict=True):
         array = pil_to_array(read_image(path), channels, picture_size)
         original = torch.from_numpy(array).permute(2, 0, 1)
-        output = pipeline(
-            original[None],
-            mode=arguments.mode,
-            num_inference_steps=arguments.steps,
-            generator=torch.Generator().manual_seed(arguments.seed),
-            tolerance=tolerance,
-            output_type="pt",
-        )
+        output = pipeline(original[None], **sampling_settings(arguments))  # the same noise for each
         # Measured on 8-bit pixels, as the file holds them.
         pixels = to_uint8(output.images[0].cpu())
         result = pixels.float() / 255

@@ -1,53 +1,71 @@
-"""What commands share: the arguments of those that sample, and loading the model."""
+"""What commands share: the arguments of those that sample, the model, and the pictures they write."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from ..files import write_png
 from .flags import add_flags, option
 
 _EXACT = 1e-6  # the tolerance of `--exact`: about what float32 can do
 
 
 @dataclass(kw_only=True)
-class _Sampling:
+class Sampling:
+    """Arguments of commands that decode from random noise."""
+
     model: str = option("cifar10-32-small", "bundled model (see `diffae-hub models`), pipeline folder or Hub id")
+    steps: int = option(50, "1 to 1000")
+    solver: Literal["ddim", "dpm"] | None = option(
+        None, "ddim: what inversion inverts; dpm: as good with fewer steps from random noise (default: the model's)"
+    )
+    seed: int = option(0, "seed of random noise x_T")
+    output: Path = option(MISSING, "folder for the pictures")
+    device: str | None = option(None, "cpu, cuda, mps ... (default: cuda if there is one, else cpu)")
+    json: bool = option(False, "print one JSON document instead of text")
+
+
+@dataclass(kw_only=True)
+class Inversion(Sampling):
+    """Arguments of commands that can also decode from the noise of an image."""
+
     mode: Literal["stochastic", "inversion"] = option(
         None,
         "stochastic: decode from random noise, so that a picture shows what the latent code alone holds; inversion: "
         "decode from the noise that the image itself leads to, nearly exact",
     )
     exact: bool = option(False, "inversion that evaluates the network until each step is exact, with --solver ddim")
-    steps: int = option(50, "1 to 1000")
-    solver: Literal["ddim", "dpm"] | None = option(
-        None, "ddim: what inversion inverts; dpm: as good with fewer steps from random noise (default: the model's)"
-    )
-    seed: int = option(0, "seed of random noise x_T")
-    output: Path = option(dataclasses.MISSING, "folder for the pictures")
-    device: str | None = option(None, "cpu, cuda, mps ... (default: cuda if there is one, else cpu)")
-    json: bool = option(False, "print one JSON document instead of text")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, mode: str) -> None:
-    """The arguments of commands that sample; `mode` is the default of `--mode`."""
-    add_flags(parser, _Sampling, mode=mode)
+def add_image_arguments(parser: argparse.ArgumentParser, mode: str, help: str = "image files") -> None:
+    """Images, and the arguments of `Inversion`; `mode` is the default of `--mode`."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=help)
+    add_flags(parser, Inversion, mode=mode)
 
 
-def exact_tolerance(arguments: argparse.Namespace) -> float | None:
-    """Checks `--seed` and `--exact`, which chooses mode and solver; returns the tolerance of inversion."""
+def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the pipeline's methods are called with; `--exact` chooses mode and solver."""
+    import torch
+
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {arguments.seed}")
-    if not arguments.exact:
-        return None
-    if arguments.solver == "dpm":
-        raise ValueError("--solver must be ddim with --exact, got dpm")
-    arguments.mode, arguments.solver = "inversion", "ddim"
-    return _EXACT
+    settings = {
+        "num_inference_steps": arguments.steps,
+        "generator": torch.Generator().manual_seed(arguments.seed),
+        "output_type": "pt",
+    }
+    if not hasattr(arguments, "exact"):
+        return settings
+    if arguments.exact:
+        if arguments.solver == "dpm":
+            raise ValueError("--solver must be ddim with --exact, got dpm")
+        arguments.mode, arguments.solver = "inversion", "ddim"
+    return settings | {"mode": arguments.mode, "tolerance": _EXACT if arguments.exact else None}
 
 
 def load_pipeline(arguments: argparse.Namespace):  # noqa: ANN202 - the class is imported only here
@@ -55,16 +73,28 @@ def load_pipeline(arguments: argparse.Namespace):  # noqa: ANN202 - the class is
     import torch
 
     from .. import VPDDIMScheduler, VPDPMSolverMultistepScheduler, devices
+    from ..schedulers.compatibility import trained_scheduler
 
     silence_diffusers()
     device = devices.torch_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline = devices.load_pipeline(arguments.model, device)
     if arguments.solver is not None:
         solver = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}[arguments.solver]
-        pipeline.scheduler = solver.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = solver.from_config(trained_scheduler(pipeline.scheduler).config)
     pipeline.scheduler.set_timesteps(arguments.steps)  # fails on a bad number before any picture is worked on
     pipeline.set_progress_bar_config(disable=arguments.json or not sys.stderr.isatty(), leave=False)
     return pipeline
+
+
+def write_pictures(folder: Path, names: Iterable[str], images: Any) -> list[str]:
+    """Writes images (C, H, W) in [0, 1] as PNG files of these names, without their ending; returns the paths."""
+    from ..images import to_pil
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in names]
+    for path, image in zip(paths, images, strict=True):
+        write_png(path, to_pil(image))
+    return [str(path) for path in paths]
 
 
 def silence_diffusers() -> None:

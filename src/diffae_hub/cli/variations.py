@@ -7,31 +7,23 @@ import json
 from pathlib import Path
 
 from ..files import write_png
-from .shared import add_model_arguments, exact_tolerance, load_pipeline
+from .flags import add_flags
+from .shared import Sampling, load_pipeline, sampling_settings
 
 
 def variations_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `diffae-hub variations`."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="image file")
     parser.add_argument("--num-images", type=int, default=8, help="how many (default: %(default)s)")
-    add_model_arguments(parser, mode="stochastic")
+    add_flags(parser, Sampling)
 
 
 def run_variations(arguments: argparse.Namespace) -> int:
     """Decodes one code from several noises; writes a strip of them and a picture of their spread, 5 times."""
-    import torch
-
     from ..images import film_strip, image_grid, read_image
 
-    exact_tolerance(arguments)
-    image = read_image(arguments.image)
-    output = load_pipeline(arguments).variations(
-        image,
-        arguments.num_images,
-        num_inference_steps=arguments.steps,
-        generator=torch.Generator().manual_seed(arguments.seed),
-        output_type="pt",
-    )
+    settings, image = sampling_settings(arguments), read_image(arguments.image)
+    output = load_pipeline(arguments).variations(image, arguments.num_images, **settings)
     arguments.output.mkdir(parents=True, exist_ok=True)
     strip, spread = arguments.output / "variations.png", arguments.output / "spread.png"
     write_png(strip, film_strip(output.images.cpu()))

@@ -8,10 +8,8 @@ copy or hash a container that was made once. So the pickle is looked through bef
 from __future__ import annotations
 
 import math
-import pickle
 import pickletools
 import re
-import struct
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # names of Python 2, which torch.save writes
 from dataclasses import dataclass
@@ -38,17 +36,9 @@ _CALLED = {
 _LITERALS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 _LITERALS |= {"SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "GLOBAL"}
 # Opcode -> how many values it takes from the stack; None for all down to the last mark.
-_MAKERS = {
-    "EMPTY_TUPLE": 0,
-    "TUPLE1": 1,
-    "TUPLE2": 2,
-    "TUPLE3": 3,
-    "TUPLE": None,
-    "REDUCE": 2,
-    "NEWOBJ": 2,
-    "BINPERSID": 1,
-}
 _ADDERS = {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None, "BUILD": 1}
+_TAKEN = _ADDERS | {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
+_TAKEN |= {"REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1}
 
 
 class InertRecord:
@@ -61,54 +51,38 @@ class InertRecord:
         pass
 
 
-class _Damaged(Exception):
-    """Why a file cannot be read, as the end of a sentence."""
-
-
 def load_checkpoint(path: str | Path, argument: str = "checkpoint") -> Any:
     """Reads a file that torch.save wrote in its zip format (torch 1.6 and later), without running any of it.
 
-    Args:
-        path: The file.
-        argument: What error messages call the file.
-
-    Returns:
-        What was saved. The values of tensors are mapped: they are read from the file when they are used. Objects of
-        foreign classes are [`InertRecord`]s.
-
-    Raises:
-        ValueError: If the file is no intact checkpoint in that format, or its pickle costs too much.
+    The values of tensors are mapped: they are read from the file when they are used. Objects of foreign classes are
+    [`InertRecord`]s. What is no intact checkpoint, or costs too much, is a ValueError that calls the file `argument`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{argument} must be the path of a checkpoint, but {path} is not a file")
     try:
-        names = _check_pickle(_read_pickle(path))
+        names = _check_pickle(_read_pickle(Path(path)))
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if len(foreign) > MAX_FOREIGN_NAMES:
-            raise _Damaged(f"has {len(foreign)} foreign classes, where at most {MAX_FOREIGN_NAMES} are allowed")
+            raise ValueError(f"it has more than {MAX_FOREIGN_NAMES} foreign classes")
         for name in sorted(names - set(foreign) - _CALLED):
             if not re.fullmatch(r"torch\.\w+(?<!Tensor)", name):  # storages, dtypes, Size
-                raise _Damaged(f"uses {shown(name)}, for which official checkpoints have no use")
+                raise ValueError(f"official checkpoints have no use for {shown(name)}")
         with torch.serialization.safe_globals([(InertRecord, name) for name in foreign]):
             return torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-    except _Damaged as error:
-        raise ValueError(f"{argument} must be an intact file written by torch.save, but {path} {error}") from error
     except Exception as error:  # what is no good can end in almost any
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        # torch puts its reason between advice not to be so careful and a link
-        reason = lines[-3] if isinstance(error, pickle.UnpicklingError) and len(lines) > 3 else lines[0]
+        reason = error.__context__ or error  # torch wraps it in advice not to be so careful
         raise ValueError(
-            f"{argument} must be an intact file written by torch.save, but {path} cannot be read: {shown(reason)}"
+            f"{argument} must be an intact file written by torch.save, but {path} cannot be read: "
+            f"{shown(str(reason) or type(reason).__name__)}"
         ) from error
 
 
 def _read_pickle(path: Path) -> bytes:
     """The pickle of a checkpoint, after all checksums in the file have been compared."""
+    if not path.is_file():
+        raise ValueError("it is not a file")
     if not zipfile.is_zipfile(path):
-        raise _Damaged(
-            "is not a zip file, or is truncated. The format before torch 1.6 is not read: load the file with torch, if "
-            "you trust it, and save it anew"
+        raise ValueError(
+            "it is not a zip file, or is truncated. The format before torch 1.6 is not read: load the file with torch, "
+            "if you trust it, and save it anew"
         )
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -116,34 +90,25 @@ def _read_pickle(path: Path) -> bytes:
         pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
         one_folder = len({name.split("/")[0] for name in names}) == 1 and len(set(names)) == len(names)
         if len(pickles) != 1 or not one_folder or archive.comment:
-            raise _Damaged("is a zip file, but not of one folder with one data.pkl")
+            raise ValueError("it is not a zip file of one folder with one data.pkl")
         if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
-            raise _Damaged("has compressed or encrypted entries; torch.save writes none")
+            raise ValueError("it has compressed or encrypted entries; torch.save writes none")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise _Damaged("claims to hold more than its size")
+            raise ValueError("it claims to hold more than its size")
         if pickles[0].file_size > MAX_PICKLE_BYTES:
-            raise _Damaged(
-                f"has a pickle of {pickles[0].file_size:,} bytes, where at most {MAX_PICKLE_BYTES:,} are allowed"
-            )
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise _Damaged(f"is damaged: the entry {shown(damaged)} does not have its checksum (CRC-32)")
+            raise ValueError(f"its pickle has more than {MAX_PICKLE_BYTES:,} bytes")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the entry {damaged} does not have its checksum (CRC-32)")
         return archive.read(pickles[0])
 
 
 @dataclass(slots=True)
 class _Value:
-    """A value that a pickle would make.
+    """A value that a pickle would make."""
 
-    Args:
-        size: How many values and characters it is made of, written out in full.
-        text: A string, or the name of a class or function.
-        parts: The elements of a tuple.
-    """
-
-    size: int
-    text: str | None = None
-    parts: list[_Value] | None = None
+    size: int  # values and characters, written out in full
+    text: str | None = None  # a string, or the name of a class or function
+    parts: list[_Value] | None = None  # the elements of a tuple
 
 
 def _check_pickle(pickled: bytes) -> set[str]:
@@ -158,78 +123,65 @@ def _check_pickle(pickled: bytes) -> set[str]:
     stack: list[_Value] = []
     below: list[list[_Value]] = []  # the stacks before each mark
     left = MAX_PICKLE_VALUES
-    try:
-        for opcode, argument, _ in pickletools.genops(pickled):
-            code = opcode.name
-            left -= 1
-            if left < 0:
-                raise _Damaged(f"has a pickle of more than {MAX_PICKLE_VALUES:,} values")
-            if code == "STOP":
-                return names
-            if code in ("BINPUT", "LONG_BINPUT"):
-                memo[argument] = stack[-1]
-            elif code in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[argument])
-                left -= stack[-1].size
-            elif code == "MARK":
-                below.append(stack)
-                stack = []
-            elif code in _LITERALS:
-                if isinstance(argument, int) and argument.bit_length() > 60:
-                    raise _Damaged("has an integer of more than 60 bits")
-                if code == "GLOBAL":
-                    module, _, name = argument.partition(" ")
-                    renamed = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-                    argument = ".".join(renamed)
-                    names.add(argument)
-                text = argument if isinstance(argument, str) else None
-                stack.append(_Value(1 + len(text or ""), text))
-            elif code in _MAKERS or code in _ADDERS:
-                count = _MAKERS[code] if code in _MAKERS else _ADDERS[code]
-                if count is None:
-                    parts, stack = stack, below.pop()
-                else:
-                    parts = [stack.pop() for _ in range(count)][::-1]
-                size = sum(part.size for part in parts)
-                if code in ("REDUCE", "NEWOBJ"):
-                    _check_call(*parts)
-                keys: list[_Value] = []
-                if code in ("SETITEM", "SETITEMS"):
-                    keys = parts[::2]
-                elif code == "BINPERSID":  # torch looks a storage up by what this tuple holds
-                    keys = parts[0].parts or []
-                if any(key.parts is not None for key in keys):
-                    raise _Damaged("has a tuple as a key")
-                if code in _ADDERS:
-                    stack[-1].size += size
-                else:
-                    stack.append(_Value(1 + size, parts=parts if "TUPLE" in code else None))
-            elif (code, argument) != ("PROTO", 2):
-                raise _Damaged(f"has a pickle with {code} {shown(str(argument))}, which torch.save does not write")
-    except (ValueError, KeyError, IndexError, OverflowError, EOFError, struct.error) as error:
-        raise _Damaged(f"does not hold a complete pickle: {shown(str(error))}") from error
-    raise _Damaged("holds a pickle without an end")
+    for opcode, argument, _ in pickletools.genops(pickled):
+        code = opcode.name
+        left -= 1
+        if left < 0:
+            raise ValueError(f"its pickle has more than {MAX_PICKLE_VALUES:,} values")
+        if code in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif code in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+            left -= stack[-1].size
+        elif code == "MARK":
+            below.append(stack)
+            stack = []
+        elif code in _LITERALS:
+            if isinstance(argument, int) and argument.bit_length() > 60:
+                raise ValueError("it has an integer of more than 60 bits")
+            if code == "GLOBAL":
+                module, _, name = argument.partition(" ")
+                argument = ".".join(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
+                names.add(argument)
+            text = argument if isinstance(argument, str) else None
+            stack.append(_Value(1 + len(text or ""), text))
+        elif code in _TAKEN:
+            if _TAKEN[code] is None:
+                parts, stack = stack, below.pop()
+            else:
+                parts = [stack.pop() for _ in range(_TAKEN[code])][::-1]
+            _check_parts(code, parts)
+            size = sum(part.size for part in parts)
+            if code in _ADDERS:
+                stack[-1].size += size
+            else:
+                stack.append(_Value(1 + size, parts=parts if "TUPLE" in code else None))
+        elif code != "STOP" and (code, argument) != ("PROTO", 2):
+            raise ValueError(f"torch.save does not write {code} {shown(str(argument))}")
+    return names
 
 
-def _check_call(function: _Value, arguments: _Value) -> None:
-    """Checks a call of one of the two functions that copy what they are given."""
-    if function.text == "collections.OrderedDict" and arguments.parts != []:
-        raise _Damaged("has an ordered dict that is not made empty")
-    if function.text == "_codecs.encode" and [part.text for part in arguments.parts or []][1:] != ["latin1"]:
-        raise _Damaged("has bytes in another encoding than latin1")
+def _check_parts(code: str, parts: list[_Value]) -> None:
+    """Checks what an opcode takes from the stack: keys, and arguments of functions that copy them."""
+    keys: list[_Value] = []
+    if code in ("SETITEM", "SETITEMS"):
+        keys = parts[::2]
+    elif code == "BINPERSID":  # torch looks a storage up by what this tuple holds
+        keys = parts[0].parts or []
+    elif code in ("REDUCE", "NEWOBJ"):
+        function, arguments = parts[0].text, parts[1].parts
+        if function == "collections.OrderedDict" and arguments != []:
+            raise ValueError("it has an ordered dict that is not made empty")
+        if function == "_codecs.encode" and [part.text for part in arguments or []][1:] != ["latin1"]:
+            raise ValueError("it has bytes in another encoding than latin1")
+    if any(key.parts is not None for key in keys):
+        raise ValueError("it has a tuple as a key")
 
 
 def shown(text: str) -> str:
     """Text from a file as messages may show it: no control characters (terminals obey them), and not too much of it."""
     cut = repr(text[:_SHOWN_CHARACTERS])[1:-1]
     return cut if len(text) <= _SHOWN_CHARACTERS else f"{cut}..."
-
-
-def describe(value: object) -> str:
-    """A few words about a loaded value, for error messages; never its content."""
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {shown(str(tuple(value.shape)))} and {value.dtype}"
-    return f"a value of type {type(value).__name__}"
 
 
 def is_whole(tensor: torch.Tensor) -> bool:

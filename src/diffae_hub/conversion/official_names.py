@@ -6,36 +6,28 @@ from left to right the list exports a network, and from right to left it convert
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class OfficialTensor:
-    """A tensor of ours and what it is called in the official state dict.
-
-    Args:
-        name: Its name in the state dict of our model.
-        official_names: Its names there; a second one is the same tensor, registered in two places.
-        trailing_ones: Dimensions of size 1 that its shape there has at the end, because a linear layer of ours is a
-            convolution with a 1-wide kernel there.
-    """
+    """A tensor of ours and what it is called in the official state dict."""
 
     name: str
-    official_names: tuple[str, ...]
-    trailing_ones: int = 0
+    official_names: tuple[str, ...]  # a second one is the same tensor, registered in two places
+    trailing_ones: int = 0  # dimensions of 1 at the end: a linear layer of ours is a convolution 1 wide there
 
     def official_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The official shape of a tensor that has `shape` with us."""
         return (*shape, *(1,) * self.trailing_ones)
 
 
-def _pair(ours: str, official: str | tuple[str, ...], kernel_dimensions: int = 0) -> Iterator[OfficialTensor]:
+def _pair(ours: str, *officials: str, kernel_dimensions: int = 0) -> Iterator[OfficialTensor]:
     """The weight and the bias of one layer."""
-    officials = (official,) if isinstance(official, str) else official
     for kind in ("weight", "bias"):
-        names = tuple(f"{name}.{kind}" for name in officials)
+        names = tuple(f"{official}.{kind}" for official in officials)
         yield OfficialTensor(f"{ours}.{kind}", names, kernel_dimensions if kind == "weight" else 0)
 
 
@@ -61,13 +53,9 @@ def _conditioned_residual(ours: str, official: str, has_skip: bool) -> Iterator[
 
 
 def decoder_names(config: Mapping[str, Any]) -> list[OfficialTensor]:
-    """The tensors of the decoder, official class `BeatGANsAutoencModel` without its encoder.
+    """Of a `ConditionedUNet2DModel`: official class `BeatGANsAutoencModel` without its encoder.
 
-    Args:
-        config: Configuration of a `ConditionedUNet2DModel`, complete.
-
-    Returns:
-        One entry per tensor of its state dict; official names are relative to the model ("input_blocks.0.0.weight").
+    Official names are relative to the model ("input_blocks.0.0.weight").
     """
     multipliers, depth = list(config["channel_multipliers"]), config["layers_per_block"]
     resolutions = [config["sample_size"] // 2**level for level in range(len(multipliers))]
@@ -119,14 +107,7 @@ def decoder_names(config: Mapping[str, Any]) -> list[OfficialTensor]:
 
 
 def encoder_names(config: Mapping[str, Any]) -> list[OfficialTensor]:
-    """The tensors of the encoder, official class `BeatGANsEncoderModel`.
-
-    Args:
-        config: Configuration of a `SemanticEncoderModel`, complete.
-
-    Returns:
-        As `decoder_names`; official names begin with "encoder.".
-    """
+    """Of a `SemanticEncoderModel`: official class `BeatGANsEncoderModel`; names begin with "encoder."."""
     depth, levels = config["layers_per_block"], len(config["channel_multipliers"])
     widths = [config["base_channels"] * multiplier for multiplier in config["channel_multipliers"]]
     tensors: list[OfficialTensor] = list(_pair("conv_in", "encoder.input_blocks.0.0"))
@@ -151,14 +132,7 @@ def encoder_names(config: Mapping[str, Any]) -> list[OfficialTensor]:
 
 
 def latent_code_model_names(config: Mapping[str, Any]) -> list[OfficialTensor]:
-    """The parameters of the latent code model, official class `MLPSkipNet`; its two statistics are not among them.
-
-    Args:
-        config: Configuration of a `LatentCodeModel`, complete.
-
-    Returns:
-        As `decoder_names`; official names begin with "latent_net.".
-    """
+    """Of a `LatentCodeModel` but its statistics: official class `MLPSkipNet`; names begin with "latent_net."."""
     tensors: list[OfficialTensor] = []
     for ours, official in (("linear_1", "0"), ("linear_2", "2")):
         tensors += _pair(f"time_embedding.{ours}", f"latent_net.time_embed.{official}")
@@ -167,20 +141,23 @@ def latent_code_model_names(config: Mapping[str, Any]) -> list[OfficialTensor]:
         official = f"latent_net.layers.{index}"
         tensors += _pair(f"layers.{index}.linear", f"{official}.linear")
         # One layer, registered under two names.
-        tensors += _pair(f"layers.{index}.time_projection", (f"{official}.linear_emb", f"{official}.cond_layers.1"))
+        tensors += _pair(f"layers.{index}.time_projection", f"{official}.linear_emb", f"{official}.cond_layers.1")
         tensors += _pair(f"layers.{index}.norm", f"{official}.norm")
     tensors += _pair("linear_out", f"latent_net.layers.{last}.linear")
     return tensors
 
 
 def attribute_classifier_names(config: Mapping[str, Any]) -> list[OfficialTensor]:
-    """The parameters of the attribute classifier; its two statistics are not among them.
-
-    Args:
-        config: Configuration of an `AttributeClassifier`; not used, there is nothing to choose.
-
-    Returns:
-        As `decoder_names`; official names are relative to "classifier." or "ema_classifier.".
-    """
-    del config
+    """Of an `AttributeClassifier` but its statistics; official names are relative to "classifier."."""
     return [OfficialTensor(f"linear.{kind}", (kind,)) for kind in ("weight", "bias")]
+
+
+# Component -> the tensors that a network of this (complete) configuration has.
+NAMES: dict[str, Callable[[Mapping[str, Any]], list[OfficialTensor]]] = {
+    "encoder": encoder_names,
+    "decoder": decoder_names,
+    "latent_code_model": latent_code_model_names,
+    "attribute_classifier": attribute_classifier_names,
+}
+# Official name -> ours, of the statistics that the last two have beside their parameters.
+STATISTICS = {"conds_mean": "latent_mean", "conds_std": "latent_std"}

@@ -35,9 +35,6 @@ def push_pipeline(
 
     Returns:
         The full id, "owner/name".
-
-    Raises:
-        ValueError: If the pipeline does not work, or the card is not there.
     """
     if card is not None and not Path(card).is_file():
         raise ValueError(f"card must be a Markdown file, got {card}")

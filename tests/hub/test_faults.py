@@ -1,0 +1,131 @@
+"""Loading and pushing through a Hub that misbehaves: one line, within seconds and bytes, nothing half-written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..hub_server import Client, HubServer
+
+NAME = "tester/tiny"
+
+
+@pytest.fixture(scope="module")
+def client(session_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """One whose patience is one second."""
+    home = tmp_path_factory.mktemp("impatient")
+    client = Client(session_hub, home, HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def stored(hub: HubServer, model: str) -> Iterator[str]:
+    hub.store(NAME, Path(model))
+    yield NAME
+    assert hub.sent_bytes < 200 * 2**20
+
+
+def assert_one_line(result: tuple[int, str, str]) -> None:
+    code, errors, _ = result
+    assert code == 2
+    assert errors.count("\n") == 1, errors
+    assert errors[:-1].isprintable()
+    assert "Traceback" not in errors
+
+
+def whole_files(cache: Path) -> list[str]:
+    return [path.name for path in cache.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".incomplete")]
+
+
+ENCODER = "^GET .*/encoder/.*safetensors"
+
+
+@pytest.mark.parametrize(
+    ("mode", "where"),
+    [
+        *((mode, "") for mode in ("silent", "closed", "endless", "slow", "nonsense", "redirected")),
+        *((mode, "") for mode in ("401", "404", "429", "500")),
+        *((mode, "/resolve/") for mode in ("hostile etag", "hostile commit")),
+    ],
+)
+def test_loading_from_a_hub_that_never_behaves(
+    mode: str, where: str, hub, client: Client, stored: str, tmp_path: Path
+) -> None:
+    hub.fault = (mode, where)
+    assert_one_line(client.run("download", stored, tmp_path / "cache"))
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".safetensors", ".incomplete")]
+    assert files == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache", "model"}, "a hostile name leads out of the cache"
+
+
+@pytest.mark.parametrize("mode", ["silent", "slow", "endless", "dropped", "truncated", "wrong content", "403", "500"])
+def test_loading_whose_weights_do_not_come(mode: str, hub, client: Client, stored: str, tmp_path: Path) -> None:
+    hub.fault = (mode, ENCODER)
+    assert_one_line(client.run("download", stored, tmp_path / "cache"))
+    assert all("encoder" not in str(path) for path in (tmp_path / "cache").rglob("*.safetensors") if path.exists())
+    hub.fault = None
+    code, _, output = client.run("download", stored, tmp_path / "cache")
+    assert code == 0
+    assert (Path(output.strip()) / "encoder" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_only_what_loading_reads_is_downloaded(hub, client: Client, stored: str, model: str, tmp_path: Path) -> None:
+    for name in ("stray.safetensors", "pytorch_model.bin", "other/config.json", "encoder/diffusion_pytorch_model.bin"):
+        path = Path(model) / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    fp16 = Path(model) / "encoder" / "diffusion_pytorch_model.fp16.safetensors"
+    fp16.write_bytes(fp16.with_name("diffusion_pytorch_model.safetensors").read_bytes())
+    hub.store(NAME, Path(model))
+    code, _, output = client.run("download", stored, tmp_path / "cache")
+    assert code == 0
+    folder = Path(output.strip())
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
+        "decoder/config.json",
+        "decoder/diffusion_pytorch_model.safetensors",
+        "encoder/config.json",
+        "encoder/diffusion_pytorch_model.safetensors",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+    ]
+
+
+def test_a_damaged_cached_file_is_fetched_anew(hub, client: Client, stored: str, tmp_path: Path) -> None:
+    folder = Path(client.run("download", stored, tmp_path / "cache")[2].strip())
+    for name in ("encoder/diffusion_pytorch_model.safetensors", "decoder/config.json", "model_index.json"):
+        path = folder / name
+        sound = path.read_bytes()
+        path.resolve().write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        assert client.run("download", stored, tmp_path / "cache")[0] == 0
+        assert path.read_bytes() == sound
+
+
+@pytest.mark.parametrize("mode", ["silent", "closed", "500"])
+def test_a_cached_pipeline_needs_no_hub(mode: str, hub, client: Client, stored: str, tmp_path: Path) -> None:
+    first = client.run("download", stored, tmp_path / "cache")
+    assert first[0] == 0
+    hub.fault = (mode, "")
+    assert client.run("download", stored, tmp_path / "cache") == first
+
+
+@pytest.mark.parametrize(
+    ("where", "mode"),
+    [
+        *(("/api/repos/create", mode) for mode in ("silent", "nonsense", "401", "500")),
+        *(("/large/|info/lfs", mode) for mode in ("silent", "dropped", "403")),
+        ("PUT /large/", "endless"),
+        *(("/commit/", mode) for mode in ("silent", "redirected", "429")),
+    ],
+)
+def test_pushing_to_a_hub_that_misbehaves(mode: str, where: str, hub, client: Client, stored: str, model: str) -> None:
+    before = [identity for identity, _, _ in hub.repositories[NAME].commits]
+    hub.fault = (mode, where)
+    result = client.run("push", model, NAME)
+    if mode == "401":  # that it exists is asked next
+        assert result[0] == 0
+    else:
+        assert_one_line(result)
+        assert [identity for identity, _, _ in hub.repositories[NAME].commits] == before
