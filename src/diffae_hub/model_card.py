@@ -212,7 +212,7 @@ def figures_of_run(
 def results_of_evaluation(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The results of an evaluation's report.json, for [`render_model_card`]."""
     where = {"dataset": report["dataset"], "split": report.get("split")}
-    where["note"] = f"{report['num_images']:,} images, {report['num_inference_steps']} DDIM steps"
+    where["note"] = f"{report['num_images']:,} images, {report['steps']} DDIM steps"
     results = []
     for mode in report["modes"]:
         for metric, figure in report["results"][mode].items():
