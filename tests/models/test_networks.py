@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -154,6 +155,16 @@ def test_half_precision_follows_float32(tiny_encoder, tiny_decoder, dtype: torch
     assert (actual.float() - expected).norm() / expected.norm() < tolerance
 
 
+def test_layerwise_casting_follows_float32(tiny_decoder) -> None:
+    """diffusers stores the weights in one dtype and computes in another."""
+    arguments = (torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([999.0, 3.0]), torch.randn(2, 8))
+    expected = tiny_decoder(*arguments).sample
+    tiny_decoder.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    actual = tiny_decoder(*arguments).sample
+    assert actual.dtype == torch.float32
+    assert (actual - expected).norm() / expected.norm() < 0.06
+
+
 def test_compile_without_graph_breaks(tiny_encoder, tiny_decoder) -> None:
     # backend="eager" runs the captured graph: what is tested is that one whole graph is captured.
     images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([700.0, 10.0])
@@ -167,17 +178,6 @@ def test_compile_without_graph_breaks(tiny_encoder, tiny_decoder) -> None:
     torch.testing.assert_close(compiled(images, timestep), expected)
     with torch.no_grad():  # another graph: activations in place
         torch.testing.assert_close(compiled(images, timestep), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_layerwise_casting_follows_float32(tiny_decoder) -> None:
-    """diffusers stores the weights in one dtype and computes in another."""
-    images, timestep, codes = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([999.0, 3.0]), torch.randn(2, 8)
-    expected = tiny_decoder(images, timestep, codes).sample
-    tiny_decoder.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
-    assert tiny_decoder.time_embedding.linear_1.weight.dtype == torch.bfloat16
-    actual = tiny_decoder(images, timestep, codes).sample
-    assert actual.dtype == torch.float32
-    assert (actual - expected).norm() / expected.norm() < 0.06
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_encoder, tiny_decoder) -> None:
@@ -212,13 +212,8 @@ def test_every_output_depends_on_image_time_and_code(tiny_decoder) -> None:
     reference = tiny_decoder(images, 500, codes).sample
     for changed in ((images + 0.1, 500, codes), (images, 510, codes), (images, 500, codes + 0.1)):
         assert (tiny_decoder(*changed).sample - reference).abs().mean() > 1e-4
-
-
-def test_prepared_latent_gives_the_same_prediction(tiny_decoder) -> None:
-    images, codes = torch.rand(2, 3, 16, 16), torch.randn(2, 8)
     conditioning = tiny_decoder.prepare_latent(codes)
-    expected = tiny_decoder(images, 500, codes).sample
-    assert torch.equal(tiny_decoder(images, 500, None, latent_conditioning=conditioning).sample, expected)
+    assert torch.equal(tiny_decoder(images, 500, None, latent_conditioning=conditioning).sample, reference)
 
 
 def test_flatten_head_keeps_position_and_pooling_does_not() -> None:
@@ -258,34 +253,23 @@ def test_spatial_projection_adds_position(latent_spatial_size: int) -> None:
         ("channel_multipliers", (1, 0)),
         ("attention_resolutions", (0,)),
         ("layers_per_block", 65),
-        ("norm_num_groups", 0),
         ("norm_num_groups", 3),
         ("norm_eps", math.nan),
         ("dropout", 1.0),
         ("num_attention_heads", 3),
         ("latent_dim", 2_000_000),
         ("patch_size", 0),
+        ("latent_head", "mean"),
+        ("time_embed_dim", 0),
+        ("latent_mlp_layers", -1),
+        ("latent_spatial_size", 4),
     ],
 )
-@pytest.mark.parametrize("model_class", [SemanticEncoderModel, ConditionedUNet2DModel])
-def test_bad_configuration(model_class, argument: str, value) -> None:
-    with pytest.raises(ValueError, match=argument):
-        model_class(**{**TINY, argument: value})
-
-
-@pytest.mark.parametrize(
-    ("model_class", "name", "value"),
-    [
-        (ConditionedUNet2DModel, "out_channels", 0),
-        (ConditionedUNet2DModel, "time_embed_dim", 0),
-        (ConditionedUNet2DModel, "latent_mlp_layers", -1),
-        (ConditionedUNet2DModel, "latent_spatial_size", 4),
-        (SemanticEncoderModel, "latent_head", "mean"),
-    ],
-)
-def test_bad_options(model_class, name: str, value) -> None:
-    with pytest.raises(ValueError, match=name):
-        model_class(**{**TINY, name: value})
+def test_bad_configuration(argument: str, value) -> None:
+    for model_class in (SemanticEncoderModel, ConditionedUNet2DModel):
+        if argument in inspect.signature(model_class).parameters:
+            with pytest.raises(ValueError, match=argument):
+                model_class(**{**TINY, argument: value})
 
 
 def test_bad_shapes(tiny_encoder, tiny_decoder) -> None:
@@ -324,17 +308,9 @@ def test_encoder_gradient_is_zero_for_two_steps_then_not() -> None:
 
 def test_patches_are_channels_of_a_smaller_image(rng: torch.Generator) -> None:
     """With `patch_size=2` a network is the one of four times the channels on the rearranged image."""
-    small = {"base_channels": 8, "channel_multipliers": (1, 2), "layers_per_block": 1, "norm_num_groups": 4}
     image, code = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 6, generator=rng)
     corners = torch.cat([image[:, c : c + 1, i::2, j::2] for c in range(3) for i in (0, 1) for j in (0, 1)], dim=1)
-    patched = {
-        "sample_size": 16,
-        "patch_size": 2,
-        "latent_dim": 6,
-        "dropout": 0.0,
-        "attention_resolutions": (4,),
-        **small,
-    }
+    patched = TINY | {"patch_size": 2, "latent_dim": 6, "dropout": 0.0, "attention_resolutions": (4,)}
     plain = {**patched, "sample_size": 8, "patch_size": 1, "in_channels": 12}
 
     encoder, same_encoder = SemanticEncoderModel(**patched), SemanticEncoderModel(**plain)

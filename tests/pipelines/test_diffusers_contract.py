@@ -160,13 +160,6 @@ def test_interrupt_skips_the_rest_of_one_call(tiny_pipeline, images) -> None:
     assert not torch.equal(run(tiny_pipeline, images, num_inference_steps=5), output)
 
 
-def test_progress_bars_have_names(tiny_pipeline, images, capfd) -> None:
-    tiny_pipeline.set_progress_bar_config(disable=False)
-    tiny_pipeline(images, mode="inversion", num_inference_steps=2)
-    text = capfd.readouterr().err
-    assert all(f"{name}: 100%" in text for name in ("encode", "invert", "decode"))
-
-
 def test_components_and_from_pipe(tiny_pipeline, images) -> None:
     expected = run(tiny_pipeline, images)
     assert {"encoder", "decoder", "scheduler"} <= set(tiny_pipeline.components)
@@ -203,19 +196,19 @@ def test_compiled_or_in_channels_last(tiny_pipeline, images, tmp_path: Path) -> 
 # ---- diffusers' own schedulers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", [DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
-def test_diffusers_solvers_decode_to_the_same_image(tiny_pipeline, images, solver: type) -> None:
+def test_diffusers_solvers_decode_to_the_same_image(tiny_pipeline, images) -> None:
     code, noise = tiny_pipeline.encode(images), torch.randn(2, 3, 16, 16, generator=seeded(1))
-    inverted = tiny_pipeline.invert(images, num_inference_steps=10)
+    inverted = tiny_pipeline.invert(images, num_inference_steps=5)
 
     def decode(steps: int) -> torch.Tensor:
         return tiny_pipeline.decode(code, noise, num_inference_steps=steps, output_type="latent").images
 
-    converged = decode(400)
-    tiny_pipeline.scheduler = solver.from_config(tiny_pipeline.scheduler.config)
-    assert float((decode(100) - converged).std() / converged.std()) < 0.15
-    # Inversion walks the trained schedule, whatever decodes.
-    assert torch.equal(tiny_pipeline.invert(images, num_inference_steps=10), inverted)
+    converged, config = decode(400), tiny_pipeline.scheduler.config
+    for solver in (DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler):
+        tiny_pipeline.scheduler = solver.from_config(config)
+        assert float((decode(100) - converged).std() / converged.std()) < 0.15
+        # Inversion walks the trained schedule, whatever decodes.
+        assert torch.equal(tiny_pipeline.invert(images, num_inference_steps=5), inverted)
 
 
 def test_a_scheduler_of_another_schedule_is_refused(tiny_pipeline, images) -> None:

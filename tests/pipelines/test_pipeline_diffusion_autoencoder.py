@@ -68,7 +68,7 @@ def test_plain_inversion_then_decoding_approaches_the_image(tiny_pipeline, image
 
 def test_a_tolerance_makes_the_round_trip_exact(tiny_pipeline, images) -> None:
     def error(**options: float) -> float:
-        output = tiny_pipeline(images, mode="inversion", num_inference_steps=20, output_type="latent", **options)
+        output = tiny_pipeline(images, mode="inversion", num_inference_steps=10, output_type="latent", **options)
         return float((output.images / 2 + 0.5 - images).abs().max())
 
     assert error(tolerance=1e-6) < 1e-5 < error()
@@ -176,7 +176,7 @@ def test_tiles_invert_exactly_in_batches_and_pictures_keep_their_size(tiny_pipel
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (26, 37, 3), dtype=np.uint8))
     monkeypatch.setattr("diffae_hub.pipelines.stages.BATCH_SIZE", 4)
     tiny_pipeline.enable_tiling()
-    options = {"mode": "inversion", "num_inference_steps": 20, "tolerance": 1e-6}
+    options = {"mode": "inversion", "num_inference_steps": 10, "tolerance": 1e-6}
     np.testing.assert_array_equal(tiny_pipeline(picture, **options).images[0], picture)
     small = tiny_pipeline(picture.resize((10, 40)), num_inference_steps=1).images[0]
     assert small.size == (16, 16)  # does not cover a tile

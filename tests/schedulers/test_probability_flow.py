@@ -115,15 +115,6 @@ def test_order_of_round_trips(schedule, scaling_factor, ratios, prediction_type)
         assert 1.9 < orders["predictor_corrector"] < 3.1
 
 
-@pytest.mark.parametrize("schedule, scaling_factor, ratios", SCHEDULES)
-def test_x_and_v_prediction_are_the_same_walk(schedule, scaling_factor, ratios):
-    ends = [
-        walk(VPDDIMScheduler(1000, schedule, scaling_factor, prediction_type), STARTS, 20)
-        for prediction_type in ("v_prediction", "sample")
-    ]
-    torch.testing.assert_close(*ends, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 def test_one_step_from_pure_noise_is_the_mean(prediction_type):
     """At t = 1 the optimal estimate of x_0 does not depend on the noise, and dividing by alpha would give NaN."""

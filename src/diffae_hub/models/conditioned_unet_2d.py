@@ -66,12 +66,10 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         time_embed_dim: Width of the time embedding.
         latent_scale_shift: Whether the latent code gives a scale and a shift (the paper) or a scale only (official).
         latent_mlp_layers: Linear layers of an MLP (SiLU between) applied to the latent code first; 0 for none.
-        latent_spatial_size: If given, the latent code is also projected to a feature map of this height and width,
-            which is added where the up path enters that resolution. Fixes the image size to `sample_size`. Beyond the
-            paper.
-        patch_size: Pixels per side that the network treats as one (space to depth before the stem, depth to space
-            after the last layer): the feature maps have `sample_size / patch_size` pixels, and the resolutions above
-            count those. Beyond the paper.
+        latent_spatial_size: Height and width of a feature map to which the latent code is projected too, and which is
+            added where the up path enters that resolution. Fixes the image size to `sample_size`. Beyond the paper.
+        patch_size: Pixels per side that the network treats as one (space to depth, and back): the feature maps have
+            `sample_size / patch_size` pixels, and the resolutions above count those. Beyond the paper.
     """
 
     __module__ = "diffae_hub"
@@ -200,7 +198,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             latent_conditioning: Result of [`~ConditionedUNet2DModel.prepare_latent`]; takes the place of `latent_code`.
         """
         spatial_size = self.config.latent_spatial_size
-        check_images(sample, self.downsampling_factor, None if spatial_size is None else self.config.sample_size)
+        check_images(sample, self.downsampling_factor, self.config.sample_size if spatial_size else None)
         if latent_conditioning is None:
             latent_conditioning = self.prepare_latent(latent_code)
         if len(latent_conditioning.modulations[0]) != len(sample):
@@ -208,8 +206,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 f"latent_code must have one row per image, {len(sample)}, got {len(latent_conditioning.modulations[0])}"
             )
         time = F.silu(self.time_embedding(timestep, len(sample), like=sample))
-        downs = len(self.down_residuals)
-        modulations = latent_conditioning.modulations
+        downs, modulations = len(self.down_residuals), latent_conditioning.modulations
         down, middle, up = modulations[:downs], modulations[downs : downs + 2], modulations[downs + 2 :]
 
         hidden = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))

@@ -34,13 +34,7 @@ StepCallback = tuple[CallbackFunction | None, Sequence[str]]  # and the names of
 class DiffusionAutoencoderStages(DiffusionPipeline):
     """What the public methods of `DiffusionAutoencoderPipeline` share. All but `check_inputs` trust their callers."""
 
-    _callback_tensor_inputs = ["sample", "latent_code"]
-    _interrupt = False
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether a callback has asked to skip the rest of this call's updates."""
-        return self._interrupt
+    _interrupt = False  # whether a callback has asked to skip the rest of this call's updates
 
     def check_inputs(
         self,
@@ -61,15 +55,16 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         copy.deepcopy(self.scheduler).set_timesteps(num_inference_steps)
         if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
             raise ValueError(f"generator must be one generator or a list of {batch_size}, got {len(generator)}")
-        width, factor = self.decoder.config.latent_dim, self.decoder.downsampling_factor
+        width, channels = self.decoder.config.latent_dim, self.decoder.config.in_channels
         if latent_code is not None and (latent_code.shape != (batch_size, width) or not batch_size):
-            shape = tuple(latent_code.shape)
-            raise ValueError(f"latent_code must have one row of {width} values per image, got shape {shape}")
+            raise ValueError(f"latent_code must have shape (batch, {width}), got {tuple(latent_code.shape)}")
         if noise is not None:
-            shape, channels = tuple(noise.shape), self.decoder.config.in_channels
+            shape, factor = tuple(noise.shape), self.decoder.downsampling_factor
             if len(shape) != 4 or shape[:2] != (batch_size, channels) or shape[2] % factor or shape[3] % factor:
-                size = f"height, width) with a height and width divisible by {factor}"
-                raise ValueError(f"noise must have shape ({batch_size}, {channels}, {size}, got {shape}")
+                raise ValueError(
+                    f"noise must have shape ({batch_size}, {channels}, height, width), height and width divisible by "
+                    f"{factor}, got {shape}"
+                )
         for name, tensor in (("latent_code", latent_code), ("noise", noise)):
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} must be finite, got NaN or infinity")
@@ -142,7 +137,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         sample = sample * scheduler.init_noise_sigma
         with self._progress(name, len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
-                if self.interrupt:
+                if self._interrupt:
                     continue
                 # 1. noise, x_0 or velocity
                 model_input = scheduler.scale_model_input(sample, timestep)

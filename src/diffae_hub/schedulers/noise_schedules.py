@@ -16,11 +16,6 @@ import torch.nn.functional as F
 
 NOISE_SCHEDULES = ("shifted_cosine", "linear_beta", "inverted", "constant_beta")
 
-LINEAR_BETA_STEPS = 1000
-LINEAR_BETA_START = 1e-4
-LINEAR_BETA_END = 0.02
-CONSTANT_BETA = 0.008
-CONSTANT_BETA_STEPS = 1000
 # diffusers' solvers divide by alpha: the smallest alpha^2 that they give themselves.
 SMALLEST_ALPHA_BAR = 2**-24
 
@@ -52,8 +47,8 @@ def linear_beta(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     t = t.to(torch.float64)
     table = _log_alpha_bar_table(t.device)
-    position = t * LINEAR_BETA_STEPS
-    lower = position.floor().clamp(0, LINEAR_BETA_STEPS - 1).long()
+    position = t * 1000
+    lower = position.floor().clamp(0, 999).long()
     log_alpha_bar = table[lower] + (position - lower) * (table[lower + 1] - table[lower])
     # sigma^2 = 1 - exp(log_alpha_bar), kept to full relative precision where log_alpha_bar is close to 0.
     return torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))
@@ -62,7 +57,7 @@ def linear_beta(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @functools.lru_cache(maxsize=8)
 def _log_alpha_bar_table(device: torch.device) -> torch.Tensor:
     """log(alpha_{k/1000}^2) for k = 0..1000, float64."""
-    betas = torch.linspace(LINEAR_BETA_START, LINEAR_BETA_END, LINEAR_BETA_STEPS, dtype=torch.float64)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     return F.pad(torch.cumsum(torch.log1p(-betas), dim=0), (1, 0)).to(device)
 
 
@@ -83,7 +78,7 @@ def constant_beta(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     It never reaches pure noise: alpha_1 = 0.0180.
     """
-    log_alpha_bar = t.to(torch.float64) * (CONSTANT_BETA_STEPS * math.log1p(-CONSTANT_BETA))
+    log_alpha_bar = t.to(torch.float64) * (1000 * math.log1p(-0.008))
     return torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))
 
 
