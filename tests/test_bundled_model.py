@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
@@ -34,51 +32,30 @@ def psnr(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     return peak_signal_to_noise_ratio((images / 2 + 0.5).clamp(0, 1), references / 2 + 0.5)
 
 
-def test_names_and_size() -> None:
+def test_is_what_the_preset_says(pipeline: DiffusionAutoencoderPipeline) -> None:
     assert list_models() == [NAME]
     assert sum(file.stat().st_size for file in bundled_model_path(NAME).rglob("*.safetensors")) < 30e6
-    with pytest.raises(ValueError, match=r"name must be one of the bundled models \['cifar10-32-small'\], got 'x'"):
+    with pytest.raises(ValueError, match=f"name.*{NAME}"):
         bundled_model_path("x")
-
-
-def test_is_what_the_preset_says(pipeline: DiffusionAutoencoderPipeline) -> None:
     preset = preset_named(NAME)
     for model, configuration in ((pipeline.encoder, preset.encoder), (pipeline.decoder, preset.decoder)):
         for key, value in configuration.items():
             assert model.config[key] == (list(value) if isinstance(value, tuple) else value)
-    assert (pipeline.scheduler.config.noise_schedule, pipeline.scheduler.config.scaling_factor) == (
-        "shifted_cosine",
-        4.0,
-    )
-    assert pipeline.scheduler.config.prediction_type == "v_prediction"
-
-
-def test_round_trip_is_bit_equal(
-    pipeline: DiffusionAutoencoderPipeline, photographs: torch.Tensor, tmp_path: Path
-) -> None:
-    pipeline.save_pretrained(tmp_path)
-    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
-    for mode in ("stochastic", "inversion"):
-        first, second = (
-            pipe(
-                photographs / 2 + 0.5, mode=mode, num_inference_steps=2, generator=torch.Generator().manual_seed(0),
-                output_type="latent",
-            ).images
-            for pipe in (pipeline, loaded)
-        )  # fmt: skip
-        assert torch.equal(first, second)
+    config = pipeline.scheduler.config
+    assert (config.noise_schedule, config.scaling_factor, config.prediction_type) == (
+        "shifted_cosine", 4.0, "v_prediction",
+    )  # fmt: skip
 
 
 def test_inversion_is_nearly_exact(pipeline: DiffusionAutoencoderPipeline, photographs: torch.Tensor) -> None:
-    output = pipeline(photographs / 2 + 0.5, mode="inversion", num_inference_steps=50, output_type="latent")
+    output = pipeline(photographs / 2 + 0.5, mode="inversion", num_inference_steps=30, output_type="latent")
     assert (psnr(output.images, photographs) > 35).all()
 
 
 def test_stochastic_reconstruction_beats_the_mean_colour_and_another_images_code(
     pipeline: DiffusionAutoencoderPipeline, photographs: torch.Tensor
 ) -> None:
-    options = {"num_inference_steps": 20, "output_type": "latent"}
+    options = {"num_inference_steps": 10, "output_type": "latent"}
     output = pipeline(photographs / 2 + 0.5, generator=torch.Generator().manual_seed(0), **options)
     own = psnr(output.images, photographs)
     mean_colour = psnr(photographs.mean(dim=(2, 3), keepdim=True).expand_as(photographs), photographs)

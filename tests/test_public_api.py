@@ -35,14 +35,12 @@ def test_names_are_frozen() -> None:
     assert set(dir(diffae_hub)) >= FROZEN
 
 
-@pytest.mark.parametrize("name", sorted(name for name in FROZEN if name.startswith(OURS)))
-def test_classes_say_that_they_live_in_the_flat_package(name: str) -> None:
+def test_classes_say_that_they_live_in_the_flat_package() -> None:
     # model_index.json records __module__: published pipelines must not depend on where a file lies.
-    assert getattr(diffae_hub, name).__module__ == "diffae_hub"
-
-
-def test_unknown_name() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+    for name in FROZEN:
+        if name.startswith(OURS):
+            assert getattr(diffae_hub, name).__module__ == "diffae_hub"
+    with pytest.raises(AttributeError, match="Nonsense"):
         diffae_hub.Nonsense  # noqa: B018
 
 

@@ -1,15 +1,17 @@
-"""The attribute classifier: its arithmetic against plain torch in float64, saving, and bad input."""
+"""The attribute classifier: arithmetic in float64, directions planted in synthetic codes, and bad input."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from diffae_hub import AttributeClassifier
 
 NAMES = ["Young", "Smiling", "Bald"]
+SCALE = np.linspace(0.5, 3, 16)
 
 
 @pytest.fixture
@@ -21,36 +23,19 @@ def classifier() -> AttributeClassifier:
     return model
 
 
-def test_logits_in_float64(classifier: AttributeClassifier) -> None:
+def test_logits_and_editing_in_float64(classifier: AttributeClassifier) -> None:
     code = torch.randn(4, 6)
     w = {name: tensor.double() for name, tensor in classifier.state_dict().items()}
-    expected = (code.double() - w["latent_mean"]) / w["latent_std"] @ w["linear.weight"].T + w["linear.bias"]
-    torch.testing.assert_close(classifier(code).logits.double(), expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(classifier(code, return_dict=False)[0], classifier(code).logits)
-
-
-@pytest.mark.parametrize("strength", [0.3, -1, 0])
-def test_editing_in_float64(classifier: AttributeClassifier, strength: float) -> None:
-    code = torch.randn(4, 6)
-    w = {name: tensor.double() for name, tensor in classifier.state_dict().items()}
-    row = w["linear.weight"][1]
-    direction = row / row.square().sum().sqrt()
     normalized = (code.double() - w["latent_mean"]) / w["latent_std"]
-    expected = (normalized + strength * math.sqrt(6) * direction) * w["latent_std"] + w["latent_mean"]
-    edited = classifier.edit(code, "Smiling", strength)
-    torch.testing.assert_close(edited.double(), expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(classifier.edit(code, 1, strength), edited)
-    # The logit moves by strength sqrt(D) |w|.
-    moved = classifier(edited).logits[:, 1] - classifier(code).logits[:, 1]
-    torch.testing.assert_close(
-        moved.double(), torch.full((4,), strength * math.sqrt(6)).double() * row.norm(), atol=1e-5, rtol=0
-    )
-
-
-def test_edited_codes_have_no_gradient(classifier: AttributeClassifier) -> None:
-    code = torch.randn(2, 6, requires_grad=True)
-    assert classifier(code).logits.requires_grad
-    assert not classifier.edit(code, 0).requires_grad
+    expected = normalized @ w["linear.weight"].T + w["linear.bias"]
+    torch.testing.assert_close(classifier(code).logits.double(), expected, atol=1e-5, rtol=1e-5)
+    direction = w["linear.weight"][1] / w["linear.weight"][1].square().sum().sqrt()
+    for strength in (0.3, -1):
+        expected = (normalized + strength * math.sqrt(6) * direction) * w["latent_std"] + w["latent_mean"]
+        edited = classifier.edit(code, "Smiling", strength)
+        torch.testing.assert_close(edited.double(), expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(classifier.edit(code, 1, strength), edited)
+    assert not classifier.edit(code.requires_grad_(), 0).requires_grad
 
 
 def test_editing_while_the_weights_are_offloaded(classifier: AttributeClassifier) -> None:
@@ -73,21 +58,6 @@ def test_editing_while_the_weights_are_offloaded(classifier: AttributeClassifier
     cpu_offload(classifier, torch.device("cpu"))  # sequential offloading
     assert classifier.linear.weight.is_meta
     assert torch.equal(classifier.edit(code, 1), expected)
-    assert classifier.linear.weight.is_meta
-
-
-def test_saved_and_loaded(classifier: AttributeClassifier, tmp_path) -> None:
-    classifier.save_pretrained(tmp_path)
-    loaded = AttributeClassifier.from_pretrained(tmp_path)
-    assert list(loaded.config.attribute_names) == NAMES
-    for name, tensor in classifier.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor)
-    code = torch.randn(2, 6)
-    assert torch.equal(loaded.edit(code, "Bald"), classifier.edit(code, 2))
-
-
-def test_it_lives_in_the_flat_package() -> None:
-    assert AttributeClassifier.__module__ == "diffae_hub"
 
 
 def test_official_size() -> None:
@@ -115,41 +85,100 @@ def test_bad_configuration(options: dict, name: str) -> None:
         AttributeClassifier(**options)
 
 
-@pytest.mark.parametrize(
-    ("attribute", "strength", "name"),
-    [(3, 0.3, "attribute"), (-1, 0.3, "attribute"), ("Happy", 0.3, "Young, Smiling, Bald"), (0, math.inf, "strength")],
-)
-def test_bad_edits(classifier: AttributeClassifier, attribute, strength: float, name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        classifier.edit(torch.zeros(1, 6), attribute, strength)
-
-
-def test_bad_codes_and_a_classifier_without_names(classifier: AttributeClassifier) -> None:
-    for code in (torch.zeros(2, 7), torch.zeros(2, 1), torch.zeros(6)):
+def test_bad_edits(classifier: AttributeClassifier) -> None:
+    code = torch.zeros(1, 6)
+    for attribute in (3, -1, "Happy"):
+        with pytest.raises(ValueError, match="attribute.*Young"):
+            classifier.edit(code, attribute)
+    with pytest.raises(ValueError, match="strength"):
+        classifier.edit(code, 0, math.inf)
+    for wrong in (torch.zeros(2, 7), torch.zeros(2, 1), torch.zeros(6)):
         for method in (classifier, lambda code: classifier.edit(code, 0)):
             with pytest.raises(ValueError, match="latent_code"):
-                method(code)
-    with pytest.raises(ValueError, match="attribute"):
-        AttributeClassifier(6, 3).edit(torch.zeros(1, 6), "Smiling")
+                method(wrong)
 
 
-def test_fitting_labels_and_saving_what_was_measured(tmp_path) -> None:
-    rng = torch.Generator().manual_seed(0)
-    codes = torch.randn(600, 6, generator=rng) * torch.tensor([1.0, 2, 3, 4, 5, 6]) + 1
-    labels = torch.stack([codes[:, 2] > 1, codes[:, 5] + codes[:, 4] > 2], dim=1)
-    fitted = AttributeClassifier.fit(codes, labels, ["third", "last two"])
-    fitted.save_pretrained(tmp_path)
-    loaded = AttributeClassifier.from_pretrained(tmp_path)
-    assert loaded.config.attribute_names == ["third", "last two"]
-    assert all(score["auroc"] > 0.99 for score in loaded.config.attribute_scores)
-    assert float(((loaded(codes).logits > 0) == labels).float().mean()) > 0.97
-    moved = loaded.edit(codes, "third", 0.5) - codes
-    assert float(moved[:, 2].min()) > 0.9 * 0.5 * 6**0.5 * float(codes[:, 2].std())
-    assert float(moved[:, [0, 1, 3]].abs().max()) < 0.4 * float(moved[:, 2].min())
+# ---- fitting ---------------------------------------------------------------------------------------------------------
 
 
-def test_principal_directions_have_names() -> None:
-    codes = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    classifier = AttributeClassifier.principal_directions(codes, 2)
-    assert classifier.config.attribute_names == ["component 0", "component 1"]
-    assert classifier.config.attribute_scores[0]["variance"] >= classifier.config.attribute_scores[1]["variance"]
+@pytest.fixture(scope="module")
+def codes() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2000, 16)) * SCALE + 5
+
+
+def cosine(first: torch.Tensor, second: np.ndarray) -> float:
+    return float(first.detach().numpy() @ second / np.linalg.norm(first.detach()) / np.linalg.norm(second))
+
+
+@pytest.mark.parametrize("method", ["logistic", "svm", "means"])
+def test_a_planted_direction_is_found_and_saved(codes: np.ndarray, method: str, tmp_path) -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=(2, 16))
+    truth[1] -= truth[1] @ truth[0] / (truth[0] @ truth[0]) * truth[0]
+    labels = ((codes - 5) / SCALE) @ truth.T + 0.3 * rng.normal(size=(2000, 2)) > 0
+    AttributeClassifier.fit(codes, labels, ["first", "second"], method=method).save_pretrained(tmp_path)
+    fitted = AttributeClassifier.from_pretrained(tmp_path)
+    assert fitted.config.attribute_names == ["first", "second"]
+    for row, wanted, score in zip(fitted.linear.weight, truth, fitted.config.attribute_scores, strict=True):
+        assert cosine(row, wanted) > 0.98
+        assert score["accuracy"] > 0.9
+        assert score["auroc"] > 0.97
+    np.testing.assert_allclose(fitted.latent_mean, codes.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(fitted.latent_std, codes.std(axis=0), rtol=1e-6)
+    found = fitted(torch.as_tensor(codes, dtype=torch.float32)).logits > 0
+    assert float((found == torch.as_tensor(labels)).float().mean()) > 0.9
+
+
+def test_numbers_by_ridge(codes: np.ndarray) -> None:
+    truth = np.random.default_rng(2).normal(size=16)
+    fitted = AttributeClassifier.fit(codes, (codes - 5) / SCALE @ truth + 40, ["age"], method="ridge")
+    assert cosine(fitted.linear.weight[0], truth) > 0.999
+    assert fitted.config.attribute_scores[0]["r2"] > 0.999
+    assert float(fitted.linear.bias[0]) == pytest.approx(40, abs=0.3)
+
+
+def test_classes_become_attributes(codes: np.ndarray) -> None:
+    kinds = np.array(["cat", "dog", "bird"])[codes[:, :3].argmax(axis=1)]
+    assert AttributeClassifier.fit(codes, kinds, method="means").config.attribute_names == ["bird", "cat", "dog"]
+    two = AttributeClassifier.fit(codes, np.where(codes[:, 0] > 5, "up", "down"), method="means")
+    assert two.config.attribute_names == ["up"]
+    assert two.linear.weight[0].argmax() == 0
+
+
+def test_relatives_stay_together(codes: np.ndarray) -> None:
+    """Copies of a code with a random label: whoever sees one copy knows the other's."""
+    labels = np.random.default_rng(3).integers(0, 2, 40)
+    given = {"codes": np.tile(codes[:40], (2, 1)), "labels": np.tile(labels, 2), "method": "svm", "seed": 1}
+    alone, together = (
+        AttributeClassifier.fit(**given, groups=groups).config.attribute_scores[0]["auroc"]
+        for groups in (None, np.tile(np.arange(40), 2))
+    )
+    assert alone > together + 0.1
+
+
+def test_principal_directions_are_the_eigenvectors(codes: np.ndarray) -> None:
+    mixed = codes @ np.random.default_rng(4).normal(size=(16, 16))
+    fitted = AttributeClassifier.principal_directions(mixed, 3)
+    assert fitted.config.attribute_names == ["component 0", "component 1", "component 2"]
+    values, vectors = np.linalg.eigh(np.corrcoef(mixed.T))
+    for index in range(3):
+        assert abs(cosine(fitted.linear.weight[index], vectors[:, -1 - index])) > 0.999
+        assert fitted.config.attribute_scores[index]["variance"] == pytest.approx(values[-1 - index] / 16, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("labels", {"labels": np.zeros(10)}),
+        ("labels", {"labels": np.zeros(2000)}),
+        ("labels", {"labels": np.arange(4000).reshape(2000, 2)}),
+        ("names", {"names": ["one", "two"]}),
+        ("method", {"method": "guess"}),
+        ("held_out", {"held_out": 1.0}),
+        ("codes", {"codes": np.full((2000, 16), np.nan)}),
+        ("codes", {"codes": np.zeros(16)}),
+    ],
+)
+def test_bad_labels_and_codes_are_named(codes: np.ndarray, name: str, change: dict) -> None:
+    with pytest.raises(ValueError, match=name):
+        AttributeClassifier.fit(**{"codes": codes, "labels": codes[:, 0] > 5, **change})

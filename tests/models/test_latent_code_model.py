@@ -69,15 +69,8 @@ def test_timesteps_are_numbers_scalars_or_one_per_code() -> None:
 def test_it_compiles_without_graph_breaks() -> None:
     model = randomize(LatentCodeModel(**TINY))
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    z = torch.randn(3, 6)
-    for timestep in (torch.tensor(40), torch.tensor([0, 40, 999])):
-        assert torch.equal(compiled(z, timestep).sample, model(z, timestep).sample)
-
-
-@pytest.mark.parametrize("timestep", [torch.zeros(2), torch.zeros(3, 1)])
-def test_bad_timesteps(timestep: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="timestep"):
-        LatentCodeModel(**TINY)(torch.zeros(3, 6), timestep)
+    z, timestep = torch.randn(3, 6), torch.tensor([0, 40, 999])
+    assert torch.equal(compiled(z, timestep).sample, model(z, timestep).sample)
 
 
 @pytest.mark.parametrize("name", list(TINY))
@@ -87,8 +80,7 @@ def test_bad_configuration(name: str, value: int) -> None:
         LatentCodeModel(**{**TINY, name: value})
 
 
-def test_the_smallest_model() -> None:
-    model = randomize(LatentCodeModel(1, 1, 2, 2, 1))
-    assert model(torch.zeros(2, 1), 5).sample.isfinite().all()
-    with pytest.raises(ValueError, match="num_layers"):
-        LatentCodeModel(num_layers=1)
+def test_bad_timesteps() -> None:
+    for timestep in (torch.zeros(2), torch.zeros(3, 1)):
+        with pytest.raises(ValueError, match="timestep"):
+            LatentCodeModel(**TINY)(torch.zeros(3, 6), timestep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -40,26 +41,20 @@ def count_parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", OFFICIAL_PARAMETERS)
-def test_official_parameter_counts(name: str) -> None:
+def test_official_parameter_counts() -> None:
     with torch.device("meta"):
-        decoder, encoder = PRESETS[name].build_decoder(), PRESETS[name].build_encoder()
-    assert (count_parameters(decoder), count_parameters(encoder)) == OFFICIAL_PARAMETERS[name]
+        for name, expected in OFFICIAL_PARAMETERS.items():
+            decoder, encoder = PRESETS[name].build_decoder(), PRESETS[name].build_encoder()
+            assert (count_parameters(decoder), count_parameters(encoder)) == expected
+        assert count_parameters(ConditionedUNet2DModel()) == 138_341_891
+        assert count_parameters(SemanticEncoderModel()) == 30_150_400
 
 
 @pytest.mark.parametrize("name", PAPER_SIZES)
 def test_paper_sizes(name: str) -> None:
     with torch.device("meta"):
-        sizes = [
-            4 * count_parameters(m) / 1.024e6 for m in (PRESETS[name].build_decoder(), PRESETS[name].build_encoder())
-        ]
-    assert sizes == pytest.approx(PAPER_SIZES[name], rel=0.01)
-
-
-def test_defaults_are_the_official_network() -> None:
-    with torch.device("meta"):
-        assert count_parameters(ConditionedUNet2DModel()) == 138_341_891
-        assert count_parameters(SemanticEncoderModel()) == 30_150_400
+        models = (PRESETS[name].build_decoder(), PRESETS[name].build_encoder())
+    assert [4 * count_parameters(model) / 1.024e6 for model in models] == pytest.approx(PAPER_SIZES[name], rel=0.01)
 
 
 def test_time_embedding_matches_its_formula() -> None:
@@ -160,52 +155,29 @@ def test_half_precision_follows_float32(tiny_encoder, tiny_decoder, dtype: torch
     assert (actual.float() - expected).norm() / expected.norm() < tolerance
 
 
-def test_channels_last_changes_nothing(tiny_encoder, tiny_decoder) -> None:
-    images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([700.0, 10.0])
-    latent_code = tiny_encoder(images).latent_code
-    prediction = tiny_decoder(images, timestep, latent_code).sample
-    encoder, decoder = (m.to(memory_format=torch.channels_last) for m in (tiny_encoder, tiny_decoder))
-    images = images.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(encoder(images).latent_code, latent_code, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(decoder(images, timestep, latent_code).sample, prediction, atol=1e-5, rtol=1e-5)
-
-
-def test_compiles_without_graph_breaks(tiny_encoder, tiny_decoder) -> None:
-    # backend="eager" runs the captured graph: what is tested is that one whole graph is captured.
-    images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([700.0, 10.0])
-    latent_code = tiny_encoder(images).latent_code
-    expected = tiny_decoder(images, timestep, latent_code).sample
-    encoder = torch.compile(tiny_encoder, fullgraph=True, backend="eager")
-    decoder = torch.compile(tiny_decoder, fullgraph=True, backend="eager")
-    torch.testing.assert_close(encoder(images).latent_code, latent_code)
-    torch.testing.assert_close(decoder(images, timestep, latent_code).sample, expected)
-    conditioning = tiny_decoder.prepare_latent(latent_code)
-    torch.testing.assert_close(decoder(images, timestep, None, latent_conditioning=conditioning).sample, expected)
-
-
-def test_the_sampling_graph_compiles_without_graph_breaks(tiny_decoder) -> None:
-    """Without gradients the graph is another one: activations in place."""
-    images, timestep, codes = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor(700.0), torch.randn(2, 8)
-    expected = tiny_decoder(images, timestep, codes).sample
-
-    @torch.no_grad()
-    def sampling_step(sample: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        conditioning = tiny_decoder.prepare_latent(code)
-        return tiny_decoder(sample, timestep, None, latent_conditioning=conditioning, return_dict=False)[0]
-
-    compiled = torch.compile(sampling_step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(images, codes), expected, atol=1e-5, rtol=1e-5)
-
-
 def test_layerwise_casting_follows_float32(tiny_decoder) -> None:
     """diffusers stores the weights in one dtype and computes in another."""
-    images, timestep, codes = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([999.0, 3.0]), torch.randn(2, 8)
-    expected = tiny_decoder(images, timestep, codes).sample
+    arguments = (torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([999.0, 3.0]), torch.randn(2, 8))
+    expected = tiny_decoder(*arguments).sample
     tiny_decoder.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
-    assert tiny_decoder.time_embedding.linear_1.weight.dtype == torch.bfloat16
-    actual = tiny_decoder(images, timestep, codes).sample
+    actual = tiny_decoder(*arguments).sample
     assert actual.dtype == torch.float32
     assert (actual - expected).norm() / expected.norm() < 0.06
+
+
+def test_compile_without_graph_breaks(tiny_encoder, tiny_decoder) -> None:
+    # backend="eager" runs the captured graph: what is tested is that one whole graph is captured.
+    images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([700.0, 10.0])
+
+    def both(images: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        conditioning = tiny_decoder.prepare_latent(tiny_encoder(images).latent_code)
+        return tiny_decoder(images, timestep, None, latent_conditioning=conditioning, return_dict=False)[0]
+
+    expected = both(images, timestep)
+    compiled = torch.compile(both, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images, timestep), expected)
+    with torch.no_grad():  # another graph: activations in place
+        torch.testing.assert_close(compiled(images, timestep), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_encoder, tiny_decoder) -> None:
@@ -225,8 +197,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_encoder, tiny_deco
         torch.testing.assert_close(actual, reference)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("size", [(16, 16), (24, 10)])
+@pytest.mark.parametrize(("channels", "size"), [(1, (16, 16)), (4, (24, 10))])
 def test_any_channel_count_and_size(channels: int, size: tuple[int, int]) -> None:
     encoder = randomize(SemanticEncoderModel(**TINY, in_channels=channels))
     decoder = randomize(ConditionedUNet2DModel(**TINY, in_channels=channels, out_channels=channels))
@@ -241,13 +212,8 @@ def test_every_output_depends_on_image_time_and_code(tiny_decoder) -> None:
     reference = tiny_decoder(images, 500, codes).sample
     for changed in ((images + 0.1, 500, codes), (images, 510, codes), (images, 500, codes + 0.1)):
         assert (tiny_decoder(*changed).sample - reference).abs().mean() > 1e-4
-
-
-def test_prepared_latent_gives_the_same_prediction_and_is_what_the_step_needs(tiny_decoder) -> None:
-    images, codes = torch.rand(2, 3, 16, 16), torch.randn(2, 8)
     conditioning = tiny_decoder.prepare_latent(codes)
-    expected = tiny_decoder(images, 500, codes).sample
-    assert torch.equal(tiny_decoder(images, 500, None, latent_conditioning=conditioning).sample, expected)
+    assert torch.equal(tiny_decoder(images, 500, None, latent_conditioning=conditioning).sample, reference)
 
 
 def test_flatten_head_keeps_position_and_pooling_does_not() -> None:
@@ -279,20 +245,6 @@ def test_spatial_projection_adds_position(latent_spatial_size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_class", "extra"),
-    [(SemanticEncoderModel, {"latent_head": "flatten"}), (ConditionedUNet2DModel, {"latent_spatial_size": 8})],
-)
-def test_save_and_load_round_trip(tmp_path, model_class, extra) -> None:
-    model = randomize(model_class(**TINY, **extra))
-    model.save_pretrained(tmp_path)
-    loaded = model_class.from_pretrained(tmp_path)
-    for key in TINY | extra:
-        assert loaded.config[key] == (list(TINY[key]) if isinstance(TINY.get(key), tuple) else model.config[key])
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor)
-
-
-@pytest.mark.parametrize(
     ("argument", "value"),
     [
         ("sample_size", 15),
@@ -300,38 +252,24 @@ def test_save_and_load_round_trip(tmp_path, model_class, extra) -> None:
         ("channel_multipliers", ()),
         ("channel_multipliers", (1, 0)),
         ("attention_resolutions", (0,)),
-        ("in_channels", 0),
         ("layers_per_block", 65),
-        ("norm_num_groups", 0),
-        ("norm_eps", -1),
+        ("norm_num_groups", 3),
         ("norm_eps", math.nan),
         ("dropout", 1.0),
         ("num_attention_heads", 3),
-        ("latent_dim", -1),
         ("latent_dim", 2_000_000),
         ("patch_size", 0),
+        ("latent_head", "mean"),
+        ("time_embed_dim", 0),
+        ("latent_mlp_layers", -1),
+        ("latent_spatial_size", 4),
     ],
 )
-@pytest.mark.parametrize("model_class", [SemanticEncoderModel, ConditionedUNet2DModel])
-def test_bad_configuration(model_class, argument: str, value) -> None:
-    with pytest.raises(ValueError, match=argument):
-        model_class(**{**TINY, argument: value})
-
-
-@pytest.mark.parametrize(
-    ("model_class", "arguments", "name"),
-    [
-        (ConditionedUNet2DModel, {"out_channels": 0}, "out_channels"),
-        (ConditionedUNet2DModel, {"time_embed_dim": 0}, "time_embed_dim"),
-        (ConditionedUNet2DModel, {"latent_mlp_layers": -1}, "latent_mlp_layers"),
-        (ConditionedUNet2DModel, {"latent_spatial_size": 4}, "latent_spatial_size"),
-        (ConditionedUNet2DModel, {"base_channels": 6}, "norm_num_groups"),
-        (SemanticEncoderModel, {"latent_head": "mean"}, "latent_head"),
-    ],
-)
-def test_bad_options(model_class, arguments, name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        model_class(**{**TINY, **arguments})
+def test_bad_configuration(argument: str, value) -> None:
+    for model_class in (SemanticEncoderModel, ConditionedUNet2DModel):
+        if argument in inspect.signature(model_class).parameters:
+            with pytest.raises(ValueError, match=argument):
+                model_class(**{**TINY, argument: value})
 
 
 def test_bad_shapes(tiny_encoder, tiny_decoder) -> None:
@@ -370,17 +308,9 @@ def test_encoder_gradient_is_zero_for_two_steps_then_not() -> None:
 
 def test_patches_are_channels_of_a_smaller_image(rng: torch.Generator) -> None:
     """With `patch_size=2` a network is the one of four times the channels on the rearranged image."""
-    small = {"base_channels": 8, "channel_multipliers": (1, 2), "layers_per_block": 1, "norm_num_groups": 4}
     image, code = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 6, generator=rng)
     corners = torch.cat([image[:, c : c + 1, i::2, j::2] for c in range(3) for i in (0, 1) for j in (0, 1)], dim=1)
-    patched = {
-        "sample_size": 16,
-        "patch_size": 2,
-        "latent_dim": 6,
-        "dropout": 0.0,
-        "attention_resolutions": (4,),
-        **small,
-    }
+    patched = TINY | {"patch_size": 2, "latent_dim": 6, "dropout": 0.0, "attention_resolutions": (4,)}
     plain = {**patched, "sample_size": 8, "patch_size": 1, "in_channels": 12}
 
     encoder, same_encoder = SemanticEncoderModel(**patched), SemanticEncoderModel(**plain)

@@ -34,15 +34,11 @@ def run(pipeline, images: torch.Tensor, mode: str = "stochastic", **options: obj
 # ---- saving and loading ----------------------------------------------------------------------------------------------
 
 
-def test_round_trip_is_bit_equal(tiny_pipeline, images, tmp_path: Path) -> None:
+def test_saved_folder_loads_to_the_bit(tiny_pipeline, images, tmp_path: Path) -> None:
     before = [run(tiny_pipeline, images, mode) for mode in MODES]
     tiny_pipeline.save_pretrained(tmp_path)
     loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
     assert all(torch.equal(run(loaded, images, mode), old) for mode, old in zip(MODES, before, strict=True))
-
-
-def test_saved_folder(tiny_pipeline, tmp_path: Path) -> None:
-    tiny_pipeline.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"][-1] == "DiffusionAutoencoderPipeline"  # behind the name of its loader file
     for name, class_name in (("encoder", "SemanticEncoderModel"), ("decoder", "ConditionedUNet2DModel")):
@@ -97,10 +93,8 @@ def test_dtype_for_all_or_by_component(tiny_pipeline, images, tmp_path: Path) ->
     ):
         loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path, dtype=dtype)
         assert (loaded.encoder.dtype, loaded.decoder.dtype) == (encoder, decoder)
-        for mode in MODES:  # the trajectory is float32
-            assert run(loaded, images, mode).dtype == torch.float32
-        error = (run(loaded, images) - expected).norm() / expected.norm()
-        assert error < 0.15
+        assert run(loaded, images, "inversion").dtype == torch.float32  # the trajectory's
+        assert (run(loaded, images) - expected).norm() / expected.norm() < 0.15
 
 
 def test_casting_makes_no_noise(tiny_pipeline, capfd) -> None:
@@ -119,11 +113,6 @@ def test_batch_consistency(tiny_pipeline, images) -> None:
     for index, seed in enumerate((7, 8)):
         alone = run(tiny_pipeline, list(images[index : index + 1]), generator=[seeded(seed)])
         torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
-
-
-def test_return_tuple(tiny_pipeline, images) -> None:
-    result = tiny_pipeline(images, num_inference_steps=1, return_dict=False, output_type="pt")
-    assert [tuple(part.shape) for part in result] == [(2, 3, 16, 16), (2, 8), (2, 3, 16, 16)]
 
 
 def test_callback_sees_and_changes_every_step(tiny_pipeline, images) -> None:
@@ -151,6 +140,8 @@ def test_callbacks_of_diffusers_say_what_they_receive(tiny_pipeline, images) -> 
             return {"sample": callback_kwargs["sample"] / 2}
 
     plain = run(tiny_pipeline, images, num_inference_steps=1)
+    as_tuple = tiny_pipeline(images, num_inference_steps=1, generator=seeded(), output_type="latent", return_dict=False)
+    assert torch.equal(as_tuple[0], plain)
     for callback in (Halving(), MultiPipelineCallbacks([Halving()])):
         halved = run(tiny_pipeline, images, num_inference_steps=1, callback_on_step_end=callback)
         torch.testing.assert_close(halved, plain / 2)
@@ -167,13 +158,6 @@ def test_interrupt_skips_the_rest_of_one_call(tiny_pipeline, images) -> None:
     assert len(samples) == 2
     assert torch.equal(output, samples[-1])
     assert not torch.equal(run(tiny_pipeline, images, num_inference_steps=5), output)
-
-
-def test_progress_bars_have_names(tiny_pipeline, images, capfd) -> None:
-    tiny_pipeline.set_progress_bar_config(disable=False)
-    tiny_pipeline(images, mode="inversion", num_inference_steps=2)
-    text = capfd.readouterr().err
-    assert all(f"{name}: 100%" in text for name in ("encode", "invert", "decode"))
 
 
 def test_components_and_from_pipe(tiny_pipeline, images) -> None:
@@ -198,38 +182,33 @@ def test_offload(tiny_pipeline, images) -> None:
     torch.testing.assert_close(again, edited)
 
 
-def test_compiled_decoder(tiny_pipeline, images, tmp_path: Path) -> None:
+def test_compiled_or_in_channels_last(tiny_pipeline, images, tmp_path: Path) -> None:
     expected = run(tiny_pipeline, images)
     tiny_pipeline.decoder = torch.compile(tiny_pipeline.decoder, backend="eager")
     torch.testing.assert_close(run(tiny_pipeline, images), expected, atol=1e-5, rtol=1e-5)
     tiny_pipeline.save_pretrained(tmp_path)
     loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
-    torch.testing.assert_close(run(loaded, images), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_channels_last_changes_nothing_but_rounding(tiny_pipeline, images) -> None:
-    before = run(tiny_pipeline, images, "inversion")
-    for network in (tiny_pipeline.encoder, tiny_pipeline.decoder):
+    for network in (loaded.encoder, loaded.decoder):
         network.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(run(tiny_pipeline, images, "inversion"), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run(loaded, images), expected, atol=1e-5, rtol=1e-5)
 
 
 # ---- diffusers' own schedulers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", [DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
-def test_diffusers_solvers_decode_to_the_same_image(tiny_pipeline, images, solver: type) -> None:
+def test_diffusers_solvers_decode_to_the_same_image(tiny_pipeline, images) -> None:
     code, noise = tiny_pipeline.encode(images), torch.randn(2, 3, 16, 16, generator=seeded(1))
-    inverted = tiny_pipeline.invert(images, num_inference_steps=10)
+    inverted = tiny_pipeline.invert(images, num_inference_steps=5)
 
     def decode(steps: int) -> torch.Tensor:
         return tiny_pipeline.decode(code, noise, num_inference_steps=steps, output_type="latent").images
 
-    converged = decode(1000)
-    tiny_pipeline.scheduler = solver.from_config(tiny_pipeline.scheduler.config)
-    assert float((decode(250) - converged).std() / converged.std()) < 0.1
-    # Inversion walks the trained schedule, whatever decodes.
-    assert torch.equal(tiny_pipeline.invert(images, num_inference_steps=10), inverted)
+    converged, config = decode(400), tiny_pipeline.scheduler.config
+    for solver in (DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler):
+        tiny_pipeline.scheduler = solver.from_config(config)
+        assert float((decode(100) - converged).std() / converged.std()) < 0.15
+        # Inversion walks the trained schedule, whatever decodes.
+        assert torch.equal(tiny_pipeline.invert(images, num_inference_steps=5), inverted)
 
 
 def test_a_scheduler_of_another_schedule_is_refused(tiny_pipeline, images) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline
+from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline, LatentCodeModel, VPDDIMScheduler
 from diffae_hub.pipelines.interpolation import between_corners, lerp, slerp
 
 from ..conftest import randomize
@@ -35,6 +36,38 @@ def with_classifier(tiny_pipeline) -> DiffusionAutoencoderPipeline:
 
 
 # ---- interpolation ---------------------------------------------------------------------------------------------------
+
+
+def test_slerp_on_the_unit_circle_is_the_angle() -> None:
+    start, end = torch.tensor([[1.0, 0.0]]), torch.tensor([[math.cos(2.0), math.sin(2.0)]])
+    for fraction in (0.0, 0.25, 0.6, 1.0):
+        expected = torch.tensor([[math.cos(2.0 * fraction), math.sin(2.0 * fraction)]])
+        torch.testing.assert_close(slerp(start, end, fraction), expected, atol=1e-6, rtol=0)
+
+
+def test_slerp_keeps_the_norm_of_images_and_takes_one_fraction_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, end = (torch.randn(3, 2, 8, 8, generator=generator) for _ in range(2))
+    end = end * (start.flatten(1).norm(dim=1) / end.flatten(1).norm(dim=1)).reshape(3, 1, 1, 1)
+    result = slerp(start, end, torch.tensor([0.0, 0.5, 1.0]))
+    torch.testing.assert_close(result.flatten(1).norm(dim=1), start.flatten(1).norm(dim=1))
+    torch.testing.assert_close(result[0], start[0])
+    torch.testing.assert_close(result[2], end[2], atol=1e-5, rtol=1e-5)
+
+
+def test_slerp_without_an_arc_is_linear() -> None:
+    start = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    end = torch.tensor([[3.0, 0.0], [-1.0, 0.0], [0.0, 2.0]])
+    expected = torch.tensor([[1.5, 0.0], [0.5, 0.0]])
+    result = slerp(start, end, 0.25)
+    assert torch.isfinite(result).all()
+    torch.testing.assert_close(result[:2], expected, atol=1e-3, rtol=0)
+
+
+def test_lerp_and_half_precision() -> None:
+    start, end = torch.zeros(2, 3), torch.ones(2, 3)
+    torch.testing.assert_close(lerp(start, end, torch.tensor([0.25, 0.5])), torch.tensor([[0.25] * 3, [0.5] * 3]))
+    assert slerp(torch.randn(1, 4).half(), torch.randn(1, 4).half(), 0.5).dtype == torch.float16
 
 
 @pytest.mark.parametrize("how", ["slerp", "lerp"])
@@ -90,18 +123,13 @@ def test_stochastic_frames_share_one_noise_and_batches_change_nothing(tiny_pipel
         ({"noise_interpolation": "jump"}, "noise_interpolation"),
         ({"layout": "star"}, "layout"),
         ({"mode": "magic"}, "mode"),
+        ({"images": torch.zeros(3, 16, 16)}, "images"),
+        ({"images": torch.zeros(4, 3, 16, 16), "num_frames": 65, "layout": "grid"}, "num_frames"),
     ],
 )
 def test_bad_interpolation(tiny_pipeline, images, arguments: dict, named: str) -> None:
     with pytest.raises(ValueError, match=f"^{named}"):
-        tiny_pipeline.interpolate(list(images[:3]), **arguments)
-
-
-def test_one_image_is_no_path(tiny_pipeline, images) -> None:
-    with pytest.raises(ValueError, match="^images"):
-        tiny_pipeline.interpolate(images[0])
-    with pytest.raises(ValueError, match="^num_frames"):
-        tiny_pipeline.interpolate(images, num_frames=65, layout="grid")
+        tiny_pipeline.interpolate(**{"images": list(images[:3]), **arguments})
 
 
 # ---- editing ---------------------------------------------------------------------------------------------------------
@@ -150,14 +178,14 @@ def test_a_direction_is_added_to_the_code(tiny_pipeline, images) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"edits": {"smile": 1.0}}, r"edits.*'a', 'b', 'c'.*smile"),
+        ({"edits": {"smile": 1.0}}, r"attribute.*'a', 'b', 'c'.*smile"),
         ({"edits": {}}, "edits"),
         ({"edits": {"a": float("nan")}}, "strength"),
         ({"edits": {"a": [0, 1], "b": [0, 1, 2]}}, "strength"),
-        ({"edits": {"a": []}}, "strength"),
+        ({"edits": {"a": [0.1] * 4097}}, "strength"),
         ({"edits": torch.zeros(9)}, "edits.*9"),
         ({"edits": {"a": 1.0}, "keep": ["a"]}, "keep"),
-        ({"edits": {"a": 1.0}, "keep": ["d"]}, "keep.*'d'"),
+        ({"edits": {"a": 1.0}, "keep": ["d"]}, "attribute.*'d'"),
         ({"edits": {"a": 1.0}, "mode": "magic"}, "mode"),
     ],
 )
@@ -190,3 +218,65 @@ def test_variations_share_the_code_and_their_spread_is_the_deviation(tiny_pipeli
             tiny_pipeline.variations(images[0], **arguments)
     with pytest.raises(ValueError, match="^image"):
         tiny_pipeline.variations(images)
+
+
+@pytest.fixture
+def generative(tiny_pipeline) -> DiffusionAutoencoderPipeline:
+    torch.manual_seed(0)
+    model = randomize(LatentCodeModel(8, hidden_dim=16, num_layers=3, time_sinusoid_dim=8, time_embed_dim=12))
+    model.latent_mean.copy_(torch.randn(8))
+    model.latent_std.copy_(torch.rand(8) + 0.5)
+    tiny_pipeline.latent_code_model = model
+    tiny_pipeline.latent_scheduler = VPDDIMScheduler(
+        noise_schedule="constant_beta", prediction_type="epsilon", timestep_spacing="leading"
+    )
+    return tiny_pipeline
+
+
+def test_codes_follow_the_official_rule(generative) -> None:
+    """DDIM on constant beta 0.008, indices 0, s, 2s ..., written out in float64; codes are denormalised after it."""
+    output = generative.sample(
+        3, generator=seeded(5), num_inference_steps=2, latent_num_inference_steps=20, output_type="latent"
+    )  # fmt: skip
+    model = generative.latent_code_model.double()
+    generator = seeded(5)
+    code = torch.randn(3, 8, generator=generator).double()
+    for index in reversed(range(0, 1000, 50)):
+        alpha_bar = (1 - 0.008) ** (index + 1)
+        before = (1 - 0.008) ** (index - 50 + 1) if index else 1.0
+        noise = model(code, float(index)).sample
+        clean = (code - math.sqrt(1 - alpha_bar) * noise) / math.sqrt(alpha_bar)
+        code = math.sqrt(before) * clean + math.sqrt(1 - before) * noise
+    expected = code * model.latent_std + model.latent_mean
+    torch.testing.assert_close(output.latent_code.double(), expected, atol=1e-3, rtol=1e-3)
+    noise = torch.randn(3, 3, 16, 16, generator=generator)  # the images' noise comes after the codes'
+    torch.testing.assert_close(output.noise, noise)
+    decoded = generative.decode(output.latent_code, noise=noise, num_inference_steps=2, output_type="latent").images
+    torch.testing.assert_close(output.images, decoded)
+
+
+def test_survives_saving_and_one_generator_per_image(generative, tmp_path: Path) -> None:
+    generative.save_pretrained(tmp_path)
+    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
+
+    def images(pipeline, seeds: list[int]) -> torch.Tensor:
+        generators = [seeded(seed) for seed in seeds]
+        return pipeline.sample(
+            len(seeds), generator=generators, num_inference_steps=2, latent_num_inference_steps=2, output_type="pt"
+        ).images
+
+    both = images(generative, [1, 2])
+    assert torch.equal(images(loaded, [1, 2]), both)
+    torch.testing.assert_close(images(generative, [2])[0], both[1], atol=1e-4, rtol=0)
+
+
+def test_bad_sampling(generative) -> None:
+    with pytest.raises(ValueError, match="num_images"):
+        generative.sample(0)
+    with pytest.raises(ValueError, match="generator"):
+        generative.sample(2, generator=[torch.Generator()])
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        generative.sample(1, latent_num_inference_steps=60)
+    generative.latent_code_model = None
+    with pytest.raises(ValueError, match="latent_code_model"):
+        generative.sample(1)

@@ -12,17 +12,19 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 
-from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler
-from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
+from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler
 
 BOTH = pytest.mark.parametrize("scheduler_class", [VPDDIMScheduler, VPDDIMInverseScheduler])
 PREDICTION_TYPES = pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+CONFIG = {
+    "num_train_timesteps": 500,
+    "noise_schedule": "inverted",
+    "scaling_factor": 2.0,
+    "prediction_type": "sample",
+    "timestep_spacing": "leading",
+    "clip_sample": True,
+}
 
 
 def official(prediction_type: str = "epsilon", clip_sample: bool = True) -> VPDDIMScheduler:
@@ -39,62 +41,43 @@ def official(prediction_type: str = "epsilon", clip_sample: bool = True) -> VPDD
 
 def test_uniform_grid_has_k_equal_steps_from_one_to_zero():
     scheduler = VPDDIMScheduler()
-    scheduler.set_timesteps(50)
+    scheduler.set_timesteps(np.int64(50))
     assert scheduler.timesteps.dtype == torch.float32
     torch.testing.assert_close(scheduler.timesteps, torch.linspace(1000, 20, 50))
-    scheduler.set_timesteps(1)
-    assert scheduler.timesteps.tolist() == [1000.0]
-    scheduler.set_timesteps(1000)
-    assert scheduler.timesteps.tolist() == [float(i) for i in range(1000, 0, -1)]
+    scheduler.set_timesteps(1000, device="meta")
+    assert (len(scheduler.timesteps), scheduler.timesteps.device.type) == (1000, "meta")
 
 
-def test_uniform_grid_of_noise_prediction_starts_at_0_999():
+@pytest.mark.parametrize("steps", [1, 50, 1000])
+def test_uniform_grid_of_noise_prediction_starts_at_0_999(steps):
     scheduler = VPDDIMScheduler(prediction_type="epsilon")
-    for steps in (1, 50, 1000):
-        scheduler.set_timesteps(steps)
-        assert len(scheduler.timesteps) == steps
-        assert float(scheduler.timesteps[0]) == 999.0
-    scheduler.set_timesteps(50)
-    torch.testing.assert_close(scheduler.timesteps[1:], torch.linspace(980, 20, 49))
-
-
-@pytest.mark.parametrize("steps, last", [(20, 950), (50, 980), (100, 990), (250, 996), (1000, 999), (1, 0), (167, 996)])
-def test_leading_grid_is_the_official_stride_rule(steps, last):
-    scheduler = official()
     scheduler.set_timesteps(steps)
-    stride = {20: 50, 50: 20, 100: 10, 250: 4, 1000: 1, 1: 1000, 167: 6}[steps]
-    assert scheduler.timesteps.tolist() == [float(i) for i in reversed(range(0, 1000, stride))]
     assert len(scheduler.timesteps) == steps
-    assert float(scheduler.timesteps[0]) == last
+    assert float(scheduler.timesteps[0]) == 999.0
+    torch.testing.assert_close(scheduler.timesteps[1:], torch.linspace(1000, 1000 / steps, steps)[1:])
 
 
-@BOTH
-@pytest.mark.parametrize("steps", [37, 41, 60, 999])
-def test_leading_grid_without_a_stride(scheduler_class, steps):
+def test_leading_grid_is_the_official_stride_rule_and_exists_for_no_other_counts():
     counts = {len(range(0, 1000, stride)) for stride in range(1, 1001)}
-    below, above = max(c for c in counts if c < steps), min(c for c in counts if c > steps)
-    with pytest.raises(ValueError, match=rf"num_inference_steps.*{below} and {above}"):
-        scheduler_class(timestep_spacing="leading").set_timesteps(steps)
-
-
-def test_leading_grid_exists_for_exactly_the_counts_that_a_stride_gives():
-    counts = {len(range(0, 1000, stride)) for stride in range(1, 1001)}
+    assert counts >= {1, 20, 50, 100, 167, 250, 1000}
     scheduler = official()
     for steps in range(1, 1001):
         if steps in counts:
-            assert len(scheduler._leading_indices(steps)) == steps
+            scheduler.set_timesteps(steps)
+            stride = math.ceil(1000 / steps)
+            assert scheduler.timesteps.tolist() == [float(i) for i in reversed(range(0, 1000, stride))]
         else:
-            with pytest.raises(ValueError, match="num_inference_steps"):
-                scheduler._leading_indices(steps)
+            below, above = max(c for c in counts if c < steps), min(c for c in counts if c > steps)
+            with pytest.raises(ValueError, match=rf"num_inference_steps.*{below} .*{above}"):
+                scheduler.set_timesteps(steps)
 
 
 # ---- against diffusers ----------------------------------------------------------------------------------------------
 
 
 @PREDICTION_TYPES
-@pytest.mark.parametrize("steps", [20, 50, 250])
 @pytest.mark.parametrize("exact_table", [True, False])
-def test_official_decoding_equals_diffusers_ddim(prediction_type, steps, exact_table, generator):
+def test_official_decoding_equals_diffusers_ddim(prediction_type, exact_table, rng):
     theirs = DDIMScheduler(
         beta_start=1e-4,
         beta_end=0.02,
@@ -107,39 +90,23 @@ def test_official_decoding_equals_diffusers_ddim(prediction_type, steps, exact_t
     if exact_table:  # their table is float32, which costs sigma four of its digits at the first indices
         theirs.alphas_cumprod = torch.from_numpy(ALPHA_BAR)
     ours = official(prediction_type)
-    ours.set_timesteps(steps)
-    theirs.set_timesteps(steps)
-    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
-    sample = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
-    clamped = 0
-    for t_ours, t_theirs in zip(ours.timesteps, theirs.timesteps, strict=True):
-        output = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
-        result = ours.step(output, t_ours, sample)
-        # The official code derives the noise again from the clamped image; diffusers has a switch for that.
-        expected = theirs.step(output, int(t_theirs), sample, use_clipped_model_output=True)
-        tolerance = 1e-9 if exact_table else 2e-4
-        torch.testing.assert_close(result.prev_sample, expected.prev_sample, rtol=0, atol=tolerance)
-        torch.testing.assert_close(result.pred_original_sample, expected.pred_original_sample, rtol=0, atol=tolerance)
-        clamped += int((result.pred_original_sample.abs() == 1).sum())
-        sample = result.prev_sample
-    assert clamped > 0
-
-
-@PREDICTION_TYPES
-def test_official_decoding_equals_default_diffusers_step_where_nothing_is_clamped(prediction_type, generator):
-    theirs = DDIMScheduler(prediction_type=prediction_type, clip_sample=True, set_alpha_to_one=True)
-    theirs.alphas_cumprod = torch.from_numpy(ALPHA_BAR)
-    ours = official(prediction_type)
-    ours.set_timesteps(50)
-    theirs.set_timesteps(50)
-    for t in theirs.timesteps:
-        alpha, sigma = math.sqrt(ALPHA_BAR[t]), math.sqrt(1 - ALPHA_BAR[t])
-        image = torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64) * 1.8 - 0.9
-        noise = torch.randn(image.shape, generator=generator, dtype=torch.float64)
-        output = {"sample": image, "epsilon": noise, "v_prediction": alpha * noise - sigma * image}[prediction_type]
-        sample = alpha * image + sigma * noise
-        result = ours.step(output, t, sample).prev_sample
-        torch.testing.assert_close(result, theirs.step(output, int(t), sample).prev_sample, rtol=0, atol=1e-9)
+    for steps in (20, 50):
+        ours.set_timesteps(steps)
+        theirs.set_timesteps(steps)
+        assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+        sample = torch.randn(2, 3, 8, 8, generator=rng, dtype=torch.float64)
+        clamped = 0
+        for t_ours, t_theirs in zip(ours.timesteps, theirs.timesteps, strict=True):
+            output = torch.randn(sample.shape, generator=rng, dtype=torch.float64)
+            result = ours.step(output, t_ours, sample)
+            # The official code derives the noise again from the clamped image; diffusers has a switch for that.
+            expected = theirs.step(output, int(t_theirs), sample, use_clipped_model_output=True)
+            for name in ("prev_sample", "pred_original_sample"):
+                tolerance = 1e-9 if exact_table else 2e-4
+                torch.testing.assert_close(result[name], expected[name], rtol=0, atol=tolerance)
+            clamped += int((result.pred_original_sample.abs() == 1).sum())
+            sample = result.prev_sample
+        assert clamped > 0
 
 
 def test_runs_in_a_pipeline_of_diffusers():
@@ -153,8 +120,7 @@ def test_runs_in_a_pipeline_of_diffusers():
         up_block_types=("UpBlock2D",),
         attention_head_dim=4,
     ).eval()
-    scheduler = VPDDIMScheduler()
-    pipeline = DDPMPipeline(unet, scheduler)
+    pipeline = DDPMPipeline(unet, VPDDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         batch_size=2, num_inference_steps=4, generator=torch.Generator().manual_seed(1), output_type="np"
@@ -178,27 +144,25 @@ def test_runs_in_a_pipeline_of_diffusers():
 @PREDICTION_TYPES
 @pytest.mark.parametrize("spacing", ["uniform", "leading"])
 @pytest.mark.parametrize("schedule", ["shifted_cosine", "linear_beta", "inverted"])
-@pytest.mark.parametrize("steps", [1, 4, 1000])
-def test_finite_on_every_grid(scheduler_class, prediction_type, spacing, schedule, steps, generator):
+def test_finite_on_every_grid(scheduler_class, prediction_type, spacing, schedule, rng):
     scheduler = scheduler_class(noise_schedule=schedule, prediction_type=prediction_type, timestep_spacing=spacing)
-    if scheduler_class is VPDDIMInverseScheduler and spacing == "uniform":
-        steps = max(steps, 2)
-    scheduler.set_timesteps(steps)
-    more = scheduler_class is VPDDIMInverseScheduler and spacing == "uniform"
-    assert len(scheduler.timesteps) == scheduler.timesteps.numel() == steps + more
-    sample = torch.randn(1, 4, generator=generator)
-    for t in scheduler.timesteps:
-        result = scheduler.step(torch.zeros_like(sample), t, sample)
-        assert result.prev_sample.isfinite().all()
-        assert result.pred_original_sample.isfinite().all()
-        sample = sample if steps == 1000 else result.prev_sample
+    corrects = scheduler_class is VPDDIMInverseScheduler and spacing == "uniform"
+    for steps in (2 if corrects else 1, 4, 1000):
+        scheduler.set_timesteps(steps)
+        assert len(scheduler.timesteps) == steps + corrects
+        sample = torch.randn(1, 4, generator=rng)
+        for t in scheduler.timesteps:
+            result = scheduler.step(torch.zeros_like(sample), t, sample)
+            assert result.prev_sample.isfinite().all()
+            assert result.pred_original_sample.isfinite().all()
+            sample = sample if steps == 1000 else result.prev_sample
 
 
 @PREDICTION_TYPES
-def test_the_true_output_gives_back_the_image(prediction_type, generator):
+def test_the_true_output_gives_back_the_image(prediction_type, rng):
     scheduler = VPDDIMScheduler(prediction_type=prediction_type)
     scheduler.set_timesteps(10)
-    image, noise = torch.randn(2, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    image, noise = torch.randn(2, 2, 3, 4, 4, generator=rng, dtype=torch.float64)
     for index, t in enumerate(scheduler.timesteps):
         sample = scheduler.add_noise(image, noise, t)
         result = scheduler.step(scheduler.training_target(image, noise, t), t, sample)
@@ -209,27 +173,24 @@ def test_the_true_output_gives_back_the_image(prediction_type, generator):
 
 
 @PREDICTION_TYPES
-def test_clip_sample_clamps_the_image_and_derives_the_noise_again(prediction_type, generator):
+def test_clip_sample_clamps_the_image_and_derives_the_noise_again(prediction_type, rng):
     scheduler = VPDDIMScheduler(prediction_type=prediction_type, clip_sample=True)
     scheduler.set_timesteps(4)
-    t, (alpha, sigma), (next_alpha, next_sigma) = (
-        500.0,
-        *((math.cos(a), math.sin(a)) for a in (math.atan(math.tan(math.pi * t / 2) / 4) for t in (0.5, 0.25))),
-    )
-    image = 2 * torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)
-    noise = torch.randn(image.shape, generator=generator, dtype=torch.float64)
-    sample = alpha * image + sigma * noise
-    result = scheduler.step(scheduler.training_target(image, noise, t), t, sample)
+    here, there = (math.atan(math.tan(math.pi * t / 2) / 4) for t in (0.5, 0.25))
+    image = 2 * torch.randn(2, 3, 4, 4, generator=rng, dtype=torch.float64)
+    noise = torch.randn(image.shape, generator=rng, dtype=torch.float64)
+    sample = math.cos(here) * image + math.sin(here) * noise
+    result = scheduler.step(scheduler.training_target(image, noise, 500.0), 500.0, sample)
     clamped = image.clamp(-1, 1)
     torch.testing.assert_close(result.pred_original_sample, clamped)
-    expected = next_alpha * clamped + next_sigma * (sample - alpha * clamped) / sigma
-    torch.testing.assert_close(result.prev_sample, expected)
+    noise = (sample - math.cos(here) * clamped) / math.sin(here)
+    torch.testing.assert_close(result.prev_sample, math.cos(there) * clamped + math.sin(there) * noise)
 
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(scheduler_class, dtype, generator):
-    sample, *outputs = torch.randn(4, 2, 3, 4, 4, generator=generator).to(dtype)
+def test_half_precision_is_computed_in_float32(scheduler_class, dtype, rng):
+    sample, *outputs = torch.randn(4, 2, 3, 4, 4, generator=rng).to(dtype)
     scheduler, exact = scheduler_class(), scheduler_class()
     scheduler.set_timesteps(10)
     exact.set_timesteps(10)
@@ -239,46 +200,31 @@ def test_half_precision_is_computed_in_float32(scheduler_class, dtype, generator
         assert result.prev_sample.dtype == result.pred_original_sample.dtype == dtype
         assert torch.equal(result.prev_sample, expected.prev_sample.to(dtype))
         sample = result.prev_sample
-    noisy = scheduler.add_noise(sample, output, torch.tensor([3.0, 700.0]))
-    assert noisy.dtype == dtype
-    assert torch.equal(noisy, scheduler.add_noise(sample.float(), output.float(), torch.tensor([3.0, 700.0])).to(dtype))
+    times = torch.tensor([3.0, 700.0])
+    noisy = scheduler.add_noise(sample, output, times)
+    assert torch.equal(noisy, scheduler.add_noise(sample.float(), output.float(), times).to(dtype))
 
 
 @BOTH
-def test_the_first_timestep_may_be_of_any_type(scheduler_class, generator):
+def test_a_loop_may_begin_anywhere_with_a_timestep_of_any_type(scheduler_class, rng):
     scheduler = scheduler_class()
     scheduler.set_timesteps(8)
-    sample, output = torch.randn(2, 2, 5, generator=generator)
+    sample, output = torch.randn(2, 2, 5, generator=rng)
     scheduler.set_begin_index(3)
     expected = scheduler.step(output, scheduler.timesteps[3], sample).prev_sample
     t = scheduler.timesteps[3]
-    for form in (t, t.clone(), float(t), int(t), t.to(torch.float64), t.reshape(1)):
+    for form in (t, float(t), int(t), t.to(torch.float64), t.reshape(1)):
         scheduler.set_timesteps(8)
+        assert scheduler.step_index is scheduler.begin_index is None
         assert torch.equal(scheduler.step(output, form, sample).prev_sample, expected)
         assert scheduler.step_index == 4
 
 
-def test_begin_index_and_step_index():
-    scheduler = VPDDIMScheduler()
-    assert scheduler.step_index is None
-    scheduler.set_timesteps(5)
-    scheduler.set_begin_index(2)
-    assert scheduler.begin_index == 2
-    sample = torch.zeros(1, 3)
-    for expected, t in enumerate(scheduler.timesteps[2:].tolist(), start=3):
-        scheduler.step(sample, t, sample)
-        assert scheduler.step_index == expected
-    scheduler.set_timesteps(5)
-    assert scheduler.step_index is None
-    assert scheduler.begin_index is None
-
-
-def test_step_is_deterministic_and_ignores_the_generator():
+def test_conventions_of_a_loop():
     scheduler = VPDDIMScheduler()
     scheduler.set_timesteps(5)
-    generator = torch.Generator().manual_seed(0)
+    generator, sample = torch.Generator().manual_seed(0), torch.ones(1, 3)
     before = generator.get_state()
-    sample = torch.ones(1, 3)
     as_tuple = scheduler.step(sample, 800, sample, generator=generator, return_dict=False)
     scheduler.set_timesteps(5)
     result = scheduler.step(sample, 800, sample)
@@ -286,8 +232,7 @@ def test_step_is_deterministic_and_ignores_the_generator():
     assert torch.equal(as_tuple[0], result.prev_sample)
     assert torch.equal(as_tuple[1], result.pred_original_sample)
     assert scheduler.scale_model_input(sample, 800) is sample
-    assert scheduler.init_noise_sigma == 1.0
-    assert scheduler.order == 1
+    assert (scheduler.init_noise_sigma, scheduler.order) == (1.0, 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -297,7 +242,6 @@ def test_the_loop_never_waits_for_the_device(scheduler_class):
     scheduler.set_timesteps(10, device="cuda")
     scheduler.set_begin_index(0)
     sample = torch.zeros(2, 3, 8, 8, device="cuda")
-    assert scheduler.timesteps.device.type == "cuda"
     torch.cuda.set_sync_debug_mode("error")
     try:
         for t in scheduler.timesteps:
@@ -307,17 +251,11 @@ def test_the_loop_never_waits_for_the_device(scheduler_class):
     assert scheduler.step_index == len(scheduler.timesteps)
 
 
-def test_timesteps_go_to_the_requested_device():
-    scheduler = VPDDIMScheduler()
-    scheduler.set_timesteps(3, device="meta")
-    assert scheduler.timesteps.device.type == "meta"
-
-
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-def test_training_formulas_broadcast_over_the_batch(generator):
-    image, noise = torch.randn(2, 4, 3, 5, 6, generator=generator, dtype=torch.float64)
+def test_training_formulas_broadcast_over_the_batch(rng):
+    image, noise = torch.randn(2, 4, 3, 5, 6, generator=rng, dtype=torch.float64)
     timesteps = torch.tensor([0.0, 123.25, 500.0, 1000.0], dtype=torch.float64)
     angle = np.arctan(np.tan(np.pi * timesteps.numpy() / 2000) / 4)
     angle[-1] = np.pi / 2
@@ -336,25 +274,23 @@ def test_training_formulas_broadcast_over_the_batch(generator):
     assert VPDDIMScheduler(prediction_type="sample").training_target(image, noise, timesteps) is image
 
 
-def test_training_formulas_for_vectors_and_integer_timesteps(generator):
-    code, noise = torch.randn(2, 3, 8, generator=generator)
+def test_training_formulas_for_vectors_and_integer_timesteps(rng):
+    code, noise = torch.randn(2, 3, 8, generator=rng)
     timesteps = torch.tensor([0, 10, 999])
     alpha_bar = torch.from_numpy(ALPHA_BAR[timesteps.numpy()]).reshape(3, 1)
     expected = alpha_bar.sqrt() * code + (1 - alpha_bar).sqrt() * noise
     torch.testing.assert_close(official().add_noise(code, noise, timesteps), expected.float())
-    theirs = DDIMScheduler().add_noise(code, noise, timesteps)
-    torch.testing.assert_close(official().add_noise(code, noise, timesteps), theirs, rtol=0, atol=1e-4)
 
 
-def test_training_formulas_compile_without_graph_breaks(generator):
+def test_training_formulas_compile_without_graph_breaks(rng):
     scheduler = VPDDIMScheduler()
-    image, noise = torch.randn(2, 2, 3, 4, 4, generator=generator)
+    image, noise = torch.randn(2, 2, 3, 4, 4, generator=rng)
     timesteps = torch.tensor([10.0, 990.0])
 
     def both(x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return scheduler.add_noise(x, eps, t), scheduler.training_target(x, eps, t)
 
-    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(both, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(image, noise, timesteps), both(image, noise, timesteps))
 
 
@@ -363,32 +299,23 @@ def test_training_formulas_compile_without_graph_breaks(generator):
 
 @BOTH
 def test_save_and_load(scheduler_class, tmp_path):
-    config = {
-        "num_train_timesteps": 500,
-        "noise_schedule": "inverted",
-        "scaling_factor": 2.0,
-        "prediction_type": "sample",
-        "timestep_spacing": "leading",
-        "clip_sample": True,
-    }
-    scheduler_class(**config).save_pretrained(tmp_path)
+    scheduler_class(**CONFIG).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "scheduler_config.json").read_text())
     assert saved["_class_name"] == scheduler_class.__name__
-    assert {name: saved[name] for name in config} == config
+    assert {name: saved[name] for name in CONFIG} == CONFIG
     loaded = scheduler_class.from_pretrained(tmp_path)
-    assert {name: loaded.config[name] for name in config} == config
     assert type(loaded) is scheduler_class
     for other_class in (VPDDIMScheduler, VPDDIMInverseScheduler):
         other = other_class.from_config(loaded.config)
         assert type(other) is other_class
-        assert {name: other.config[name] for name in config} == config
+        assert {name: other.config[name] for name in CONFIG} == CONFIG
+    bundled = scheduler_class.from_pretrained("cifar10-32-small", subfolder="scheduler")
+    assert (bundled.config.prediction_type, bundled.config.scaling_factor) == ("v_prediction", 4.0)
 
 
 @BOTH
-def test_conventions_of_diffusers(scheduler_class):
-    assert scheduler_class.__module__ == "diffae_hub"
+def test_copies_walk_on_their_own(scheduler_class):
     scheduler = scheduler_class()
-    assert scheduler.compatibles == []
     assert len(scheduler) == len(scheduler.timesteps) == 1000
     sample = torch.ones(1, 3)
     for copied in (copy.deepcopy, lambda original: pickle.loads(pickle.dumps(original))):
@@ -399,21 +326,12 @@ def test_conventions_of_diffusers(scheduler_class):
             assert torch.equal(other.step(sample, t_other, sample).prev_sample, ours)
 
 
-def test_trailing_means_uniform(tmp_path):
+def test_trailing_means_uniform():
     scheduler, same = VPDDIMScheduler(timestep_spacing="trailing"), VPDDIMScheduler()
     for each in (scheduler, same):
         each.set_timesteps(7)
-        each.save_pretrained(tmp_path / str(id(each)))
     assert torch.equal(scheduler.timesteps, same.timesteps)
-    saved = [(tmp_path / str(id(each)) / "scheduler_config.json").read_text() for each in (scheduler, same)]
-    assert saved[0] == saved[1]
-    assert json.loads(saved[0])["timestep_spacing"] == "uniform"
-
-
-def test_the_bundled_scheduler_by_name():
-    for scheduler_class in (VPDDIMScheduler, VPDDIMInverseScheduler):
-        scheduler = scheduler_class.from_pretrained("cifar10-32-small", subfolder="scheduler")
-        assert (scheduler.config.prediction_type, scheduler.config.scaling_factor) == ("v_prediction", 4.0)
+    assert json.loads(scheduler.to_json_string())["timestep_spacing"] == "uniform"
 
 
 @BOTH
@@ -425,7 +343,6 @@ def test_the_bundled_scheduler_by_name():
         ("prediction_type", "noise"),
         ("timestep_spacing", "linspace"),
         ("scaling_factor", 0),
-        ("scaling_factor", -4.0),
         ("scaling_factor", math.nan),
         ("scaling_factor", math.inf),
         ("num_train_timesteps", 0),
@@ -433,9 +350,7 @@ def test_the_bundled_scheduler_by_name():
     ],
 )
 def test_bad_configuration(scheduler_class, argument, value, tmp_path):
-    with pytest.raises(ValueError, match=argument):
-        scheduler_class(**{argument: value})
-    # The same from a file, where it is more likely.
+    # From a file, where it is most likely.
     config = {"_class_name": scheduler_class.__name__, argument: value}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=argument):
@@ -447,18 +362,12 @@ def test_bad_configuration(scheduler_class, argument, value, tmp_path):
 
 @BOTH
 @pytest.mark.parametrize("spacing", ["uniform", "leading"])
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_number_of_steps_out_of_range(scheduler_class, spacing, steps):
-    with pytest.raises(ValueError, match="num_inference_steps"):
-        scheduler_class(timestep_spacing=spacing).set_timesteps(steps)
-
-
-def test_number_of_steps_is_an_integer():
-    scheduler = VPDDIMScheduler()
-    scheduler.set_timesteps(np.int64(5))
-    assert len(scheduler.timesteps) == 5
+def test_number_of_steps_out_of_range(scheduler_class, spacing):
+    for steps in (0, -1, 1001):
+        with pytest.raises(ValueError, match="num_inference_steps"):
+            scheduler_class(timestep_spacing=spacing).set_timesteps(steps)
     with pytest.raises(TypeError):
-        scheduler.set_timesteps(10.5)
+        scheduler_class().set_timesteps(10.5)
 
 
 @BOTH
@@ -473,40 +382,29 @@ def test_steps_before_the_first_and_after_the_last(scheduler_class):
         scheduler.step(x, t, x)
 
 
-@pytest.mark.parametrize("timestep", [990.0, -1, math.nan, torch.tensor(1.5)])
-def test_timestep_that_is_not_in_the_list(timestep):
+def test_a_step_that_does_not_fit():
     scheduler = VPDDIMScheduler()
     scheduler.set_timesteps(5)
-    with pytest.raises(ValueError, match="timestep"):
-        scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
-
-
-def test_step_with_shapes_that_do_not_fit():
-    scheduler = VPDDIMScheduler()
-    scheduler.set_timesteps(5)
+    for timestep in (990.0, math.nan, torch.tensor(1.5)):
+        with pytest.raises(ValueError, match="timestep"):
+            scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
     with pytest.raises(ValueError, match="model_output"):
         scheduler.step(torch.zeros(2, 3), 1000, torch.zeros(1, 3))
 
 
-@pytest.mark.parametrize("timesteps", [-0.5, 1000.5, math.nan, math.inf, [10.0, 2000.0], [5.0, math.nan]])
-def test_training_timesteps_out_of_range(timesteps):
+@pytest.mark.parametrize("timesteps", [-0.5, 1000.5, math.nan, [5.0, math.nan], [1.0, 2.0, 3.0], [[1.0], [2.0]]])
+def test_training_timesteps_that_do_not_fit(timesteps):
     scheduler, x = VPDDIMScheduler(), torch.zeros(2, 3)
     for function in (scheduler.add_noise, scheduler.get_velocity, scheduler.training_target):
         with pytest.raises(ValueError, match="timesteps"):
             function(x, x, torch.tensor(timesteps))
-
-
-def test_official_timesteps_end_at_999():
     with pytest.raises(ValueError, match="timesteps"):
-        official().alpha_sigma(1000)
+        official().alpha_sigma(1000)  # the last official index is 999
 
 
-def test_training_input_that_does_not_fit():
+def test_training_images_that_do_not_fit():
     scheduler, x = VPDDIMScheduler(), torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match="noise"):
         scheduler.add_noise(x, torch.zeros(3, 4, 4), 10)
-    for timesteps in (torch.zeros(3), torch.zeros(2, 1)):
-        with pytest.raises(ValueError, match="timesteps"):
-            scheduler.add_noise(x, x, timesteps)
     with pytest.raises(ValueError, match="original_samples"):
         scheduler.add_noise(x.to(torch.uint8), x.to(torch.uint8), 10)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler
-from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
+from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler
 
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
@@ -34,7 +33,7 @@ def official_inversion(x: np.ndarray, stride: int) -> list[np.ndarray]:
     return trajectory
 
 
-@pytest.mark.parametrize("steps", [20, 50, 100, 250])
+@pytest.mark.parametrize("steps", [20, 50, 250])
 def test_official_inversion(steps):
     scheduler = VPDDIMInverseScheduler(
         noise_schedule="linear_beta", timestep_spacing="leading", prediction_type="epsilon", clip_sample=True
@@ -50,16 +49,6 @@ def test_official_inversion(steps):
         clamped += int((result.pred_original_sample.abs() == 1).sum())
         np.testing.assert_allclose(x.numpy(), after, rtol=1e-8, atol=1e-8)
     assert clamped > 0
-
-
-def test_official_inversion_ends_at_the_predicted_noise():
-    scheduler = VPDDIMInverseScheduler(
-        noise_schedule="linear_beta", timestep_spacing="leading", prediction_type="epsilon"
-    )
-    scheduler.set_timesteps(20)
-    noise = torch.tensor([[0.3, -2.0]])
-    result = scheduler.step(noise, scheduler.timesteps[-1], torch.ones(1, 2))
-    assert torch.equal(result.prev_sample, noise)
 
 
 def test_uniform_grid_ascends_from_zero():
@@ -87,7 +76,6 @@ def test_noise_prediction_ends_where_sampling_starts():
     image, noise = torch.tensor([[0.5, -1.0]]).double(), torch.tensor([[2.0, 3.0]]).double()
     t = inverse.timesteps[-1]
     end = inverse.step(noise, t, scheduler.add_noise(image, noise, t)).prev_sample
-    torch.testing.assert_close(end, scheduler.add_noise(image, noise, 999.0), rtol=0, atol=1e-6)
     torch.testing.assert_close(end, scheduler.add_noise(image, noise, scheduler.timesteps[0]), rtol=0, atol=1e-6)
 
 
@@ -121,29 +109,28 @@ def denoiser(scheduler, x, t):
     return alpha * x - sigma * velocity if scheduler.config.prediction_type == "sample" else velocity
 
 
-def decode(scheduler, x, steps):
-    scheduler.set_timesteps(steps)
+def decode(scheduler, x):
+    scheduler.set_timesteps(20)
     for t in scheduler.timesteps:
         x = scheduler.step(denoiser(scheduler, x, t), t, x).prev_sample
     return x
 
 
-def invert(inverse, x, steps, iterations=0):
-    inverse.set_timesteps(steps)
-    evaluations, errors = 0, []
+def invert(inverse, x, iterations=0):
+    """x_T, and the largest error before the last correction."""
+    inverse.set_timesteps(20)
+    largest = 0.0
     for t in inverse.timesteps:
         output = denoiser(inverse, x, t)
         for _ in range(iterations):
             x, error = inverse.correct(output, t, x)
             output = denoiser(inverse, x, t)
         x = inverse.step(output, t, x).prev_sample
-        evaluations += 1
-        if iterations:
-            errors.append(float(error.abs().max()))
-    return x, evaluations, errors
+        largest = max(largest, float(error.abs().max())) if iterations else 0.0
+    return x, largest
 
 
-CONFIGURATIONS = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "config",
     [
         {"prediction_type": "v_prediction"},
@@ -154,23 +141,18 @@ CONFIGURATIONS = pytest.mark.parametrize(
     ],
     ids=["v", "epsilon", "sample", "clip", "leading"],
 )
-
-
-@CONFIGURATIONS
 def test_iterated_correction_is_the_exact_inverse_of_sampling(config):
     sampler = VPDDIMScheduler(**config)
     inverse = VPDDIMInverseScheduler.from_config(sampler.config, inversion="predictor_corrector")
     noise = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    image = decode(sampler, noise, 20)
-    once, evaluations, _ = invert(inverse, image, 20)
-    assert evaluations == len(inverse.timesteps) == 21
-    exact, _, errors = invert(inverse, image, 20, iterations=25)
-    assert max(errors) < 1e-9
-    again = decode(sampler, exact, 20)
-    assert float((again - image).abs().max()) < 1e-7
+    image = decode(sampler, noise)
+    once, _ = invert(inverse, image)
+    exact, error = invert(inverse, image, iterations=25)
+    assert error < 1e-9
+    assert float((decode(sampler, exact) - image).abs().max()) < 1e-7
     plain = VPDDIMInverseScheduler.from_config(sampler.config, inversion="plain")
-    plain_error = (decode(sampler, invert(plain, image, 20)[0], 20) - image).abs().max()
-    assert (decode(sampler, once, 20) - image).abs().max() < 0.5 * plain_error
+    plain_error = (decode(sampler, invert(plain, image)[0]) - image).abs().max()
+    assert (decode(sampler, once) - image).abs().max() < 0.5 * plain_error
 
 
 def test_predictor_corrector_by_hand():
@@ -194,16 +176,16 @@ def test_predictor_corrector_by_hand():
     torch.testing.assert_close(inverse.step(v_2, 1000, guess_2).prev_sample, implicit(x_1, v_2, second))
 
 
-@pytest.mark.parametrize("done", [1, 3, 6])
-def test_the_state_of_a_loop_does_not_reach_the_next(done):
+def test_the_state_of_a_loop_does_not_reach_the_next():
     image = torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     inverse = VPDDIMInverseScheduler()
-    expected = invert(inverse, image, 5)[0]
-    inverse.set_timesteps(5)
-    x = image
-    for t in inverse.timesteps[:done]:
-        x = inverse.step(denoiser(inverse, x, t), t, x).prev_sample
-    assert torch.equal(invert(inverse, image, 5)[0], expected)
+    expected = invert(inverse, image)[0]
+    for done in (1, 3):
+        inverse.set_timesteps(20)
+        x = image
+        for t in inverse.timesteps[:done]:
+            x = inverse.step(denoiser(inverse, x, t), t, x).prev_sample
+        assert torch.equal(invert(inverse, image)[0], expected)
 
 
 def test_the_default_inversion_follows_the_spacing():

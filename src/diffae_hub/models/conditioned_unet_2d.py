@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,8 @@ from .layers import (
     Float32GroupNorm,
     SelfAttentionBlock,
     TimeEmbedding,
+    check_configuration,
     check_images,
-    check_network,
-    check_range,
     zero_initialized,
 )
 from .safetensors_only import SafetensorsOnlyMixin
@@ -28,26 +29,16 @@ from .safetensors_only import SafetensorsOnlyMixin
 
 @dataclass
 class ConditionedUNet2DOutput(BaseOutput):
-    """Output of [`ConditionedUNet2DModel`].
-
-    Args:
-        sample: The prediction (noise, x_0 or velocity, as the model was trained), shape (B, out_channels, H, W).
-    """
+    """`sample`: the prediction (noise, x_0 or velocity, as the model was trained), (B, out_channels, H, W)."""
 
     sample: torch.Tensor
 
 
-@dataclass
-class LatentConditioning:
-    """What the decoder derives from the latent code and its own weights; the same for every step of a trajectory.
+class LatentConditioning(NamedTuple):
+    """What the decoder derives from the latent code and its own weights; the same for every step of a trajectory."""
 
-    Args:
-        modulations: Per residual block, in the order of execution, shape (B, C) or (B, 2C).
-        spatial: Projection of the latent code to a feature map, shape (B, C, S, S), or None.
-    """
-
-    modulations: tuple[torch.Tensor, ...]
-    spatial: torch.Tensor | None
+    modulations: tuple[torch.Tensor, ...]  # per residual block, in the order of execution, (B, C) or (B, 2C)
+    spatial: torch.Tensor | None  # projection to a feature map, (B, C, S, S)
 
 
 class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
@@ -75,15 +66,10 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         time_embed_dim: Width of the time embedding.
         latent_scale_shift: Whether the latent code gives a scale and a shift (the paper) or a scale only (official).
         latent_mlp_layers: Linear layers of an MLP (SiLU between) applied to the latent code first; 0 for none.
-        latent_spatial_size: If given, the latent code is also projected to a feature map of this height and width,
-            which is added where the up path enters that resolution. Fixes the image size to `sample_size`. Beyond the
-            paper.
-        patch_size: Pixels per side that the network treats as one (space to depth before the stem, depth to space
-            after the last layer): the feature maps have `sample_size / patch_size` pixels, and the resolutions above
-            count those. Beyond the paper.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
+        latent_spatial_size: Height and width of a feature map to which the latent code is projected too, and which is
+            added where the up path enters that resolution. Fixes the image size to `sample_size`. Beyond the paper.
+        patch_size: Pixels per side that the network treats as one (space to depth, and back): the feature maps have
+            `sample_size / patch_size` pixels, and the resolutions above count those. Beyond the paper.
     """
 
     __module__ = "diffae_hub"
@@ -112,23 +98,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
-        check_network(
-            sample_size=sample_size,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            latent_dim=latent_dim,
-            base_channels=base_channels,
-            channel_multipliers=channel_multipliers,
-            layers_per_block=layers_per_block,
-            attention_resolutions=attention_resolutions,
-            num_attention_heads=num_attention_heads,
-            dropout=dropout,
-            norm_num_groups=norm_num_groups,
-            norm_eps=norm_eps,
-            time_embed_dim=time_embed_dim,
-            patch_size=patch_size,
-        )
-        check_range(0, 64, latent_mlp_layers=latent_mlp_layers)
+        check_configuration(self.config)
         resolutions = [sample_size // patch_size // 2**level for level in range(len(channel_multipliers))]
         if latent_spatial_size is not None and latent_spatial_size not in resolutions:
             raise ValueError(
@@ -144,25 +114,18 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             mlp += [nn.SiLU()] * (index > 0) + [nn.Linear(latent_dim, latent_dim)]
         self.latent_mlp = nn.Sequential(*mlp)
 
-        def residual(in_channels: int, out_channels: int, resample: str | None = None) -> ConditionedResidualBlock:
-            return ConditionedResidualBlock(
-                in_channels,
-                out_channels,
-                time_embed_dim=time_embed_dim,
-                latent_dim=latent_dim,
-                latent_scale_shift=latent_scale_shift,
-                norm_num_groups=norm_num_groups,
-                norm_eps=norm_eps,
-                dropout=dropout,
-                resample=resample,
-            )
+        norm = {"norm_num_groups": norm_num_groups, "norm_eps": norm_eps}
+        residual = partial(
+            ConditionedResidualBlock,
+            time_embed_dim=time_embed_dim,
+            latent_dim=latent_dim,
+            latent_scale_shift=latent_scale_shift,
+            dropout=dropout,
+            **norm,
+        )
 
         def attention(channels: int, wanted: bool) -> nn.Module:
-            if not wanted:
-                return nn.Identity()
-            return SelfAttentionBlock(
-                channels, num_heads=num_attention_heads, norm_num_groups=norm_num_groups, norm_eps=norm_eps
-            )
+            return SelfAttentionBlock(channels, num_heads=num_attention_heads, **norm) if wanted else nn.Identity()
 
         # Way down. Every entry leaves one skip connection, and so does the stem.
         channels = base_channels * channel_multipliers[0]
@@ -176,7 +139,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 self.down_attentions.append(attention(channels, resolutions[level] in attention_resolutions))
                 skip_channels.append(channels)
             if level < len(channel_multipliers) - 1:
-                self.down_residuals.append(residual(channels, channels, "down"))
+                self.down_residuals.append(residual(channels, channels, resample="down"))
                 self.down_attentions.append(nn.Identity())
                 skip_channels.append(channels)
 
@@ -194,7 +157,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 channels = base_channels * multiplier
                 self.up_attentions.append(attention(channels, resolutions[level] in attention_resolutions))
             if level > 0:
-                self.up_residuals.append(residual(channels, channels, "up"))
+                self.up_residuals.append(residual(channels, channels, resample="up"))
                 self.up_attentions.append(nn.Identity())
 
         self.norm_out = Float32GroupNorm(norm_num_groups, channels, norm_eps)
@@ -207,14 +170,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def prepare_latent(self, latent_code: torch.Tensor) -> LatentConditioning:
-        """Computes what does not depend on the timestep, so that a denoising loop does it once.
-
-        Args:
-            latent_code: z, shape (B, latent_dim).
-
-        Returns:
-            The conditioning to hand to [`~ConditionedUNet2DModel.forward`].
-        """
+        """What does not depend on the timestep, from z, (B, latent_dim), so that a denoising loop computes it once."""
         embedding = self.latent_mlp(latent_code)
         spatial = None
         if self.config.latent_spatial_size is not None:
@@ -222,10 +178,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             spatial = self.latent_spatial_projection(embedding).unflatten(1, (-1, size, size))
         activated = F.silu(embedding)
         blocks = [*self.down_residuals, *self.middle_residuals, *self.up_residuals]
-        return LatentConditioning(
-            modulations=tuple(block.latent_projection(activated) for block in blocks),
-            spatial=spatial,
-        )
+        return LatentConditioning(tuple(block.latent_projection(activated) for block in blocks), spatial)
 
     def forward(
         self,
@@ -241,18 +194,11 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             sample: x_t, shape (B, in_channels, H, W); H and W divisible by `downsampling_factor`
                 (equal to `sample_size` with `latent_spatial_size`).
             timestep: 1000 t, a number or a tensor of shape () or (B,), in [0, 1000].
-            latent_code: z, shape (B, latent_dim). May be None if `latent_conditioning` is given.
+            latent_code: z, shape (B, latent_dim).
             latent_conditioning: Result of [`~ConditionedUNet2DModel.prepare_latent`]; takes the place of `latent_code`.
-            return_dict: Whether to return a [`ConditionedUNet2DOutput`] or a tuple.
-
-        Returns:
-            The prediction, shape (B, out_channels, H, W).
-
-        Raises:
-            ValueError: If a shape is not allowed.
         """
         spatial_size = self.config.latent_spatial_size
-        check_images(sample, self.downsampling_factor, None if spatial_size is None else self.config.sample_size)
+        check_images(sample, self.downsampling_factor, self.config.sample_size if spatial_size else None)
         if latent_conditioning is None:
             latent_conditioning = self.prepare_latent(latent_code)
         if len(latent_conditioning.modulations[0]) != len(sample):
@@ -260,8 +206,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 f"latent_code must have one row per image, {len(sample)}, got {len(latent_conditioning.modulations[0])}"
             )
         time = F.silu(self.time_embedding(timestep, len(sample), like=sample))
-        downs = len(self.down_residuals)
-        modulations = latent_conditioning.modulations
+        downs, modulations = len(self.down_residuals), latent_conditioning.modulations
         down, middle, up = modulations[:downs], modulations[downs : downs + 2], modulations[downs + 2 :]
 
         hidden = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))

@@ -11,30 +11,19 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .latent_statistics import LatentStatisticsMixin
-from .layers import TimeEmbedding, check_range
+from .layers import LatentStatisticsMixin, TimeEmbedding, check_configuration
 from .safetensors_only import SafetensorsOnlyMixin
 
 
 @dataclass
 class LatentCodeModelOutput(BaseOutput):
-    """Output of [`LatentCodeModel`].
-
-    Args:
-        sample: The prediction, shape (B, latent_dim).
-    """
+    """`sample`: the prediction, (B, latent_dim)."""
 
     sample: torch.Tensor
 
 
 class LatentCodeLayer(nn.Module):
-    """Linear, times `1 + Linear(SiLU(time embedding))`, LayerNorm, SiLU.
-
-    Args:
-        in_features: Width of the input.
-        out_features: Width of the output.
-        time_embed_dim: Width of the time embedding.
-    """
+    """Linear, times `1 + Linear(SiLU(time embedding))`, LayerNorm, SiLU."""
 
     def __init__(self, in_features: int, out_features: int, time_embed_dim: int) -> None:
         super().__init__()
@@ -62,9 +51,6 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
         num_layers: Number of layers, the last one included; at least 2.
         time_sinusoid_dim: Dimension of the time sinusoid; at least 2.
         time_embed_dim: Width of the time embedding.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
     """
 
     __module__ = "diffae_hub"
@@ -79,9 +65,7 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
         time_embed_dim: int = 512,
     ) -> None:
         super().__init__()
-        check_range(1, 1_000_000, latent_dim=latent_dim, hidden_dim=hidden_dim, time_embed_dim=time_embed_dim)
-        check_range(2, 1_000, num_layers=num_layers)
-        check_range(2, 65_536, time_sinusoid_dim=time_sinusoid_dim)
+        check_configuration(self.config)
         self.time_embedding = TimeEmbedding(time_sinusoid_dim, time_embed_dim)
         self.layers = nn.ModuleList(
             LatentCodeLayer(latent_dim if index == 0 else hidden_dim + latent_dim, hidden_dim, time_embed_dim)
@@ -93,18 +77,9 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> LatentCodeModelOutput | tuple[torch.Tensor]:
-        """Predicts the noise (or what the model was trained for) in normalised, noised codes.
+        """The noise (or what the model was trained for) in normalised, noised codes z_t, (B, latent_dim).
 
-        Args:
-            sample: z_t, (B, latent_dim).
-            timestep: A number or a tensor of shape () or (B,). The official schedule has the indices 0 to 999.
-            return_dict: Whether to return a [`LatentCodeModelOutput`] or a tuple.
-
-        Returns:
-            The prediction, (B, latent_dim).
-
-        Raises:
-            ValueError: If `timestep` is not one number or (B,).
+        `timestep` is a number or a tensor of shape () or (B,). The official schedule has the indices 0 to 999.
         """
         activated_time = F.silu(self.time_embedding(timestep, len(sample), like=sample))
         hidden = sample

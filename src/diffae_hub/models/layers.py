@@ -1,4 +1,4 @@
-"""Building blocks shared by the encoder and the decoder: normalisation, residual blocks, attention, embeddings.
+"""What the networks share: normalisation, residual blocks, attention, embeddings, statistics of codes, checks.
 
 The blocks follow the ADM architecture (Dhariwal and Nichol, 2021) as Preechakul et al. (2022) use it; the paper keeps
 that architecture (section 8, tables 6 and 7).
@@ -6,7 +6,8 @@ that architecture (section 8, tables 6 and 7).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +25,7 @@ def zero_initialized(module: nn.Module) -> nn.Module:
 class Float32GroupNorm(nn.GroupNorm):
     """Group normalisation computed in float32 whatever the input's dtype, returned in the input's dtype.
 
-    Args:
-        num_groups: Number of groups; fewer channels than that give one group per channel.
-        num_channels: Number of channels, a multiple of the number of groups.
-        eps: Added to the variance.
-
-    Raises:
-        ValueError: If `num_channels` is not a multiple of the number of groups.
+    Fewer channels than `num_groups` are one group each.
     """
 
     def __init__(self, num_groups: int, num_channels: int, eps: float) -> None:
@@ -51,12 +46,7 @@ class Float32GroupNorm(nn.GroupNorm):
 
 
 class TimeEmbedding(TimestepEmbedding):
-    """Sinusoid of the timestep (cosines first, float32), then Linear, SiLU, Linear.
-
-    Args:
-        sinusoid_dim: Dimension of the sinusoid.
-        embed_dim: Dimension of the result.
-    """
+    """Sinusoid of the timestep (cosines first, float32), then Linear, SiLU, Linear."""
 
     def __init__(self, sinusoid_dim: int, embed_dim: int) -> None:
         super().__init__(sinusoid_dim, embed_dim)
@@ -89,13 +79,8 @@ def _silu(hidden: torch.Tensor) -> torch.Tensor:
 class EncoderResidualBlock(nn.Module):
     """Residual block of the encoder: GroupNorm, SiLU, (resample), one convolution, plus the skip path.
 
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output; a 1x1 convolution joins the skip path only where they differ.
-        norm_num_groups: Groups of the group norm.
-        norm_eps: Epsilon of the group norm.
-        dropout: Probability of dropping an activation before the convolution.
-        resample: None, "down" (2x2 average pooling) or "up" (nearest), applied to both paths.
+    `resample` is None, "down" (2x2 average pooling) or "up" (nearest), applied to both paths. A 1x1 convolution joins
+    the skip path only where the numbers of channels differ.
     """
 
     def __init__(
@@ -127,17 +112,7 @@ class ConditionedResidualBlock(nn.Module):
     GroupNorm, SiLU, (resample), convolution; then adaptive group norm
     `GroupNorm(h) (1 + s_t) + b_t`, times `(1 + s_z)` (plus `b_z` if `latent_scale_shift`), SiLU, dropout and a
     zero-initialised convolution. Each of `(s_t, b_t)` and `(s_z, b_z)` is SiLU then Linear of its embedding.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        time_embed_dim: Width of the time embedding.
-        latent_dim: Width of the latent code as it reaches the block.
-        latent_scale_shift: Whether the latent code gives a scale and a shift, or a scale only (official DiffAE).
-        norm_num_groups: Groups of the group norms.
-        norm_eps: Epsilon of the group norms.
-        dropout: Probability of dropping an activation before the second convolution.
-        resample: None, "down" (2x2 average pooling) or "up" (nearest), applied to both paths.
+    `resample` as in [`EncoderResidualBlock`].
     """
 
     def __init__(
@@ -168,16 +143,13 @@ class ConditionedResidualBlock(nn.Module):
     def forward(
         self, hidden: torch.Tensor, activated_time: torch.Tensor, latent_modulation: torch.Tensor
     ) -> torch.Tensor:
-        """Applies the block.
+        """(B, in_channels, H, W) -> (B, out_channels, H', W').
 
         Args:
-            hidden: (B, in_channels, H, W).
+            hidden: The feature map.
             activated_time: SiLU of the time embedding, (B, time_embed_dim).
             latent_modulation: This block's `latent_projection` of SiLU of the latent code, (B, C or 2C). It does not
                 depend on the timestep, so the caller computes it once per trajectory.
-
-        Returns:
-            (B, out_channels, H', W').
         """
         residual = self.conv_1(_resample(_silu(self.norm_1(hidden)), self.resample))
 
@@ -201,15 +173,6 @@ class SelfAttentionBlock(nn.Module):
 
     GroupNorm, one projection C -> 3C whose output is split into heads first and into query, key and value second, then
     scaled dot-product attention, projection, plus the input.
-
-    Args:
-        channels: Channels of the feature map.
-        num_heads: Number of heads; divides `channels`.
-        norm_num_groups: Groups of the group norm.
-        norm_eps: Epsilon of the group norm.
-
-    Raises:
-        ValueError: If `num_heads` does not divide `channels`.
     """
 
     def __init__(self, channels: int, *, num_heads: int, norm_num_groups: int, norm_eps: float) -> None:
@@ -235,48 +198,62 @@ class SelfAttentionBlock(nn.Module):
         return hidden + attended.transpose(1, 2).reshape(batch, channels, height, width)
 
 
-def check_range(minimum: float, maximum: float, **values: float) -> None:
-    """Raises ValueError, naming the argument, unless every value is between `minimum` and `maximum`."""
-    for name, value in values.items():
-        if not minimum <= value <= maximum:
-            raise ValueError(f"{name} must be between {minimum} and {maximum}, got {value!r}")
+class LatentStatisticsMixin:
+    """Mean and standard deviation of the training set's codes, (latent_dim,), saved as buffers of the network."""
+
+    def register_latent_statistics(self, latent_dim: int) -> None:
+        """Registers the buffers, as 0 and 1."""
+        self.register_buffer("latent_mean", torch.zeros(latent_dim))
+        self.register_buffer("latent_std", torch.ones(latent_dim))
+
+    def normalize(self, latent_code: torch.Tensor) -> torch.Tensor:
+        """Latent codes (B, latent_dim) of the encoder -> codes of mean 0 and standard deviation 1."""
+        return (latent_code - self.latent_mean) / self.latent_std
+
+    def denormalize(self, normalized_code: torch.Tensor) -> torch.Tensor:
+        """The inverse of [`~LatentStatisticsMixin.normalize`]."""
+        return normalized_code * self.latent_std + self.latent_mean
 
 
-def check_network(
-    *,
-    sample_size: int,
-    latent_dim: int,
-    base_channels: int,
-    channel_multipliers: Sequence[int],
-    layers_per_block: int,
-    attention_resolutions: Sequence[int],
-    norm_num_groups: int,
-    norm_eps: float,
-    dropout: float,
-    patch_size: int,
-    **channels: int,
-) -> None:
-    """Checks what the encoder and the decoder share. The upper ends are generous: they stop absurd cost only.
+# What the numbers of a configuration may be. The upper ends are generous: they stop absurd cost only.
+RANGES = {
+    "sample_size": (1, 65_536),
+    "in_channels": (1, 65_536),
+    "out_channels": (1, 65_536),
+    "base_channels": (1, 65_536),
+    "patch_size": (1, 65_536),
+    "num_attention_heads": (1, 65_536),
+    "norm_num_groups": (1, 65_536),
+    "norm_eps": (1e-12, 1),
+    "layers_per_block": (1, 64),
+    "dropout": (0, 0.9999),
+    "latent_dim": (1, 1_000_000),
+    "latent_mlp_layers": (0, 64),
+    "time_embed_dim": (1, 65_536),
+    "time_sinusoid_dim": (2, 65_536),
+    "hidden_dim": (1, 1_000_000),
+    "num_layers": (2, 1_000),
+    "num_attributes": (1, 1_000_000),
+}
 
-    Raises:
-        ValueError: Names the argument, what is allowed and what came.
-    """
-    check_range(1, 65_536, sample_size=sample_size, base_channels=base_channels, patch_size=patch_size, **channels)
-    check_range(1, 1_000_000, latent_dim=latent_dim)
-    check_range(1, 64, layers_per_block=layers_per_block)
-    check_range(1, 65_536, norm_num_groups=norm_num_groups)
-    check_range(1e-12, 1, norm_eps=norm_eps)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
-    if not 1 <= len(channel_multipliers) <= 16 or min(channel_multipliers) < 1:
-        raise ValueError(f"channel_multipliers must be 1 to 16 positive integers, got {channel_multipliers!r}")
-    if any(resolution < 1 for resolution in attention_resolutions):
-        raise ValueError(f"attention_resolutions must be positive integers, got {attention_resolutions!r}")
-    factor = patch_size * 2 ** (len(channel_multipliers) - 1)
-    if sample_size % factor:
+
+def check_configuration(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names the argument, unless a network can be built from the configuration."""
+    for name, (minimum, maximum) in RANGES.items():
+        if name in config and not minimum <= config[name] <= maximum:
+            raise ValueError(f"{name} must be between {minimum} and {maximum}, got {config[name]!r}")
+    if "channel_multipliers" not in config:
+        return
+    multipliers, resolutions = config["channel_multipliers"], config["attention_resolutions"]
+    if not 1 <= len(multipliers) <= 16 or min(multipliers) < 1:
+        raise ValueError(f"channel_multipliers must be 1 to 16 positive integers, got {multipliers!r}")
+    if any(resolution < 1 for resolution in resolutions):
+        raise ValueError(f"attention_resolutions must be positive integers, got {resolutions!r}")
+    factor = config["patch_size"] * 2 ** (len(multipliers) - 1)
+    if config["sample_size"] % factor:
         raise ValueError(
             f"sample_size must be divisible by {factor} (patch_size, and one halving per channel multiplier after the "
-            f"first), got {sample_size}"
+            f"first), got {config['sample_size']}"
         )
 
 

@@ -20,10 +20,6 @@ class SafetensorsOnlyMixin(PublishingMixin):
             pretrained_model_name_or_path: A folder that [`~SafetensorsOnlyMixin.save_pretrained`] wrote, a Hub id, or
                 the name of a bundled model (with `subfolder`).
             kwargs: As in diffusers (`subfolder`, `variant`, `dtype`, ...); `use_safetensors` is always True.
-
-        Raises:
-            ValueError: If the weights lack a tensor of the model or hold one that it does not have.
-            OSError: If there are no safetensors weights.
         """
         source = model_folder(pretrained_model_name_or_path, kwargs, kwargs.get("subfolder") or "")
         with_info = kwargs.pop("output_loading_info", False)
@@ -48,11 +44,7 @@ class SafetensorsOnlyMixin(PublishingMixin):
         max_shard_size: int | str = "10GB",
         **kwargs: Any,
     ) -> None:
-        """Saves configuration and weights as diffusers does; the arguments are those of diffusers.
-
-        Raises:
-            ValueError: If `safe_serialization=False` is asked for.
-        """
+        """Saves configuration and weights as diffusers does, but as safetensors only."""
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
         super().save_pretrained(save_directory, is_main_process, save_function, True, variant, max_shard_size, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,23 +13,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .layers import (
-    EncoderResidualBlock,
-    Float32GroupNorm,
-    SelfAttentionBlock,
-    check_images,
-    check_network,
-)
+from .layers import EncoderResidualBlock, Float32GroupNorm, SelfAttentionBlock, check_configuration, check_images
 from .safetensors_only import SafetensorsOnlyMixin
 
 
 @dataclass
 class SemanticEncoderOutput(BaseOutput):
-    """Output of [`SemanticEncoderModel`].
-
-    Args:
-        latent_code: The latent code z, shape (B, latent_dim), unbounded, in the model's dtype.
-    """
+    """`latent_code`: z, (B, latent_dim), unbounded, in the model's dtype."""
 
     latent_code: torch.Tensor
 
@@ -41,8 +32,7 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     The defaults are the official DiffAE network for FFHQ at 256 pixels (30,150,400 parameters).
 
     Because the decoder's last layers start at zero, the encoder's gradient is exactly zero for the first two optimizer
-    steps of a new model (the first step moves the decoder's output layer, the second its residual blocks); it is
-    non-zero from the third on. This is not a bug.
+    steps of a new model (the first step moves the decoder's output layer, the second its residual blocks).
 
     Args:
         sample_size: Height and width of the training images, in pixels. Fixes where attention is placed.
@@ -53,17 +43,12 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         layers_per_block: Residual blocks per level.
         attention_resolutions: Resolutions, in pixels, after whose residual blocks self-attention follows.
         num_attention_heads: Heads of each attention block.
-        dropout: Dropout probability before each convolution.
+        dropout: Probability of dropping an activation before each convolution.
         norm_num_groups: Groups of each group norm (at most one per channel).
-        norm_eps: Epsilon of each group norm.
         latent_head: `"pool"` averages the last feature map over space (the paper and the official networks);
-            `"flatten"` flattens and projects it, which keeps position but fixes the image size to `sample_size`.
-            Beyond the paper.
+            `"flatten"` projects it, which keeps position but fixes the image size to `sample_size` (beyond the paper).
         patch_size: Pixels per side that the stem sees as one (space to depth): the feature maps have
             `sample_size / patch_size` pixels, and the resolutions above count those. Beyond the paper.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
     """
 
     __module__ = "diffae_hub"
@@ -88,28 +73,14 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
-        check_network(
-            sample_size=sample_size,
-            in_channels=in_channels,
-            latent_dim=latent_dim,
-            base_channels=base_channels,
-            channel_multipliers=channel_multipliers,
-            layers_per_block=layers_per_block,
-            attention_resolutions=attention_resolutions,
-            num_attention_heads=num_attention_heads,
-            dropout=dropout,
-            norm_num_groups=norm_num_groups,
-            norm_eps=norm_eps,
-            patch_size=patch_size,
-        )
+        check_configuration(self.config)
         if latent_head not in ("pool", "flatten"):
             raise ValueError(f"latent_head must be one of 'pool', 'flatten', got {latent_head!r}")
         self.gradient_checkpointing = False
         self.downsampling_factor = patch_size * 2 ** (len(channel_multipliers) - 1)
         norm = {"norm_num_groups": norm_num_groups, "norm_eps": norm_eps}
-
-        def attention(channels: int) -> SelfAttentionBlock:
-            return SelfAttentionBlock(channels, num_heads=num_attention_heads, **norm)
+        residual = partial(EncoderResidualBlock, dropout=dropout, **norm)
+        attention = partial(SelfAttentionBlock, num_heads=num_attention_heads, **norm)
 
         channels = base_channels * channel_multipliers[0]
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)
@@ -118,34 +89,23 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         for level, multiplier in enumerate(channel_multipliers):
             for _ in range(layers_per_block):
                 out_channels = base_channels * multiplier
-                self.blocks.append(EncoderResidualBlock(channels, out_channels, dropout=dropout, **norm))
+                self.blocks.append(residual(channels, out_channels))
                 channels = out_channels
                 if resolution in attention_resolutions:
                     self.blocks.append(attention(channels))
             if level < len(channel_multipliers) - 1:
-                self.blocks.append(EncoderResidualBlock(channels, channels, dropout=dropout, resample="down", **norm))
+                self.blocks.append(residual(channels, channels, resample="down"))
                 resolution //= 2
-        self.blocks.append(EncoderResidualBlock(channels, channels, dropout=dropout, **norm))
-        self.blocks.append(attention(channels))
-        self.blocks.append(EncoderResidualBlock(channels, channels, dropout=dropout, **norm))
+        self.blocks += [residual(channels, channels), attention(channels), residual(channels, channels)]
 
         self.norm_out = Float32GroupNorm(norm_num_groups, channels, norm_eps)
         head_in = channels if latent_head == "pool" else channels * resolution * resolution
         self.head = nn.Linear(head_in, latent_dim)
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> SemanticEncoderOutput | tuple[torch.Tensor]:
-        """Encodes images.
+        """z, (B, latent_dim), of images in [-1, 1], (B, in_channels, H, W).
 
-        Args:
-            sample: Images in [-1, 1], shape (B, in_channels, H, W); H and W divisible by
-                `downsampling_factor` (equal to `sample_size` with `latent_head="flatten"`).
-            return_dict: Whether to return a [`SemanticEncoderOutput`] or a tuple.
-
-        Returns:
-            The latent code, shape (B, latent_dim).
-
-        Raises:
-            ValueError: If the height or width is not allowed.
+        H and W are divisible by `downsampling_factor`; with `latent_head="flatten"` they are `sample_size`.
         """
         flatten = self.config.latent_head == "flatten"
         check_images(sample, self.downsampling_factor, self.config.sample_size if flatten else None)
@@ -156,6 +116,5 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             else:
                 hidden = block(hidden)
         hidden = F.silu(self.norm_out(hidden))
-        features = hidden.flatten(1) if flatten else hidden.mean(dim=(2, 3))
-        latent_code = self.head(features)
+        latent_code = self.head(hidden.flatten(1) if flatten else hidden.mean(dim=(2, 3)))
         return SemanticEncoderOutput(latent_code=latent_code) if return_dict else (latent_code,)

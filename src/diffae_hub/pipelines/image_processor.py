@@ -41,7 +41,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         self._resizing_said = False
 
     def preprocess(self, image: ImageInput, resize_mode: str | None = None, keep_larger: bool = False) -> torch.Tensor:
-        """Images as a batch in [-1, 1].
+        """Images as a batch (B, C, H, W) in [-1, 1], float32 on the device of the input.
 
         Args:
             image: A PIL image; a numpy array (H, W, C) or (B, H, W, C) or a tensor (C, H, W) or (B, C, H, W), uint8 in
@@ -49,12 +49,6 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
             resize_mode: How an image gets to the model's size: "crop" (cut the centre, resize), "stretch", or "none".
                 None means "crop" for PIL images and "none" for arrays and tensors.
             keep_larger: With `resize_mode=None`, whether images that cover the model's size keep their own.
-
-        Returns:
-            (B, C, H, W), float32 on the device of the input.
-
-        Raises:
-            ValueError: Names what is wrong: type, empty list, shape, channels, dtype, range, NaN.
         """
         if resize_mode is not None and resize_mode not in RESIZE_MODES:
             raise ValueError(f"resize_mode must be None or one of {RESIZE_MODES}, got {resize_mode!r}")
@@ -66,8 +60,12 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         sizes = sorted({tuple(batch.shape[-2:]) for batch in batches})
         if len(sizes) > 1:
             raise ValueError(f"image must be a list of images of one height and width, got {sizes}")
-        if not (keep_larger and min(sizes[0]) >= self.sample_size):
-            self._check_size(*sizes[0])
+        height, width = sizes[0]
+        size, factor = self.sample_size, self.downsampling_factor
+        allowed = (height, width) == (size, size) if self.fixed_size else not (height % factor or width % factor)
+        if not allowed and not (keep_larger and min(height, width) >= size):
+            needed = f"be {size} x {size}" if self.fixed_size else f"have a height and width divisible by {factor}"
+            raise ValueError(f"image must {needed}, got {height} x {width}; resize_mode='crop' or 'stretch' resizes it")
         return self.normalize(torch.cat(batches))
 
     def _to_batch(
@@ -76,8 +74,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         """One item as (B, C, H, W) in [0, 1], float32."""
         size = self.sample_size
         if isinstance(image, Image.Image):
-            keeps = resize_mode == "none" or (keep_larger and min(image.size) >= size)
-            mode = "none" if keeps else resize_mode or "crop"
+            mode = "none" if keep_larger and min(image.size) >= size else resize_mode or "crop"
             self._say_resizing(mode, *image.size)
             array = pil_to_array(image, self.channels, None if mode == "none" else (size, size), mode)
             return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None]
@@ -94,13 +91,13 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
 
     def _checked(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
         """An array or tensor as (B, C, H, W) in [0, 1], float32, of any size."""
-        if isinstance(image, np.ndarray) and image.ndim in (3, 4):
-            tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, -3)))
+        if isinstance(image, np.ndarray):
+            channels_first = np.moveaxis(image, -1, 1 if image.ndim == 4 else 0)
+            tensor = torch.from_numpy(np.ascontiguousarray(channels_first))
         elif isinstance(image, torch.Tensor):
             tensor = image
         else:
-            kind = f"an array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise ValueError(f"image must be a PIL image, an array or a tensor, or a list of these, got {kind}")
+            raise ValueError(f"image must be PIL images, arrays or tensors, got {type(image).__name__}")
         tensor = tensor[None] if tensor.ndim == 3 else tensor
         if tensor.ndim != 4 or tensor.shape[1] != self.channels or 0 in tensor.shape:
             axes = f"(height, width, {self.channels}) as an array, ({self.channels}, height, width) as a tensor"
@@ -120,19 +117,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         size = self.sample_size
         if mode != "none" and (width, height) != (size, size) and not self._resizing_said:
             self._resizing_said = True
-            how = {"crop": "cropped and resized", "stretch": "resized"}[mode]
-            logger.warning(f"An image of {width}x{height} pixels was {how} to this model's {size}x{size}.")
-
-    def _check_size(self, height: int, width: int) -> None:
-        if self.fixed_size and (height, width) != (self.sample_size, self.sample_size):
-            allowed = f"be {self.sample_size} x {self.sample_size}"
-        elif height % self.downsampling_factor or width % self.downsampling_factor:
-            allowed = f"have a height and width divisible by {self.downsampling_factor}"
-        else:
-            return
-        raise ValueError(
-            f"image must {allowed} for this model, got {height} x {width}; resize_mode='crop' or 'stretch' resizes it"
-        )
+            logger.warning(f"An image of {width}x{height} pixels is resized ({mode}) to this model's {size}x{size}.")
 
     def check_output_type(self, output_type: str) -> None:
         """Raises ValueError for an unknown output type, or "pil" where the channel count has no PIL mode."""

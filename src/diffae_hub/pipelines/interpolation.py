@@ -13,37 +13,31 @@ _SMALL_SINE = 1e-6
 
 
 def lerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float) -> torch.Tensor:
-    """`(1 - f) start + f end`; shapes as in [`slerp`]."""
+    """`(1 - f) start + f end` of tensors (B, ...), with f a number or one per batch element, (B,)."""
     weight = _weight(fraction, start)
     return (1 - weight) * start + weight * end
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float) -> torch.Tensor:
-    """Spherical interpolation `sin((1 - f) w) / sin(w) start + sin(f w) / sin(w) end`.
+    """Spherical interpolation `sin((1 - f) w) / sin(w) start + sin(f w) / sin(w) end`; shapes as in [`lerp`].
 
-    w is the angle between the two flattened, normalised tensors, per batch element. Parallel, opposite and zero vectors
-    have no distinguished arc and are interpolated linearly.
-
-    Args:
-        start: (B, ...), floating point; computed in float32 at least.
-        end: As `start`.
-        fraction: f in [0, 1], a number or one per batch element, (B,).
-
-    Returns:
-        Shaped and typed as `start`.
+    w is the angle between the two flattened tensors, per batch element. Parallel and opposite ones have no
+    distinguished arc and are interpolated linearly. Computed in float32 at least.
     """
     dtype = torch.promote_types(start.dtype, torch.float32)
     first, second = start.to(dtype), end.to(dtype)
-    flat = [tensor.flatten(1) for tensor in (first, second)]
-    unit = [tensor / tensor.norm(dim=1, keepdim=True).clamp_min(torch.finfo(dtype).tiny) for tensor in flat]
-    cosine = (unit[0] * unit[1]).sum(dim=1).clamp(-1, 1)
-    angle = torch.arccos(cosine).reshape(-1, *[1] * (start.ndim - 1))
+    cosine = torch.nn.functional.cosine_similarity(first.flatten(1), second.flatten(1)).clamp(-1, 1)
+    angle = _weight(torch.arccos(cosine), first)
     sine = torch.sin(angle)
     weight = _weight(fraction, first)
-    safe = torch.where(sine.abs() < _SMALL_SINE, torch.ones_like(sine), sine)
-    spherical = (torch.sin((1 - weight) * angle) * first + torch.sin(weight * angle) * second) / safe
+    arc = torch.sin((1 - weight) * angle) * first + torch.sin(weight * angle) * second
     straight = (1 - weight) * first + weight * second
-    return torch.where(sine.abs() < _SMALL_SINE, straight, spherical).to(start.dtype)
+    return torch.where(sine < _SMALL_SINE, straight, arc / sine.clamp(min=_SMALL_SINE)).to(start.dtype)
+
+
+def _weight(fraction: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    weight = torch.as_tensor(fraction, dtype=like.dtype, device=like.device)
+    return weight.reshape(-1, *[1] * (like.ndim - 1)) if weight.ndim else weight
 
 
 def along_path(points: torch.Tensor, num_frames: int, how: Interpolation) -> torch.Tensor:
@@ -62,8 +56,3 @@ def between_corners(corners: torch.Tensor, num_frames: int, how: Interpolation) 
 
 INTERPOLATIONS: dict[str, Interpolation] = {"slerp": slerp, "lerp": lerp}
 LAYOUTS = {"path": along_path, "grid": between_corners}
-
-
-def _weight(fraction: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
-    weight = torch.as_tensor(fraction, dtype=like.dtype, device=like.device)
-    return weight.reshape(-1, *[1] * (like.ndim - 1)) if weight.ndim else weight

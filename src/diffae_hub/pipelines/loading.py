@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from ..files import check_regular_files, read_json
 from ..network import INDEX
 from ..pretrained import list_models, model_folder
@@ -15,9 +13,7 @@ from ..pretrained import list_models, model_folder
 def pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
     """The folder of a pipeline, downloaded if it has to be; the Hub's options are taken out of `options`.
 
-    Raises:
-        ValueError: If there is no such pipeline, or its JSON files cannot be those of one.
-        OSError: If the Hub does not give it.
+    A ValueError, if there is no such pipeline, or its JSON files cannot be those of one.
     """
     name = str(source)
     folder = Path(model_folder(name, options) if name else "")
@@ -27,37 +23,13 @@ def pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
             f"the bundled models {list_models()}, got {name!r}"
         )
     check_regular_files(folder)
-    for component in _components(folder / INDEX):
+    index = read_json(folder / INDEX, ("_class_name", "encoder", "decoder", "scheduler"))
+    for component, value in index.items():
+        if component.startswith("_") or value == [None, None]:
+            continue
+        # Only classes of ours and of diffusers are loaded.
+        if not (isinstance(value, list) and len(value) == 2 and value[0] in ("diffae_hub", "diffusers")):
+            raise ValueError(f"{INDEX} in {folder} must give {component} a class of diffae_hub's or diffusers'")
         for path in (folder / component).glob("*config.json"):
             read_json(path)
     return folder
-
-
-def _components(index: Path) -> list[str]:
-    """Names of the components that a model_index.json lists; only classes of ours and of diffusers are loaded."""
-    names, content = [], read_json(index)
-    if missing := sorted({"_class_name", "encoder", "decoder", "scheduler"} - set(content)):
-        raise ValueError(
-            f"{index} must name encoder, decoder, scheduler and the pipeline's class, {missing} is missing"
-        )
-    for name, value in content.items():
-        if name.startswith("_") or value == [None, None]:
-            continue
-        if not (isinstance(value, list) and len(value) == 2 and value[0] in ("diffae_hub", "diffusers")):
-            raise ValueError(
-                f"{index} must give library and class of {name}, of diffae_hub or diffusers, got {value!r}"
-            )
-        names.append(name)
-    return names
-
-
-def damaged_weight_files(folder: Path) -> list[Path]:
-    """Weight files below a pipeline folder whose header or length does not hold."""
-    damaged = []
-    for path in sorted(folder.glob("*/*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError):
-            damaged.append(path)
-    return damaged

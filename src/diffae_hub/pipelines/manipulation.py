@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..schedulers.noise_schedules import check_choice
 from .editing import Strength, edited_codes
 from .image_processor import ImageInput
 from .interpolation import INTERPOLATIONS, LAYOUTS
 from .pipeline_output import DiffusionAutoencoderPipelineOutput
-from .stages import BATCH_SIZE, DiffusionAutoencoderStages, Generators, StepCallback
+from .stages import BATCH_SIZE, CallbackFunction, DiffusionAutoencoderStages, Generators, StepCallback
 
 # Images that one call decodes: they are held in memory together.
 MAX_FRAMES = 4096
@@ -38,7 +39,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         output_type: str = "pil",
         resize_mode: str | None = None,
         return_dict: bool = True,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         """Images between images (section 5.2): codes and noises are interpolated, then decoded.
@@ -53,31 +54,26 @@ class ManipulationMixin(DiffusionAutoencoderStages):
             latent_interpolation: "slerp" (the paper) or "lerp" (official DiffAE).
             noise_interpolation: "slerp" or "lerp"; the latter loses variance between the ends.
         """
-        for name, value in (
-            ("latent_interpolation", latent_interpolation),
-            ("noise_interpolation", noise_interpolation),
-        ):
-            if value not in INTERPOLATIONS:
-                raise ValueError(f"{name} must be one of {sorted(INTERPOLATIONS)}, got {value!r}")
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {sorted(LAYOUTS)}, got {layout!r}")
-        self.check_inputs(num_inference_steps, callback_on_step_end_tensor_inputs, mode, output_type)
+        check_choice("latent_interpolation", latent_interpolation, tuple(INTERPOLATIONS))
+        check_choice("noise_interpolation", noise_interpolation, tuple(INTERPOLATIONS))
+        check_choice("layout", layout, tuple(LAYOUTS))
         pixels = self.image_processor.preprocess(images, resize_mode)
         is_grid, count = layout == "grid", len(pixels)
+        self.check_inputs(count, num_inference_steps, mode, output_type)
         if count < 2 or (is_grid and count != 4):
             raise ValueError(f"images must be a list of {'four' if is_grid else 'two or more'} images, got {count}")
         least, most = (2, int(MAX_FRAMES**0.5)) if is_grid else (count, MAX_FRAMES)
-        if not least <= num_frames <= most:
-            raise ValueError(f"num_frames must be between {least} and {most}, got {num_frames}")
+        _check_count("num_frames", num_frames, least, most)
 
-        codes, noises = self._codes_and_noises(pixels, mode, num_inference_steps, generator, tolerance)
-        between = LAYOUTS[layout]
+        codes = self._encode(pixels)
         if mode == "stochastic":
-            noises = noises[:1].expand(count, -1, -1, -1)
-        codes = between(codes, num_frames, INTERPOLATIONS[latent_interpolation])
-        noises = between(noises, num_frames, INTERPOLATIONS[noise_interpolation])
-        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        sample = self._decode_batches(codes, noises, num_inference_steps, generator, on_step_end)
+            noises = self._random_noise(pixels.shape, generator)[:1].expand(count, -1, -1, -1)
+        else:
+            noises = self._invert(pixels, codes, num_inference_steps, tolerance)
+        codes = LAYOUTS[layout](codes, num_frames, INTERPOLATIONS[latent_interpolation])
+        noises = LAYOUTS[layout](noises, num_frames, INTERPOLATIONS[noise_interpolation])
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample = self._decode_batches(codes, noises, num_inference_steps, generator, callback)
         return self._output(sample, codes, noises, output_type, return_dict)
 
     @torch.no_grad()
@@ -94,10 +90,13 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         output_type: str = "pil",
         resize_mode: str | None = None,
         return_dict: bool = True,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
-        """Images whose codes are moved along attributes; see [`~pipelines.editing.edited_codes`] for the formula.
+        """Images whose codes are moved along attributes (section 5.2; official DiffAE's rule).
+
+        z' = denormalise(normalise(z) + sum of a sqrt(d) w / |w|), where w is an attribute's row of the classifier's
+        weight, a its strength, and d the width of the code.
 
         Args:
             edits: Attribute names of the `attribute_classifier`, each with its strength (official DiffAE: 0.3; below 0
@@ -111,20 +110,21 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         Returns:
             The edited images; of several images with several strengths, image by image.
         """
-        self.check_inputs(num_inference_steps, callback_on_step_end_tensor_inputs, mode, output_type)
         pixels = self.image_processor.preprocess(image, resize_mode)
-        self.check_inputs(generator=generator, batch_size=len(pixels))
-        edited_codes(
-            pixels.new_zeros(1, self.decoder.config.latent_dim), edits, strength, keep, self.attribute_classifier
-        )
+        self.check_inputs(len(pixels), num_inference_steps, mode, output_type, generator)
+        how = (edits, strength, keep, self.attribute_classifier)
+        count = len(edited_codes(pixels.new_zeros(len(pixels), self.decoder.config.latent_dim), *how))
+        if count > MAX_FRAMES:
+            raise ValueError(f"strength must give at most {MAX_FRAMES} images in all, got {count}")
 
-        codes, noises = self._codes_and_noises(pixels, mode, num_inference_steps, generator, tolerance)
-        codes = edited_codes(codes, edits, strength, keep, self.attribute_classifier)
-        if len(codes) > MAX_FRAMES:
-            raise ValueError(f"strength must give at most {MAX_FRAMES} images in all, got {len(codes)}")
-        noises = noises.repeat_interleave(len(codes) // len(noises), dim=0)
-        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        sample = self._decode_batches(codes, noises, num_inference_steps, generator, on_step_end)
+        codes = self._encode(pixels)
+        if mode == "stochastic":
+            noises = self._random_noise(pixels.shape, generator)
+        else:
+            noises = self._invert(pixels, codes, num_inference_steps, tolerance)
+        codes, noises = edited_codes(codes, *how), noises.repeat_interleave(count // len(pixels), dim=0)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample = self._decode_batches(codes, noises, num_inference_steps, generator, callback)
         return self._output(sample, codes, noises, output_type, return_dict)
 
     @torch.no_grad()
@@ -137,21 +137,20 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         output_type: str = "pil",
         resize_mode: str | None = None,
         return_dict: bool = True,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         """Images of one image's code and other noises. The output's `spread` shows what the code does not hold."""
-        self._check_num_images(num_images)
-        self.check_inputs(num_inference_steps, callback_on_step_end_tensor_inputs, output_type=output_type)
-        self.check_inputs(generator=generator, batch_size=num_images)
+        _check_count("num_images", num_images, 1, MAX_FRAMES)
         pixels = self.image_processor.preprocess(image, resize_mode)
         if len(pixels) != 1:
             raise ValueError(f"image must be a single image, got {len(pixels)}")
+        self.check_inputs(num_images, num_inference_steps, output_type=output_type, generator=generator)
 
         codes = self._encode(pixels).repeat(num_images, 1)
         noises = self._random_noise((num_images, *pixels.shape[1:]), generator)
-        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        sample = self._decode_batches(codes, noises, num_inference_steps, generator, on_step_end)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample = self._decode_batches(codes, noises, num_inference_steps, generator, callback)
         spread = self.image_processor.denormalize(sample).std(dim=0, correction=0)
         return self._output(sample, codes, noises, output_type, return_dict, spread=spread)
 
@@ -174,8 +173,8 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         model = self.latent_code_model
         if model is None or self.latent_scheduler is None:
             raise ValueError("sample needs a pipeline with latent_code_model and latent_scheduler, got one without")
-        self._check_num_images(num_images)
-        self.check_inputs(num_inference_steps, output_type=output_type, generator=generator, batch_size=num_images)
+        _check_count("num_images", num_images, 1, MAX_FRAMES)
+        self.check_inputs(num_images, num_inference_steps, output_type=output_type, generator=generator)
         scheduler = copy.deepcopy(self.latent_scheduler)
         scheduler.set_timesteps(latent_num_inference_steps, device=self._execution_device)
 
@@ -189,27 +188,19 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         sample = self._decode_batches(codes, noises, num_inference_steps, generator)
         return self._output(sample, codes, noises, output_type, return_dict)
 
-    def _check_num_images(self, num_images: int) -> None:
-        if not 1 <= num_images <= MAX_FRAMES:
-            raise ValueError(f"num_images must be between 1 and {MAX_FRAMES}, got {num_images}")
-
-    def _codes_and_noises(
+    def _decode_batches(
         self,
-        pixels: torch.Tensor,
-        mode: str,
+        codes: torch.Tensor,
+        noises: torch.Tensor,
         num_inference_steps: int,
         generator: Generators,
-        tolerance: float | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """z and x_T of images (B, C, H, W): inverted or random."""
-        codes = self._encode(pixels)
-        if mode == "stochastic":
-            return codes, self._random_noise(pixels.shape, generator)
-        return codes, self._invert(pixels, codes, self._inverse_scheduler(num_inference_steps, tolerance), tolerance)
-
-    def _decode_batches(
-        self, codes: torch.Tensor, noises: torch.Tensor, num_inference_steps: int, generator: Generators, *more: object
+        callback: StepCallback = (None, ()),
     ) -> torch.Tensor:
-        batches = zip(codes.split(BATCH_SIZE), noises.split(BATCH_SIZE), strict=True)
         one = generator if isinstance(generator, torch.Generator) else None  # for solvers that draw noise on their way
-        return torch.cat([self._decode(code, noise, num_inference_steps, one, *more) for code, noise in batches])
+        batches = zip(codes.split(BATCH_SIZE), noises.split(BATCH_SIZE), strict=True)
+        return torch.cat([self._decode(*batch, num_inference_steps, one, callback=callback) for batch in batches])
+
+
+def _check_count(name: str, count: int, least: int, most: int) -> None:
+    if not least <= count <= most:
+        raise ValueError(f"{name} must be between {least} and {most}, got {count}")

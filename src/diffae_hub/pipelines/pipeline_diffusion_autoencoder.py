@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import torch
 from diffusers.utils import replace_example_docstring
-from safetensors import SafetensorError
 
 from ..images import Tiles
 from ..models.attribute_classifier import AttributeClassifier
@@ -19,12 +18,10 @@ from ..models.semantic_encoder import SemanticEncoderModel
 from ..publishing import PublishingMixin
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .image_processor import DiffusionAutoencoderImageProcessor, ImageInput
-from .loading import damaged_weight_files, pipeline_folder
+from .loading import pipeline_folder
 from .manipulation import ManipulationMixin
 from .pipeline_output import DiffusionAutoencoderPipelineOutput
-from .stages import MODES, Generators, StepCallback
-
-__all__ = ["MODES", "DiffusionAutoencoderPipeline", "DiffusionAutoencoderPipelineOutput"]
+from .stages import CallbackFunction, Generators
 
 # diffusers warns at every `.to(dtype)`, even if its list of modules to be kept in float32 is empty.
 logging.getLogger("diffusers.models.modeling_utils").addFilter(
@@ -63,8 +60,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
     - `image`: A PIL image, an array (H, W, C), a tensor (C, H, W), these two with a batch axis, or a list of them;
       uint8, or floating point in [0, 1]. PIL images are cropped and resized to the model's size.
     - `resize_mode`: "crop", "stretch" or "none", for arrays and tensors too.
-    - `num_inference_steps`: Updates K of decoding and of inversion. An inverted noise is decoded with the K it comes
-      from.
+    - `num_inference_steps`: Updates K of decoding and of inversion. An inverted noise is decoded with the same K.
     - `generator`: Of random noise: one, or a list of one per image, with which an image does not depend on its batch.
     - `output_type`: "pil", "np", "pt" (in [0, 1]) or "latent" (as the model gives it, about in [-1, 1]).
     - `callback_on_step_end`: Called as `callback(pipe, step, timestep, tensors)` after each update of decoding (in
@@ -78,13 +74,9 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         encoder: Image -> z.
         decoder: (x_t, t, z) -> noise, x_0 or velocity.
         scheduler: Walks from x_T to the image; one of diffusers' will do if it knows the model's noise schedule.
-            Inversion walks that schedule, whatever decodes.
         latent_code_model: Optional; samples new latent codes.
         latent_scheduler: Optional; the scheduler of `latent_code_model`.
         attribute_classifier: Optional; linear classifier of attributes on normalised codes, for editing.
-
-    Raises:
-        ValueError: If a component that is not optional is None, or the components do not fit one another.
     """
 
     __module__ = "diffae_hub"
@@ -102,9 +94,6 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         attribute_classifier: AttributeClassifier | None = None,
     ) -> None:
         super().__init__()
-        for name, component in (("encoder", encoder), ("decoder", decoder), ("scheduler", scheduler)):
-            if component is None:
-                raise ValueError(f"{name} must be given, got None")
         fixed_size = encoder.config.latent_head == "flatten" or decoder.config.latent_spatial_size is not None
         channels = {encoder.config.in_channels, decoder.config.in_channels, decoder.config.out_channels}
         if len(channels) > 1:
@@ -153,28 +142,11 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
                 `local_files_only`, `token`, `force_download` ...
 
         Raises:
-            ValueError: If there is no such folder or bundled model, a weight file is damaged or does not hold exactly
-                the model's tensors, or a configuration holds a value that is not allowed.
-            OSError: If a Hub repository cannot be reached or a file is missing.
+            ValueError: If there is no such pipeline, or its files do not hold exactly what a model's shall.
+            OSError: If the Hub cannot be reached, or a file is missing or damaged.
         """
         folder = pipeline_folder(pretrained_model_name_or_path, kwargs)
-        kwargs["use_safetensors"] = True
-        try:
-            return super().from_pretrained(folder, **kwargs)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            for path in damaged_weight_files(folder):
-                raise ValueError(f"weight file {path} is damaged or truncated; download or convert it again") from error
-            raise
-
-    def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Saves the pipeline, weights as safetensors; arguments as in diffusers, `variant` among them.
-
-        Raises:
-            ValueError: If `safe_serialization=False` is asked for.
-        """
-        if not safe_serialization:
-            raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
-        super().save_pretrained(str(save_directory), safe_serialization=True, **kwargs)
+        return super().from_pretrained(folder, **kwargs | {"use_safetensors": True})
 
     def enable_tiling(self, overlap: int | None = None) -> None:
         """Lets a call take images larger than the model's size in overlapping tiles of that size.
@@ -213,7 +185,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         tolerance: float | None = None,
         inversion: str | None = None,
         resize_mode: str | None = None,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> torch.Tensor:
         """DDIM inversion: the noise x_T (stochastic subcode), (B, C, H, W), that as many updates decode to the images.
@@ -222,21 +194,16 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             latent_code: The images' codes; None encodes them.
             tolerance: Evaluates the network again at each update, until a sampling step back misses by at most this
                 much (largest error of a pixel, as a part of the largest value of x_t where that is above 1). 1e-6 is
-                about what float32 can do.
+                about what float32 can do; one that is not reached is an error.
             inversion: "predictor_corrector" (one evaluation per update and one more), "plain" (the paper's, less
                 exact), or None for what the scheduler's configuration says. With a tolerance always the former.
-
-        Raises:
-            ValueError: For what is not allowed, and if the tolerance is not reached.
         """
-        self.check_inputs(num_inference_steps, callback_on_step_end_tensor_inputs)
-        scheduler = self._inverse_scheduler(num_inference_steps, tolerance, inversion)
         pixels = self.image_processor.preprocess(image, resize_mode)
+        self.check_inputs(len(pixels), num_inference_steps, latent_code=latent_code)
         if latent_code is None:
             latent_code = self._encode(pixels)
-        self.check_inputs(latent_code=latent_code, batch_size=len(pixels))
-        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        noise = self._invert(pixels, latent_code, scheduler, tolerance, on_step_end)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        noise = self._invert(pixels, latent_code, num_inference_steps, tolerance, inversion, callback=callback)
         self.maybe_free_model_hooks()
         return noise
 
@@ -248,7 +215,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         """Sampling from x_T to images, conditioned on latent codes.
@@ -261,22 +228,15 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             latent_code: z, (B, latent_dim).
             noise: x_T, (B, C, H, W); None draws it from `generator`, at the model's size.
         """
-        self.check_inputs(
-            num_inference_steps,
-            callback_on_step_end_tensor_inputs,
-            output_type=output_type,
-            generator=generator,
-            latent_code=latent_code,
-            noise=noise,
-            batch_size=len(latent_code),
-        )
+        given = {"generator": generator, "latent_code": latent_code, "noise": noise}
+        self.check_inputs(len(latent_code), num_inference_steps, output_type=output_type, **given)
         wants_gradient = latent_code.requires_grad or (noise is not None and noise.requires_grad)
         with torch.set_grad_enabled(torch.is_grad_enabled() and wants_gradient):
             if noise is None:
                 size, channels = self.decoder.config.sample_size, self.decoder.config.in_channels
                 noise = self._random_noise((len(latent_code), channels, size, size), generator)
-            on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-            sample = self._decode(latent_code, noise, num_inference_steps, generator, on_step_end)
+            callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+            sample = self._decode(latent_code, noise, num_inference_steps, generator, callback=callback)
             return self._output(sample, latent_code, noise, output_type, return_dict)
 
     @torch.no_grad()
@@ -292,7 +252,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         output_type: str = "pil",
         resize_mode: str | None = None,
         return_dict: bool = True,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         """Reconstructs images (section 4.1).
@@ -308,25 +268,19 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         Returns:
             [`DiffusionAutoencoderPipelineOutput`], or the tuple (images, latent_code, noise).
         """
-        # 1. Check what was asked for before any work.
-        self.check_inputs(num_inference_steps, callback_on_step_end_tensor_inputs, mode, output_type)
-        inverse_scheduler = None
-        if mode == "inversion":
-            inverse_scheduler = self._inverse_scheduler(num_inference_steps, tolerance, inversion)
-
-        # 2. Images to [-1, 1], larger ones in tiles if that is enabled.
+        # 1. Images to [-1, 1], larger ones in tiles if that is enabled.
         pixels = self.image_processor.preprocess(image, resize_mode, keep_larger=self._tile_overlap is not None)
-        self.check_inputs(generator=generator, batch_size=len(pixels))
+        self.check_inputs(len(pixels), num_inference_steps, mode, output_type, generator)
         (height, width), size = pixels.shape[-2:], self.image_processor.sample_size
         is_larger = min(height, width) >= size and (height, width) != (size, size)
         tiles = Tiles(height, width, size, self._tile_overlap) if self._tile_overlap is not None and is_larger else None
 
-        # 3. Image -> z -> x_T -> image
+        # 2. Image -> z -> x_T -> image
         latent_code = self._encode(pixels, tiles)
-        if inverse_scheduler is not None:
-            noise = self._invert(pixels, latent_code, inverse_scheduler, tolerance, tiles=tiles)
-        else:
+        if mode == "stochastic":
             noise = self._random_noise(pixels.shape, generator)
-        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        sample = self._decode(latent_code, noise, num_inference_steps, generator, on_step_end, tiles)
+        else:
+            noise = self._invert(pixels, latent_code, num_inference_steps, tolerance, inversion, tiles=tiles)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample = self._decode(latent_code, noise, num_inference_steps, generator, tiles, callback)
         return self._output(sample, latent_code, noise, output_type, return_dict)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..images import Tiles
@@ -26,56 +27,44 @@ MAX_CORRECTIONS = 50
 _ABSURD = 1e4
 
 Generators = torch.Generator | list[torch.Generator] | None
-StepCallback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+CallbackFunction = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+StepCallback = tuple[CallbackFunction | None, Sequence[str]]  # and the names of the tensors that it gets
 
 
 class DiffusionAutoencoderStages(DiffusionPipeline):
     """What the public methods of `DiffusionAutoencoderPipeline` share. All but `check_inputs` trust their callers."""
 
-    _callback_tensor_inputs = ["sample", "latent_code"]
-    _interrupt = False
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether a callback has asked to skip the rest of this call's updates."""
-        return self._interrupt
+    _interrupt = False  # whether a callback has asked to skip the rest of this call's updates
 
     def check_inputs(
         self,
-        num_inference_steps: int | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = (),
+        batch_size: int,
+        num_inference_steps: int,
         mode: str = MODES[0],
         output_type: str = "latent",
         generator: Generators = None,
         latent_code: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
-        batch_size: int | None = None,
     ) -> None:
-        """Raises ValueError for arguments that are not allowed; those left out are not looked at."""
+        """Raises ValueError for arguments that are not allowed."""
         self._interrupt = False  # of the call before
         self.image_processor.check_output_type(output_type)
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-        if num_inference_steps is not None:
-            trained_scheduler(self.scheduler)  # one that walks another schedule would decode to nonsense
-            copy.deepcopy(self.scheduler).set_timesteps(num_inference_steps)
-        if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be a list of names among {self._callback_tensor_inputs}, "
-                f"got {callback_on_step_end_tensor_inputs!r}"
-            )
+        trained_scheduler(self.scheduler)  # one that walks another schedule would decode to nonsense
+        copy.deepcopy(self.scheduler).set_timesteps(num_inference_steps)
         if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
             raise ValueError(f"generator must be one generator or a list of {batch_size}, got {len(generator)}")
-        width, factor = self.decoder.config.latent_dim, self.decoder.downsampling_factor
+        width, channels = self.decoder.config.latent_dim, self.decoder.config.in_channels
         if latent_code is not None and (latent_code.shape != (batch_size, width) or not batch_size):
-            shape = tuple(latent_code.shape)
-            raise ValueError(f"latent_code must have one row of {width} values per image, got shape {shape}")
+            raise ValueError(f"latent_code must have shape (batch, {width}), got {tuple(latent_code.shape)}")
         if noise is not None:
-            shape, channels = tuple(noise.shape), self.decoder.config.in_channels
-            if len(shape) != 4 or shape[:2] != (batch_size, channels) or 0 in shape:
-                raise ValueError(f"noise must have shape ({batch_size}, {channels}, height, width), got {shape}")
-            if shape[2] % factor or shape[3] % factor:
-                raise ValueError(f"noise must have a height and width divisible by {factor}, got {shape}")
+            shape, factor = tuple(noise.shape), self.decoder.downsampling_factor
+            if len(shape) != 4 or shape[:2] != (batch_size, channels) or shape[2] % factor or shape[3] % factor:
+                raise ValueError(
+                    f"noise must have shape ({batch_size}, {channels}, height, width), height and width divisible by "
+                    f"{factor}, got {shape}"
+                )
         for name, tensor in (("latent_code", latent_code), ("noise", noise)):
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} must be finite, got NaN or infinity")
@@ -98,39 +87,19 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         self,
         pixels: torch.Tensor,
         latent_code: torch.Tensor,
-        scheduler: VPDDIMInverseScheduler,
+        num_inference_steps: int,
         tolerance: float | None = None,
-        on_step_end: Callable[..., torch.Tensor] | None = None,
+        inversion: str | None = None,
         tiles: Tiles | None = None,
+        callback: StepCallback = (None, ()),
     ) -> torch.Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> x_T."""
-        network = self._network(latent_code, tiles)
-        sample = pixels.to(self._execution_device, torch.promote_types(self.decoder.dtype, torch.float32))
-        with self._progress("invert", len(scheduler.timesteps)) as progress:
-            for index, timestep in enumerate(scheduler.timesteps):
-                if self.interrupt:
-                    continue
-                # 1. noise, x_0 or velocity, where sampling will ask for it, if that shall be exact
-                model_output = network(sample, timestep)
-                corrections = 0
-                while tolerance is not None:
-                    corrected, error = scheduler.correct(model_output, timestep, sample)
-                    miss, corrections = float(error.abs().amax()), corrections + 1
-                    if miss <= tolerance * max(1.0, float(sample.abs().amax())):
-                        break
-                    if corrections > MAX_CORRECTIONS:
-                        raise ValueError(
-                            f"tolerance must be reached by {MAX_CORRECTIONS} corrections of a step, got {tolerance:g}: "
-                            f"{miss:.2g} is left at timestep {float(timestep):g}; take more steps or a larger one"
-                        )
-                    sample, model_output = corrected, network(corrected, timestep)
-
-                # 2. to the next noisier level
-                sample = scheduler.step(model_output, timestep, sample, return_dict=False)[0]
-                if on_step_end is not None:
-                    sample = on_step_end(index, timestep, sample, latent_code)
-                progress.update()
-        return self._checked(sample)
+        """Images (B, C, H, W) in [-1, 1] -> x_T, along the trained noise schedule, whatever decodes."""
+        if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
+            raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
+        inversion = inversion or ("predictor_corrector" if tolerance is not None else None)
+        scheduler = VPDDIMInverseScheduler.from_config(trained_scheduler(self.scheduler).config, inversion=inversion)
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        return self._walk("invert", scheduler, pixels, latent_code, tiles, callback, tolerance=tolerance)
 
     def _decode(
         self,
@@ -138,31 +107,58 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         noise: torch.Tensor,
         num_inference_steps: int,
         generator: Generators = None,
-        on_step_end: Callable[..., torch.Tensor] | None = None,
         tiles: Tiles | None = None,
+        callback: StepCallback = (None, ()),
     ) -> torch.Tensor:
         """z and x_T (B, C, H, W) -> images, about in [-1, 1]."""
         scheduler = copy.deepcopy(self.scheduler)  # other threads walk on their own
         scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        return self._walk("decode", scheduler, noise, latent_code, tiles, callback, generator=generator)
+
+    def _walk(
+        self,
+        name: str,
+        scheduler: SchedulerMixin,
+        sample: torch.Tensor,
+        latent_code: torch.Tensor,
+        tiles: Tiles | None,
+        callback: StepCallback,
+        generator: Generators = None,
+        tolerance: float | None = None,
+    ) -> torch.Tensor:
+        """From one end of the scheduler's timesteps to the other: x_T -> x_0, or x_0 -> x_T."""
+        function, names = callback
+        if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):
+            names = function.tensor_inputs
+        network = self._network(latent_code, tiles)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
-        network = self._network(latent_code, tiles)
-        sample = noise.to(self._execution_device, torch.promote_types(self.decoder.dtype, torch.float32))
+        sample = sample.to(self._execution_device, torch.promote_types(self.decoder.dtype, torch.float32))
         sample = sample * scheduler.init_noise_sigma
-        with self._progress("decode", len(scheduler.timesteps)) as progress:
+        with self._progress(name, len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
-                if self.interrupt:
+                if self._interrupt:
                     continue
                 # 1. noise, x_0 or velocity
                 model_input = scheduler.scale_model_input(sample, timestep)
                 model_output = network(model_input, network_timestep(scheduler, timestep))
+                if tolerance is not None:
+                    sample, model_output = _corrected(scheduler, network, model_output, timestep, sample, tolerance)
 
-                # 2. to the next cleaner level
+                # 2. to the next level
                 sample = scheduler.step(model_output, timestep, sample, **extra, return_dict=False)[0]
-                if on_step_end is not None:
-                    sample = on_step_end(index, timestep, sample, latent_code)
+                if function is not None:
+                    tensors = {"sample": sample, "latent_code": latent_code}
+                    returned = function(self, index, timestep, {name: tensors[name] for name in names})
+                    sample = (returned or {}).get("sample", sample).to(sample)
                 progress.update()
-        return self._checked(sample)
+        largest = float(sample.detach().abs().amax())
+        if not largest < _ABSURD:  # NaN neither
+            raise ValueError(
+                f"latent_code, noise or the decoder's weights lead to values of {largest:g}, where images are in "
+                "[-1, 1]: they mean nothing to this model, are damaged, or overflow half precision"
+            )
+        return sample
 
     def _network(
         self, latent_code: torch.Tensor, tiles: Tiles | None
@@ -189,32 +185,6 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
 
         return network
 
-    def _step_callback(self, function: StepCallback | None, names: Sequence[str]) -> Callable[..., torch.Tensor] | None:
-        """A user's callback as a function that gives x_t, or what the callback puts in its place."""
-        if function is None:
-            return None
-        if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):
-            names = function.tensor_inputs
-
-        def on_step_end(index: int, timestep: torch.Tensor, sample: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-            tensors = {"sample": sample, "latent_code": code}
-            returned = function(self, index, timestep, {name: tensors[name] for name in names}) or {}
-            return returned.get("sample", sample).to(sample)
-
-        return on_step_end
-
-    def _inverse_scheduler(
-        self, num_inference_steps: int, tolerance: float | None = None, inversion: str | None = None
-    ) -> VPDDIMInverseScheduler:
-        """Walks the trained noise schedule from the image to x_T, whatever decodes."""
-        if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
-            raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
-        config = dict(trained_scheduler(self.scheduler).config)
-        config["inversion"] = inversion or ("predictor_corrector" if tolerance is not None else None)
-        scheduler = VPDDIMInverseScheduler.from_config(config)
-        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        return scheduler
-
     def _random_noise(self, shape: Sequence[int], generator: Generators) -> torch.Tensor:
         return randn_tensor(tuple(shape), generator=generator, device=self._execution_device, dtype=torch.float32)
 
@@ -223,22 +193,13 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         bar.set_description(name)
         return bar
 
-    def _checked(self, sample: torch.Tensor) -> torch.Tensor:
-        largest = float(sample.detach().abs().amax())
-        if not largest < _ABSURD:  # NaN neither
-            raise ValueError(
-                f"latent_code, noise or the decoder's weights lead to values of {largest:g}, where images are in "
-                "[-1, 1]: they mean nothing to this model, are damaged, or overflow half precision"
-            )
-        return sample
-
     def _output(
         self,
         sample: torch.Tensor,
         latent_code: torch.Tensor,
         noise: torch.Tensor,
         output_type: str,
-        return_dict: bool = True,
+        return_dict: bool,
         **more: torch.Tensor,
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         self.maybe_free_model_hooks()
@@ -246,3 +207,24 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         if not return_dict:
             return images, latent_code, noise
         return DiffusionAutoencoderPipelineOutput(images=images, latent_code=latent_code, noise=noise, **more)
+
+
+def _corrected(
+    scheduler: VPDDIMInverseScheduler,
+    network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    model_output: torch.Tensor,
+    timestep: torch.Tensor,
+    sample: torch.Tensor,
+    tolerance: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_t where sampling will evaluate the network, up to the tolerance, and what the network says there."""
+    for _ in range(MAX_CORRECTIONS + 1):
+        corrected, error = scheduler.correct(model_output, timestep, sample)
+        miss = float(error.abs().amax())
+        if miss <= tolerance * max(1.0, float(sample.abs().amax())):
+            return sample, model_output
+        sample, model_output = corrected, network(corrected, timestep)
+    raise ValueError(
+        f"tolerance must be reached by {MAX_CORRECTIONS} corrections of a step, got {tolerance:g}: {miss:.2g} is left "
+        f"at timestep {float(timestep):g}; take more steps or a larger one"
+    )

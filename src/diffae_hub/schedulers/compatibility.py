@@ -19,20 +19,13 @@ ALPHA_BAR_TOLERANCE = 1e-4
 def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
     """A DDIM scheduler on the noise schedule that the model was trained with.
 
-    Args:
-        scheduler: one of ours, or one of diffusers' that was made from ours,
-            `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`. A stochastic one, such as DDPM, may be.
-
-    Raises:
-        ValueError: if the scheduler cannot be known to share the model's noise schedule and prediction type.
+    `scheduler` is one of ours, or one of diffusers' that was made from ours,
+    `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`. A stochastic one, such as DDPM, may be. A
+    ValueError, if it cannot be known to share the model's noise schedule and prediction type.
     """
     if isinstance(scheduler, VPDDIMScheduler):
         return VPDDIMScheduler.from_config(scheduler.config)
     name, config = type(scheduler).__name__, scheduler.config
-    if name in DISTILLED_ONLY:
-        raise ValueError(
-            f"scheduler must not be {name}: it needs a distilled network. Take DPMSolverMultistepScheduler"
-        )
     if "_trained_as" not in config:
         raise ValueError(
             f"scheduler must tell how the model was trained: make it by {name}.from_config(pipe.scheduler.config), "
@@ -43,21 +36,16 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
     alpha_bar = getattr(scheduler, "alphas_cumprod", None)
     walks_it = alpha_bar is not None and alpha_bar.shape == betas.shape and not config.get("use_flow_sigmas")
     if not walks_it or (alpha_bar.cpu() - torch.cumprod(1 - betas, 0)).abs().max() > ALPHA_BAR_TOLERANCE:
-        raise ValueError(
-            f"scheduler {name} must walk the model's noise schedule. Take one of diffusers' that have trained_betas, "
-            "DPMSolverMultistepScheduler for instance, and change none of its betas"
-        )
-    if name in SINGULAR_AT_PURE_NOISE and float(alpha_bar[-1]) < PURE_NOISE:
-        raise ValueError(
-            f"scheduler must not be {name} for a model that starts from pure noise. Take DPMSolverMultistepScheduler, "
-            "which is of second order too"
-        )
-    if config.prediction_type != trained.config.prediction_type:
-        raise ValueError(
-            f"scheduler must have the model's prediction_type, {trained.config.prediction_type!r}, "
-            f"got {config.prediction_type!r}"
-        )
-    return trained
+        problem = "walks another noise schedule than the model's, which its trained_betas hold"
+    elif config.prediction_type != trained.config.prediction_type:
+        problem = f"has prediction_type {config.prediction_type!r}, the model {trained.config.prediction_type!r}"
+    elif name in DISTILLED_ONLY:
+        problem = "needs a distilled network"
+    elif name in SINGULAR_AT_PURE_NOISE and float(alpha_bar[-1]) < PURE_NOISE:
+        problem = "cannot start from pure noise, as this model does"
+    else:
+        return trained
+    raise ValueError(f"scheduler must not be this {name}: it {problem}. DPMSolverMultistepScheduler will do")
 
 
 def network_timestep(scheduler: SchedulerMixin, timestep: torch.Tensor | float) -> torch.Tensor | float:

@@ -1,8 +1,9 @@
 """Noise schedules: pure functions from the time t to (alpha_t, sigma_t), with x_t = alpha_t x_0 + sigma_t noise.
 
-All of them are variance preserving, alpha_t^2 + sigma_t^2 = 1, with t = 0 the clean image and t = 1 the noisiest one
-(section 3 of the paper). Everything is computed in float64, and alpha and sigma each from their own well-conditioned
-expression: sqrt(1 - alpha^2) would lose every digit of sigma near t = 0, where DDIM inversion starts.
+All of them are variance preserving, alpha_t^2 + sigma_t^2 = 1, with t = 0 the clean image, exactly (1, 0), and t = 1
+the noisiest one (section 3 of the paper). Times in [0, 1] of any shape give alpha and sigma of that shape. Everything
+is computed in float64, and alpha and sigma each from their own well-conditioned expression: sqrt(1 - alpha^2) would
+lose every digit of sigma near t = 0, where DDIM inversion starts.
 """
 
 from __future__ import annotations
@@ -15,11 +16,6 @@ import torch.nn.functional as F
 
 NOISE_SCHEDULES = ("shifted_cosine", "linear_beta", "inverted", "constant_beta")
 
-LINEAR_BETA_STEPS = 1000
-LINEAR_BETA_START = 1e-4
-LINEAR_BETA_END = 0.02
-CONSTANT_BETA = 0.008
-CONSTANT_BETA_STEPS = 1000
 # diffusers' solvers divide by alpha: the smallest alpha^2 that they give themselves.
 SMALLEST_ALPHA_BAR = 2**-24
 
@@ -32,12 +28,7 @@ def shifted_cosine(t: torch.Tensor, scaling_factor: float = 4.0) -> tuple[torch.
     noise at a given t and more of the steps go to the low noise levels. Beware of the direction: for high-resolution
     images Hoogeboom et al. use S = 32 / width, which is below 1 and gives *more* noise at a given t.
 
-    Args:
-        t: times in [0, 1], any shape, on any device that has float64.
-        scaling_factor: S > 0.
-
-    Returns:
-        (alpha, sigma), float64, shaped as t; exactly (1, 0) at t = 0 and (0, 1) at t = 1.
+    At t = 1 it is exactly (0, 1).
     """
     t = t.to(torch.float64)
     half_pi = math.pi / 2
@@ -53,30 +44,27 @@ def linear_beta(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     The table holds alpha_{k/1000}^2 = prod_{j=1..k} (1 - beta_j), with beta from 1e-4 to 0.02 in equal steps, and 1 at
     t = 0. It never reaches pure noise: alpha_1 = 0.0064.
-
-    Args:
-        t: times in [0, 1], any shape, on any device that has float64.
-
-    Returns:
-        (alpha, sigma), float64, shaped as t; exactly (1, 0) at t = 0.
     """
     t = t.to(torch.float64)
     table = _log_alpha_bar_table(t.device)
-    position = t * LINEAR_BETA_STEPS
-    lower = position.floor().clamp(0, LINEAR_BETA_STEPS - 1).long()
+    position = t * 1000
+    lower = position.floor().clamp(0, 999).long()
     log_alpha_bar = table[lower] + (position - lower) * (table[lower + 1] - table[lower])
     # sigma^2 = 1 - exp(log_alpha_bar), kept to full relative precision where log_alpha_bar is close to 0.
     return torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))
 
 
+@functools.lru_cache(maxsize=8)
+def _log_alpha_bar_table(device: torch.device) -> torch.Tensor:
+    """log(alpha_{k/1000}^2) for k = 0..1000, float64."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    return F.pad(torch.cumsum(torch.log1p(-betas), dim=0), (1, 0)).to(device)
+
+
 def inverted(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The "inverted" schedule of Hudson et al. as the paper reconstructs it: alpha_t = sqrt((2 / pi) arccos(sqrt(t))).
 
-    Args:
-        t: times in [0, 1], any shape, on any device that has float64.
-
-    Returns:
-        (alpha, sigma), float64, shaped as t; exactly (1, 0) at t = 0 and (0, 1) at t = 1.
+    At t = 1 it is exactly (0, 1).
     """
     t = t.to(torch.float64)
     signal, noise = torch.sqrt(1 - t), torch.sqrt(t)
@@ -89,49 +77,27 @@ def constant_beta(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The schedule of the official latent code models: 1000 steps of beta = 0.008, alpha_t^2 = (1 - 0.008)^(1000 t).
 
     It never reaches pure noise: alpha_1 = 0.0180.
-
-    Args:
-        t: times in [0, 1], any shape, on any device that has float64.
-
-    Returns:
-        (alpha, sigma), float64, shaped as t; exactly (1, 0) at t = 0.
     """
-    log_alpha_bar = t.to(torch.float64) * (CONSTANT_BETA_STEPS * math.log1p(-CONSTANT_BETA))
+    log_alpha_bar = t.to(torch.float64) * (1000 * math.log1p(-0.008))
     return torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))
 
 
 def alpha_sigma(
     noise_schedule: str, t: torch.Tensor | float, scaling_factor: float = 4.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(alpha_t, sigma_t) of the schedule called `noise_schedule`.
+    """(alpha_t, sigma_t) of the schedule called `noise_schedule`, one of `NOISE_SCHEDULES`.
 
-    Args:
-        noise_schedule: "shifted_cosine", "linear_beta", "inverted" or "constant_beta".
-        t: times in [0, 1], any shape.
-        scaling_factor: S of the shifted cosine schedule; the others do not use it.
-
-    Returns:
-        (alpha, sigma), shaped as t and on its device; float64, or float32 where the device has no float64.
-
-    Raises:
-        ValueError: if there is no schedule of that name.
+    On the device of t; float64, or float32 where the device has no float64. `scaling_factor` is S of the shifted
+    cosine schedule; the others do not use it.
     """
     check_choice("noise_schedule", noise_schedule, NOISE_SCHEDULES)
     t = torch.as_tensor(t)
-    device = t.device
-    if device.type == "mps":
-        t = t.cpu()
+    if t.device.type == "mps":
+        alpha, sigma = alpha_sigma(noise_schedule, t.cpu(), scaling_factor)
+        return alpha.float().to(t.device), sigma.float().to(t.device)
     if noise_schedule == "shifted_cosine":
-        alpha, sigma = shifted_cosine(t, scaling_factor)
-    elif noise_schedule == "linear_beta":
-        alpha, sigma = linear_beta(t)
-    elif noise_schedule == "inverted":
-        alpha, sigma = inverted(t)
-    else:
-        alpha, sigma = constant_beta(t)
-    if device.type == "mps":
-        return alpha.float().to(device), sigma.float().to(device)
-    return alpha, sigma
+        return shifted_cosine(t, scaling_factor)
+    return {"linear_beta": linear_beta, "inverted": inverted, "constant_beta": constant_beta}[noise_schedule](t)
 
 
 def time_at_log_ratio(noise_schedule: str, log_ratio: torch.Tensor, scaling_factor: float = 4.0) -> torch.Tensor:
@@ -148,30 +114,17 @@ def time_at_log_ratio(noise_schedule: str, log_ratio: torch.Tensor, scaling_fact
     return high
 
 
-def discrete_betas(
-    noise_schedule: str, num_steps: int, scaling_factor: float = 4.0, max_time: float = 1.0
-) -> list[float]:
+def discrete_betas(noise_schedule: str, num_steps: int, scaling_factor: float, max_time: float) -> list[float]:
     """The betas of diffusers' solvers: prod_{j<=i} (1 - beta_j) = alpha^2 at t = (i + 1) / num_steps, at least 2^-24.
 
-    Args:
-        noise_schedule: as in `alpha_sigma`.
-        num_steps: how many betas.
-        scaling_factor: as in `alpha_sigma`.
-        max_time: later times count as this one.
+    Times after `max_time` count as this one.
     """
     t = (torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps).clamp(max=max_time)
     alpha_bar = (alpha_sigma(noise_schedule, t, scaling_factor)[0] ** 2).clamp(min=SMALLEST_ALPHA_BAR)
     return (1 - alpha_bar / F.pad(alpha_bar[:-1], (1, 0), value=1.0)).tolist()
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     """Raise a ValueError that names the argument and its choices unless `value` is one of them."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-@functools.lru_cache(maxsize=8)
-def _log_alpha_bar_table(device: torch.device) -> torch.Tensor:
-    """log(alpha_{k/1000}^2) for k = 0..1000, float64."""
-    betas = torch.linspace(LINEAR_BETA_START, LINEAR_BETA_END, LINEAR_BETA_STEPS, dtype=torch.float64)
-    return F.pad(torch.cumsum(torch.log1p(-betas), dim=0), (1, 0)).to(device)
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
 
 from ..pretrained import model_folder
 from ..publishing import PublishingMixin
@@ -23,67 +22,17 @@ MAX_TRAIN_TIMESTEPS = 100_000
 # Noise prediction divides by alpha, which is 0 at t = 1: the last time at which it is used.
 EPSILON_MAX_TIME = 0.999
 
-# Classes of this package, and what one of them has in its configuration and another has not.
 OWN_CLASSES = ("VPDDIMScheduler", "VPDDIMInverseScheduler", "VPDPMSolverMultistepScheduler")
-OPTIONS_OF_ONE_CLASS = ("inversion", "lambda_min", "lambda_max")
 
 Levels = list[tuple[float, float]]
-
-
-@dataclass
-class VPDDIMSchedulerOutput(BaseOutput):
-    """What `step` returns.
-
-    Args:
-        prev_sample: the sample at the next timestep of the loop, shaped and typed as the input sample. The name is
-            diffusers'; the inverse scheduler's is the noisier one.
-        pred_original_sample: the estimate of x_0 that the step used, clamped where `clip_sample` is on.
-    """
-
-    prev_sample: torch.Tensor
-    pred_original_sample: torch.Tensor | None = None
-
-
-def predict_original_and_noise(
-    prediction_type: str,
-    model_output: torch.Tensor,
-    sample: torch.Tensor,
-    alpha: float,
-    sigma: float,
-    clip_sample: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x0_hat, eps_hat) with sample = alpha x0_hat + sigma eps_hat, whatever the network predicts.
-
-    Args:
-        prediction_type: "v_prediction" (v = alpha eps - sigma x0), "epsilon" (divides by alpha) or "sample" (divides
-            by sigma).
-        model_output: the network's output, shaped as `sample`.
-        sample: x_t, any shape.
-        alpha: alpha_t.
-        sigma: sigma_t.
-        clip_sample: clamp x0_hat to [-1, 1] and derive eps_hat again from it (divides by sigma).
-    """
-    if prediction_type == "v_prediction":
-        original = alpha * sample - sigma * model_output
-        noise = sigma * sample + alpha * model_output
-    elif prediction_type == "epsilon":
-        original = (sample - sigma * model_output) / alpha
-        noise = model_output
-    else:
-        original = model_output
-    if clip_sample:
-        original = original.clamp(-1, 1)
-    if clip_sample or prediction_type == "sample":
-        noise = (sample - alpha * original) / sigma
-    return original, noise
 
 
 class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     """DDIM sampling (section 3 of the paper), deterministic, from pure noise to an image.
 
-    "uniform" spacing (the paper's models): K + 1 equally spaced times from t = 1 to t = 0 and K updates; the timesteps
-    given to the network are num_train_timesteps * t. Noise prediction cannot say anything about x_0 at t = 1, where
-    alpha is 0, so that it starts at t = 0.999.
+    "uniform" spacing (the paper's models): K + 1 equally spaced times from t = 1 to t = 0 and K updates; the network is
+    given num_train_timesteps * t. Noise prediction says nothing about x_0 at t = 1, where alpha is 0: it starts at
+    t = 0.999.
 
     "leading" spacing (official checkpoints): the timesteps are 0-based indices 0, s, 2s, ... with the smallest integer
     stride s that gives K of them. x_T is taken as the sample at the last of them, and the last update goes to
@@ -91,25 +40,19 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     schedules, where alpha is far from 0 at the last index (0.125 at t = 0.98 for SC-4).
 
     `config` also carries what diffusers' solvers need, so that `DPMSolverMultistepScheduler.from_config(s.config)`
-    walks the same noise schedule; the saved configuration is without it. See `compatibility` for their timesteps.
+    walks the same noise schedule; the saved configuration is without it.
 
     Args:
-        num_train_timesteps: the timestep that stands for t = 1; also the highest number of inference steps. It does
-            not change the schedule as a function of t. At most 100,000.
-        noise_schedule: "shifted_cosine", "linear_beta", "inverted" or "constant_beta" (official latent code models);
-            see `noise_schedules`.
+        num_train_timesteps: the timestep of t = 1, and the highest number of inference steps; at most 100,000.
+        noise_schedule: "shifted_cosine", "linear_beta", "inverted" or "constant_beta" (official latent code models).
         scaling_factor: S of "shifted_cosine". Above 1 means *less* noise at a given t.
         prediction_type: what the network puts out: "v_prediction", "epsilon" or "sample" (x_0).
         timestep_spacing: "uniform", or diffusers' word for it, "trailing"; or "leading".
         clip_sample: clamp the estimate of x_0 to [-1, 1] at each step and derive the noise again from it. Off for the
             paper's models, on for official checkpoints.
-
-    Raises:
-        ValueError: for a value that is not allowed.
     """
 
     __module__ = "diffae_hub"
-    _compatibles: ClassVar[list[str]] = []
     order = 1
 
     @register_to_config
@@ -136,9 +79,12 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float32)
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
+        self.step_index: int | None = None  # of the update that comes next in a loop
+        self.begin_index: int | None = None  # of the first update, where `set_begin_index` has told it
         _ = self.config  # computed here, not inside a compiled graph
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
 
     # ---- configuration ----------------------------------------------------------------------------------------------
 
@@ -149,17 +95,15 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
             self._config_source = self._internal_dict
             # Without `_use_default_values`: a solver would put its own defaults in place of ours.
             own = {name: value for name, value in self._internal_dict.items() if not name.startswith("_")}
-            leading, last = own["timestep_spacing"] == "leading", self._last_time(own["prediction_type"])
-            more = {
-                "timestep_spacing": "leading" if leading else "trailing",
-                "trained_betas": discrete_betas(
-                    own["noise_schedule"], own["num_train_timesteps"], own["scaling_factor"], last
-                ),
+            schedule = (own["noise_schedule"], own["num_train_timesteps"], own["scaling_factor"])
+            for_solvers = {
+                "timestep_spacing": "leading" if own["timestep_spacing"] == "leading" else "trailing",
+                "trained_betas": discrete_betas(*schedule, last_time(own["prediction_type"])),
                 # A solver of diffusers keeps it, so that our scheduler can be made from its configuration again.
                 "_trained_as": own,
                 "_class_name": type(self).__name__,
             }
-            self._config = FrozenDict(own | more)
+            self._config = FrozenDict(own | for_solvers)
         return self._config
 
     @classmethod
@@ -170,11 +114,14 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         if trained_as is not None and config["_class_name"] not in OWN_CLASSES:
             config = dict(trained_as)
         config.pop("trained_betas", None)
-        kept = {name: config.pop(name) for name in OPTIONS_OF_ONE_CLASS if name in config}
-        expected = cls._get_init_keys(cls)
-        config |= {name: value for name, value in kept.items() if name in expected}
-        init, unused, hidden = super().extract_init_dict(config, **kwargs)
-        return init, unused, hidden | {name: value for name, value in kept.items() if name not in expected}
+        return super().extract_init_dict(config, **kwargs)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        """Whose options diffusers keeps in the configuration, for the way back, although this class has them not."""
+        import diffae_hub
+
+        return [getattr(diffae_hub, name) for name in OWN_CLASSES]
 
     @classmethod
     def from_pretrained(
@@ -187,18 +134,11 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     # ---- noise levels -----------------------------------------------------------------------------------------------
 
     def alpha_sigma(self, timesteps: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(alpha, sigma) at timesteps such as the network gets.
+        """(alpha, sigma) at timesteps such as the network gets, of any shape, integer or float.
 
-        Args:
-            timesteps: any shape, integer or float. With "uniform" spacing num_train_timesteps * t, in
-                [0, num_train_timesteps]; with "leading" spacing the official 0-based index, in
-                [0, num_train_timesteps - 1], whose noise level is the one of t = (index + 1) / num_train_timesteps.
-
-        Returns:
-            (alpha, sigma), shaped as timesteps and on their device, float64 (float32 where the device has no float64).
-
-        Raises:
-            ValueError: for a timestep out of range or NaN (not checked under `torch.compile`).
+        With "uniform" spacing they are num_train_timesteps * t, in [0, num_train_timesteps]; with "leading" spacing
+        official indices, in [0, num_train_timesteps - 1]. The result is float64 where the device has it. Timesteps out
+        of range are errors, but not under `torch.compile`.
         """
         if not isinstance(timesteps, torch.Tensor):
             timesteps = torch.as_tensor(timesteps, dtype=torch.float64)
@@ -228,15 +168,9 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         """x_t = alpha_t x_0 + sigma_t noise (Algorithm 2, line 7).
 
         Args:
-            original_samples: x_0, (B, ...), floating point.
+            original_samples: x_0, (B, ...), floating point. The result is of its dtype, computed in float32 at least.
             noise: shaped as x_0.
             timesteps: one number, or (B,); see `alpha_sigma`.
-
-        Returns:
-            x_t, shaped and typed as original_samples; half precision is computed in float32.
-
-        Raises:
-            ValueError: for shapes that do not fit and for timesteps out of range.
         """
         alpha, sigma, x, eps = self._prepare_training(original_samples, noise, timesteps)
         return (alpha * x + sigma * eps).to(original_samples.dtype)
@@ -249,10 +183,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     def training_target(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
     ) -> torch.Tensor:
-        """y*, what the network is trained to put out (Algorithm 2, lines 8 to 14), for the configured prediction type.
-
-        Arguments as in `add_noise`. The noise and x_0 come back as they are.
-        """
+        """y*, what the network is trained to put out (Algorithm 2, lines 8 to 14); arguments as in `add_noise`."""
         if self.config.prediction_type == "epsilon":
             return noise
         if self.config.prediction_type == "sample":
@@ -267,9 +198,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         if not original.is_floating_point():
             raise ValueError(f"original_samples must be floating point, got {original.dtype}")
         if noise.shape != original.shape:
-            raise ValueError(
-                f"noise must have the shape of original_samples, {tuple(original.shape)}, got {tuple(noise.shape)}"
-            )
+            raise ValueError(f"noise must be shaped as x_0, {tuple(original.shape)}, got {tuple(noise.shape)}")
         alpha, sigma = self.alpha_sigma(timesteps)
         if alpha.ndim > 1 or alpha.numel() not in (1, len(original)):
             raise ValueError(f"timesteps must be one number or of shape ({len(original)},), got {tuple(alpha.shape)}")
@@ -280,19 +209,9 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
 
     # ---- the walk ---------------------------------------------------------------------------------------------------
 
-    @property
-    def step_index(self) -> int | None:
-        """Index of the update that comes next in a loop; None before the first."""
-        return self._step_index
-
-    @property
-    def begin_index(self) -> int | None:
-        """Index of the first update, where a pipeline has set it with `set_begin_index`."""
-        return self._begin_index
-
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Announce that the loop begins at `timesteps[begin_index]`. Then no step waits for the device."""
-        self._begin_index = begin_index
+        self.begin_index = begin_index
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Lay out the walk: `timesteps`, and alpha and sigma at each of them and at its end (in float64).
@@ -301,27 +220,17 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
             num_inference_steps: the number K of updates, 1 to num_train_timesteps. With "leading" spacing only those
                 that an integer stride over the training timesteps gives (1000: 20, 50, 100, 250, but not 60).
             device: where `timesteps` shall be.
-
-        Raises:
-            ValueError: for a number of steps that is not allowed.
         """
-        if not 1 <= num_inference_steps <= self.config.num_train_timesteps:
-            raise ValueError(
-                f"num_inference_steps must be between 1 and {self.config.num_train_timesteps}, "
-                f"got {num_inference_steps}"
-            )
+        highest = self.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= highest:
+            raise ValueError(f"num_inference_steps must be between 1 and {highest}, got {num_inference_steps}")
         timesteps, self._levels = self._trajectory(num_inference_steps)
         self.timesteps = timesteps.to(device, torch.float32)
         self.num_inference_steps = num_inference_steps
-        self._num_steps = len(timesteps)
-        self._step_index = None
-        self._begin_index = None
+        self.step_index = self.begin_index = None
 
     def _trajectory(self, num_inference_steps: int) -> tuple[torch.Tensor, Levels]:
-        """The K timesteps at which the network is evaluated, and the K + 1 pairs (alpha, sigma) of the walk.
-
-        Update k goes from levels[k] to levels[k + 1].
-        """
+        """The K timesteps for the network, and K + 1 pairs (alpha, sigma): update k goes from the k-th to the next."""
         total = self.config.num_train_timesteps
         if self.config.timestep_spacing == "leading":
             indices = self._leading_indices(num_inference_steps).flip(0)
@@ -329,14 +238,10 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         times = self._uniform_times(num_inference_steps).flip(0)
         return total * times[:-1], self._levels_at(times)
 
-    @staticmethod
-    def _last_time(prediction_type: str) -> float:
-        return EPSILON_MAX_TIME if prediction_type == "epsilon" else 1.0
-
     def _uniform_times(self, num_inference_steps: int) -> torch.Tensor:
         """K + 1 equally spaced times from 0 to 1, float64; noise prediction ends at 0.999."""
         times = torch.tensor(range(num_inference_steps + 1), dtype=torch.float64) / num_inference_steps
-        return times.clamp(max=self._last_time(self.config.prediction_type))
+        return times.clamp(max=last_time(self.config.prediction_type))
 
     def _leading_indices(self, num_inference_steps: int) -> torch.Tensor:
         """0, s, 2s, ... below num_train_timesteps, with the smallest integer stride s that gives K of them; float64."""
@@ -345,9 +250,8 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         indices = torch.arange(0, total, stride, dtype=torch.float64)
         if len(indices) != num_inference_steps:
             raise ValueError(
-                f"num_inference_steps must be a number that an integer stride over {total} timesteps gives when "
-                f"timestep_spacing='leading' (the nearest are {len(indices)} and {-(-total // (stride - 1))}), "
-                f"got {num_inference_steps}"
+                f"num_inference_steps must be a number that an integer stride over {total} timesteps gives, such as "
+                f"{len(indices)} or {-(-total // (stride - 1))}, with 'leading' spacing, got {num_inference_steps}"
             )
         return indices
 
@@ -355,29 +259,13 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         """(alpha, sigma) at each of the times t (K,), as Python floats: multiplying by them waits for no device."""
         if self.config.prediction_type == "epsilon":
             # Only "leading" with a stride of 1 on a schedule that ends in pure noise gets here with alpha = 0.
-            alpha, _ = self._alpha_sigma_at_time(t)
-            t = torch.where(alpha == 0, EPSILON_MAX_TIME, t)
+            t = torch.where(self._alpha_sigma_at_time(t)[0] == 0, EPSILON_MAX_TIME, t)
         alpha, sigma = self._alpha_sigma_at_time(t)
         return list(zip(alpha.tolist(), sigma.tolist(), strict=True))
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
         """The sample itself: a variance-preserving network gets x_t unscaled. For diffusers' loops."""
         return sample
-
-    def index_for_timestep(self, timestep: torch.Tensor | float, schedule_timesteps: torch.Tensor | None = None) -> int:
-        """Position of `timestep` in `timesteps`; the first, where it is there twice.
-
-        Raises:
-            ValueError: if it is not one of them.
-        """
-        timesteps = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        positions = (timesteps == timestep).nonzero()
-        if not len(positions):
-            raise ValueError(f"timestep must be one of those in scheduler.timesteps, got {float(timestep):g}")
-        return int(positions[0])
-
-    def _init_step_index(self, timestep: torch.Tensor | float) -> None:
-        self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
 
     def step(
         self,
@@ -386,69 +274,82 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
-    ) -> VPDDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Move `sample` to the next noise level of the walk (DDIM; section 3, "Sampling").
-
-        | name | symbol |
-        |---|---|
-        | sample | x_t |
-        | model_output | f(x_t, t, z): eps, x_0 or v |
-        | alpha, sigma | alpha_t, sigma_t |
-        | next_alpha, next_sigma | alpha_t', sigma_t' at the next level t' |
-        | original, noise | x0_hat, eps_hat |
-
-        x_t' = alpha_t' x0_hat + sigma_t' eps_hat is the paper's update with the score written out, but it does not
-        divide by alpha_t, so that it holds at t = 1 too for v- and x-prediction.
+    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """Move `sample` to the next noise level of the walk.
 
         Args:
-            model_output: the network's output for this sample and timestep, shaped as the sample.
+            model_output: f(x_t, t, z), what the network says for this sample and timestep, shaped as the sample.
             timestep: the one of `timesteps` that the first step starts from; later steps follow it in order.
             sample: x_t, (B, ...), floating point.
-            generator: not used, DDIM is deterministic; for loops that pass one to every scheduler.
-            return_dict: whether to return a `VPDDIMSchedulerOutput` or the tuple of its values.
+            generator: not used, all our walks are deterministic; for loops that pass one to every scheduler.
+            return_dict: whether to return diffusers' output or a tuple.
 
         Returns:
-            The next sample and x0_hat, shaped and typed as `sample`. Half precision is computed in float32.
-
-        Raises:
-            ValueError: before `set_timesteps` and after the last step, and for unequal shapes.
+            `prev_sample`, the next sample, and `pred_original_sample`, x0_hat, both shaped and typed as `sample`. Half
+            precision is computed in float32.
         """
-        index = self._start_step(model_output, timestep, sample)
-        # 1. what the network says about the clean image and the noise
-        original, noise = self._predict(model_output, sample, self._levels[index])
+        self._start_step(model_output, timestep, sample)
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        result, original = self._update(self.step_index, model_output.to(dtype), sample.to(dtype))
+        self.step_index += 1
+        output = (result.to(sample.dtype), original.to(sample.dtype))
+        return DDIMSchedulerOutput(*output) if return_dict else output
 
-        # 2. the same image and noise, mixed as at the next level
-        next_alpha, next_sigma = self._levels[index + 1]
-        return self._finish_step(next_alpha * original + next_sigma * noise, original, sample.dtype, return_dict)
-
-    def _start_step(self, model_output: torch.Tensor, timestep: torch.Tensor | float, sample: torch.Tensor) -> int:
+    def _start_step(self, model_output: torch.Tensor, timestep: torch.Tensor | float, sample: torch.Tensor) -> None:
         if self.num_inference_steps is None:
             raise ValueError("set_timesteps must be called before step, with the number of inference steps")
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"model_output must have the shape of sample, {tuple(sample.shape)}, got {tuple(model_output.shape)}"
             )
-        if self._step_index is None:
-            self._init_step_index(timestep)
-        if self._step_index >= self._num_steps:
+        if self.step_index is None and self.begin_index is not None:
+            self.step_index = self.begin_index
+        elif self.step_index is None:
+            positions = (self.timesteps == timestep).nonzero()
+            if not len(positions):
+                raise ValueError(f"timestep must be one of those in scheduler.timesteps, got {float(timestep):g}")
+            self.step_index = int(positions[0])
+        if self.step_index >= len(self.timesteps):
             raise ValueError("timestep lies after the last step: call set_timesteps before the next loop")
-        return self._step_index
+
+    def _update(
+        self, index: int, model_output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next sample and x0_hat (DDIM; section 3, "Sampling").
+
+        | name | symbol |
+        |---|---|
+        | sample | x_t |
+        | next_alpha, next_sigma | alpha_t', sigma_t' at the next level t' |
+        | original, noise | x0_hat, eps_hat |
+
+        x_t' = alpha_t' x0_hat + sigma_t' eps_hat is the paper's update with the score written out, but it does not
+        divide by alpha_t, so that it holds at t = 1 too for v- and x-prediction.
+        """
+        original, noise = self._predict(model_output, sample, *self._levels[index])
+        next_alpha, next_sigma = self._levels[index + 1]
+        return next_alpha * original + next_sigma * noise, original
 
     def _predict(
-        self, model_output: torch.Tensor, sample: torch.Tensor, level: tuple[float, float]
+        self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(x0_hat, eps_hat) in at least float32."""
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        return predict_original_and_noise(
-            self.config.prediction_type, model_output.to(dtype), sample.to(dtype), *level, self.config.clip_sample
-        )
+        """(x0_hat, eps_hat) with sample = alpha x0_hat + sigma eps_hat, whatever the network predicts."""
+        prediction_type, clip_sample = self.config.prediction_type, self.config.clip_sample
+        if prediction_type == "v_prediction":  # v = alpha eps - sigma x0
+            original = alpha * sample - sigma * model_output
+            noise = sigma * sample + alpha * model_output
+        elif prediction_type == "epsilon":
+            original = (sample - sigma * model_output) / alpha
+            noise = model_output
+        else:
+            original = model_output
+        if clip_sample:
+            original = original.clamp(-1, 1)
+        if clip_sample or prediction_type == "sample":
+            noise = (sample - alpha * original) / sigma
+        return original, noise
 
-    def _finish_step(
-        self, sample: torch.Tensor, original: torch.Tensor, dtype: torch.dtype, return_dict: bool
-    ) -> VPDDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        self._step_index += 1
-        output = (sample.to(dtype), original.to(dtype))
-        return VPDDIMSchedulerOutput(*output) if return_dict else output
 
-    def __len__(self) -> int:
-        return self.config.num_train_timesteps
+def last_time(prediction_type: str) -> float:
+    """The noisiest time at which the network is used."""
+    return EPSILON_MAX_TIME if prediction_type == "epsilon" else 1.0

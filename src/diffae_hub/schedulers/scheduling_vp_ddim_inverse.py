@@ -6,9 +6,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from .noise_schedules import check_choice
-from .scheduling_vp_ddim import Levels, VPDDIMScheduler, VPDDIMSchedulerOutput
-
-INVERSIONS = ("predictor_corrector", "plain")
+from .scheduling_vp_ddim import Levels, VPDDIMScheduler
 
 
 class VPDDIMInverseScheduler(VPDDIMScheduler):
@@ -18,19 +16,17 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
     next *noisier* level and returns it as `prev_sample`. Decode with the same number K of steps.
 
     **Predictor-corrector** walks the levels of the sampler backwards, with K + 1 evaluations of the network. A sampling
-    step from x_1 down to x_0 evaluates the network at x_1, so its inverse is implicit: x_0 = c x_1 + d f(x_1, t_1).
-    Here f is v or, for noise prediction, eps. Each `step` first *corrects*: it solves this for x_1 with the output that
-    the network gave at the guess of x_1. It then *predicts*: it guesses the next sample with f extrapolated from the
-    last two. The result of the last step is corrected only. It is about as exact as plain inversion with five times as
-    many steps. The first evaluation, at t = 0, serves the first guess only; where f is not defined at t = 0
-    (x-prediction, `clip_sample`) it is at t = 1 / (2 K) instead.
+    step from x_1 down to x_0 evaluates the network at x_1, so its inverse is implicit: x_0 = c x_1 + d f(x_1, t_1),
+    where f is v or, for noise prediction, eps. Each `step` *corrects*: it solves this for x_1 with the f of the guess
+    of x_1. It then *predicts*: it guesses the next sample with f extrapolated from the last two. It is about as exact
+    as plain inversion with five times as many steps. The first evaluation, at t = 0, serves the first guess only; where
+    f is not defined at t = 0 (x-prediction, `clip_sample`) it is at t = 1 / (2 K) instead.
 
     **Plain** (the paper, the official code) evaluates the network at x_0 instead, K times. "uniform" spacing: K + 1
-    equally spaced times from 0 to 1. With x-prediction or `clip_sample` the noise is (x - alpha x0) / sigma, and
-    sigma is 0 at t = 0: x_0 is then taken as the sample at t = 1 / (2 K). (Nearer to 0 the division would magnify every
-    error of the network.) "leading" spacing, the official rule: the timesteps are the official indices in ascending
-    order. x_0 is taken as the sample at the first of them, each update goes to the level of the next, and the last one
-    to alpha = 0, so that x_T is the predicted noise itself. (diffusers' DDIMInverseScheduler follows another rule.)
+    equally spaced times from 0 to 1; where f is not defined at t = 0, x_0 is taken as the sample at t = 1 / (2 K).
+    "leading" spacing, the official rule: the official indices in ascending order. x_0 is taken as the sample at the
+    first of them, each update goes to the level of the next, and the last one to alpha = 0, so that x_T is the
+    predicted noise itself. (diffusers' DDIMInverseScheduler follows another rule.)
 
     Args:
         inversion: "predictor_corrector", "plain", or None: predictor-corrector with "uniform" spacing, plain with
@@ -50,8 +46,7 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
         clip_sample: bool = False,
         inversion: str | None = None,
     ) -> None:
-        if inversion is not None:
-            check_choice("inversion", inversion, INVERSIONS)
+        check_choice("inversion", inversion, (None, "predictor_corrector", "plain"))
         super().__init__(
             num_train_timesteps, noise_schedule, scaling_factor, prediction_type, timestep_spacing, clip_sample
         )
@@ -72,8 +67,7 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
         self._last_output: torch.Tensor | None = None  # f at the timestep before
 
     def _trajectory(self, num_inference_steps: int) -> tuple[torch.Tensor, Levels]:
-        total = self.config.num_train_timesteps
-        leading = self.config.timestep_spacing == "leading"
+        total, leading = self.config.num_train_timesteps, self.config.timestep_spacing == "leading"
         divides_by_sigma = self.config.prediction_type == "sample" or self.config.clip_sample
         first_time = 0.5 / num_inference_steps if divides_by_sigma else 0.0
         if not self._is_plain:
@@ -88,15 +82,10 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
         times = self._uniform_times(num_inference_steps).clamp(min=first_time)
         return total * times[:-1], self._levels_at(times)
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: torch.Tensor | float,
-        sample: torch.Tensor,
-        generator: torch.Generator | None = None,
-        return_dict: bool = True,
-    ) -> VPDDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Move `sample` to the next noisier level; arguments and result as for the sampler.
+    def _update(
+        self, index: int, model_output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next, noisier sample and x0_hat.
 
         | name | symbol |
         |---|---|
@@ -106,56 +95,42 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
         | guess | f(x_2, t_2), extrapolated: 2 f(x_1, t_1) - f(x_0, t_0) |
         """
         if self._is_plain:
-            return super().step(model_output, timestep, sample, generator, return_dict)
-        index = self._start_step(model_output, timestep, sample)
+            return super()._update(index, model_output, sample)
         first = self._target is None
         alpha, sigma = self._first_level if index == 0 else self._levels[index]
-        original, noise = self._predict(model_output, sample, (alpha, sigma))
+        original, noise = self._predict(model_output, sample, alpha, sigma)
         output = noise if self.config.prediction_type == "epsilon" else alpha * noise - sigma * original
 
         # 1. correct
-        corrected = sample.to(output.dtype) if first else self._solve(self._target, output, index)
+        corrected = sample if first else self._solve(self._target, output, index)
 
         # 2. predict
-        if index + 1 < self._num_steps:
-            guess = output if first else 2 * output - self._last_output
-            self._target, self._last_output = corrected, output
-            result = self._solve(corrected, guess, index + 1)
-        else:
-            self._target, self._last_output = None, None
-            result = corrected
-        return self._finish_step(result, original, sample.dtype, return_dict)
+        if index + 1 == len(self.timesteps):
+            return corrected, original
+        guess = output if first else 2 * output - self._last_output
+        self._target, self._last_output = corrected, output
+        return self._solve(corrected, guess, index + 1), original
 
     def correct(
         self, model_output: torch.Tensor, timestep: torch.Tensor | float, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One iteration of the corrector, to be exact: call it before `step`, once or until the error is small.
-
-            output = network(sample, timestep)
-            for _ in range(iterations):  # none in the first step, where the sample is x_0
-                sample, error = scheduler.correct(output, timestep, sample)
-                output = network(sample, timestep)
-            sample = scheduler.step(output, timestep, sample).prev_sample  # corrects once more
+        """One iteration of the corrector, to be exact: before `step`, evaluate and correct until the error is small.
 
         A fixed-point iteration x_1 <- (x_0 - d f(x_1, t_1)) / c. It contracts where |d / c| times the slope of f is
-        below 1: as a rule from 5 steps on.
-
-        Args:
-            model_output: the network's output for this sample and timestep.
-            timestep: as for `step`.
-            sample: the guess of x_1.
+        below 1: as a rule from 5 steps on. Arguments as for `step`, `sample` being the guess of x_1.
 
         Returns:
             The corrected sample, and by how much a sampling step from `sample` misses the last corrected sample (x_0 in
             the second step), both shaped and typed as `sample`. In the first step: the sample itself, and zeros.
         """
-        index = self._start_step(model_output, timestep, sample)
+        self._start_step(model_output, timestep, sample)
         if self._target is None:
             return sample, torch.zeros_like(sample)
-        original, noise = self._predict(model_output, sample, self._levels[index])
-        alpha, sigma = self._levels[index - 1]
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        level, (alpha, sigma) = self._levels[self.step_index], self._levels[self.step_index - 1]
+        original, noise = self._predict(model_output.to(dtype), sample.to(dtype), *level)
         error = self._target - (alpha * original + sigma * noise)
-        scale, _ = self._implicit_step(index)
+        scale, _ = self._implicit_step(self.step_index)
         return (sample + error / scale).to(sample.dtype), error.to(sample.dtype)
 
     def _solve(self, target: torch.Tensor, output: torch.Tensor, index: int) -> torch.Tensor:

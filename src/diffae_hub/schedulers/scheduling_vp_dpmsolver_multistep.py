@@ -8,7 +8,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from .noise_schedules import time_at_log_ratio
-from .scheduling_vp_ddim import Levels, VPDDIMScheduler, VPDDIMSchedulerOutput
+from .scheduling_vp_ddim import Levels, VPDDIMScheduler, last_time
 
 
 class VPDPMSolverMultistepScheduler(VPDDIMScheduler):
@@ -23,9 +23,6 @@ class VPDPMSolverMultistepScheduler(VPDDIMScheduler):
     Args:
         lambda_min: lambda of the second evaluation.
         lambda_max: lambda of the last evaluation.
-
-    Raises:
-        ValueError: for a value that is not allowed.
     """
 
     __module__ = "diffae_hub"
@@ -56,7 +53,7 @@ class VPDPMSolverMultistepScheduler(VPDDIMScheduler):
     def _trajectory(self, num_inference_steps: int) -> tuple[torch.Tensor, Levels]:
         config, offset = self.config, self._index_offset
         # The ends of the schedule; with "leading" spacing the last timestep is index 0.
-        ends = torch.tensor([self._last_time(config.prediction_type), offset / config.num_train_timesteps]).double()
+        ends = torch.tensor([last_time(config.prediction_type), offset / config.num_train_timesteps]).double()
         alpha, sigma = self._alpha_sigma_at_time(ends)
         lowest, highest = (torch.log(alpha) - torch.log(sigma)).tolist()
         last = min(config.lambda_max, highest)
@@ -68,15 +65,10 @@ class VPDPMSolverMultistepScheduler(VPDDIMScheduler):
         times = torch.cat([ends[:1], inner])
         return config.num_train_timesteps * times - offset, [*self._levels_at(times), (1.0, 0.0)]
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: torch.Tensor | float,
-        sample: torch.Tensor,
-        generator: torch.Generator | None = None,
-        return_dict: bool = True,
-    ) -> VPDDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Move `sample` to the next noise level (algorithm 2 of Lu et al.); arguments and result as for DDIM.
+    def _update(
+        self, index: int, model_output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next sample and x0_hat (algorithm 2 of Lu et al.).
 
         | name | symbol |
         |---|---|
@@ -87,9 +79,8 @@ class VPDPMSolverMultistepScheduler(VPDDIMScheduler):
         Their update x' = (sigma' / sigma) x - alpha' (exp(-h) - 1) D is alpha' D + sigma' (x - alpha D) / sigma, which
         holds at alpha = 0 and at sigma' = 0. The first and the last step take D = x0_hat: DDIM's update.
         """
-        index = self._start_step(model_output, timestep, sample)
         (alpha, sigma), (next_alpha, next_sigma) = self._levels[index], self._levels[index + 1]
-        original, _ = self._predict(model_output, sample, (alpha, sigma))
+        original, _ = self._predict(model_output, sample, alpha, sigma)
 
         extrapolated = original
         last_alpha, last_sigma = self._levels[index - 1]
@@ -99,5 +90,5 @@ class VPDPMSolverMultistepScheduler(VPDDIMScheduler):
             extrapolated = original + 0.5 * ratio * (original - self._last_original)
         self._last_original = original
 
-        noise = (sample.to(original.dtype) - alpha * extrapolated) / sigma
-        return self._finish_step(next_alpha * extrapolated + next_sigma * noise, original, sample.dtype, return_dict)
+        noise = (sample - alpha * extrapolated) / sigma
+        return next_alpha * extrapolated + next_sigma * noise, original
