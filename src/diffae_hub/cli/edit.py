@@ -6,7 +6,7 @@ import argparse
 import json
 
 from ..files import write_png
-from .shared import add_image_arguments, load_pipeline, sampling_settings, write_pictures
+from .shared import add_image_arguments, load_for_sampling, write_pictures
 
 
 def edit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,8 @@ def run_edit(arguments: argparse.Namespace) -> int:
 
     from ..images import film_strip, pil_to_array, read_image
 
-    settings = sampling_settings(arguments)
     images = [read_image(path) for path in arguments.images]
-    pipeline = load_pipeline(arguments)
+    pipeline, settings = load_for_sampling(arguments)
     attribute, strengths = arguments.attribute, arguments.strengths
     edited = pipeline.edit(images, {attribute: strengths}, keep=arguments.keep, **settings).images.cpu()
     config, records = pipeline.decoder.config, []

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from ..files import new_file, write_png
-from .shared import add_image_arguments, load_pipeline, sampling_settings, write_pictures
+from .shared import add_image_arguments, load_for_sampling, write_pictures
 
 
 def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +23,10 @@ def run_interpolate(arguments: argparse.Namespace) -> int:
     """Writes the frames of an interpolation and one picture of all of them."""
     from ..images import film_strip, image_grid, read_image
 
-    settings = sampling_settings(arguments)
     images = [read_image(path) for path in arguments.images]
+    pipeline, settings = load_for_sampling(arguments)
     layout = "grid" if arguments.grid else "path"
-    output = load_pipeline(arguments).interpolate(images, num_frames=arguments.frames, layout=layout, **settings)
+    output = pipeline.interpolate(images, num_frames=arguments.frames, layout=layout, **settings)
     frames = output.images.cpu()
     paths = write_pictures(arguments.output, (f"frame_{index:03d}" for index in range(len(frames))), frames)
     name = "grid" if arguments.grid else "strip"

@@ -12,6 +12,7 @@ import importlib
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
@@ -74,6 +75,8 @@ def _printable(text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line (`sys.argv[1:]` if None); the exit code is 0, 2 for what went wrong, 130 after Ctrl-C."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings quote the server
+    if not sys.warnoptions:  # nor do libraries' warnings, as of Pillow about a damaged file, belong there
+        warnings.simplefilter("ignore")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import write_png
-from .shared import add_image_arguments, load_pipeline, sampling_settings
+from .shared import add_image_arguments, load_for_sampling
 
 _MAX_TILES = 4096  # of a picture: hours on a CPU
 
@@ -36,10 +36,9 @@ def run_reconstruct(arguments: argparse.Namespace) -> int:
 
     if arguments.tiles is not None and not 1 <= arguments.tiles <= 64:
         raise ValueError(f"--tiles must be between 1 and 64, got {arguments.tiles}")
-    sampling_settings(arguments)
     shapes = [upright(read_image(path)).size for path in arguments.images]  # every file, before any work starts
     names = _output_names(arguments.images)
-    pipeline = load_pipeline(arguments)
+    pipeline, settings = load_for_sampling(arguments)
     size, channels = pipeline.decoder.config.sample_size, pipeline.decoder.config.in_channels
     overlap = size // 8
     pipeline.enable_tiling(overlap)
@@ -57,7 +56,8 @@ def run_reconstruct(arguments: argparse.Namespace) -> int:
     for path, name, picture_size, count in zip(arguments.images, names, sizes, counts, strict=True):
         array = pil_to_array(read_image(path), channels, picture_size)
         original = torch.from_numpy(array).permute(2, 0, 1)
-        output = pipeline(original[None], **sampling_settings(arguments))  # the same noise for each
+        settings["generator"].manual_seed(arguments.seed)  # the same noise for each
+        output = pipeline(original[None], **settings)
         # Measured on 8-bit pixels, as the file holds them.
         pixels = to_uint8(output.images[0].cpu())
         result = pixels.float() / 255

@@ -7,7 +7,7 @@ import json
 
 from ..files import write_png
 from .flags import add_flags
-from .shared import Sampling, load_pipeline, sampling_settings, write_pictures
+from .shared import Sampling, load_for_sampling, write_pictures
 
 
 def sample_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,8 @@ def run_sample(arguments: argparse.Namespace) -> int:
     """Draws new images with the latent code model, and writes them and a grid of all."""
     from ..images import image_grid
 
-    settings = sampling_settings(arguments)
-    images = load_pipeline(arguments).sample(arguments.num_images, **settings).images.cpu()
+    pipeline, settings = load_for_sampling(arguments)
+    images = pipeline.sample(arguments.num_images, **settings).images.cpu()
     paths = write_pictures(arguments.output, (f"sample_{index:04d}" for index in range(len(images))), images)
     grid = arguments.output / "grid.png"
     write_png(grid, image_grid(images, max(1, round(len(images) ** 0.5))))

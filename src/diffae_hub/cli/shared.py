@@ -20,9 +20,13 @@ class Sampling:
     """Arguments of commands that decode from random noise."""
 
     model: str = option("cifar10-32-small", "bundled model (see `diffae-hub models`), pipeline folder or Hub id")
-    steps: int = option(50, "1 to 1000")
+    steps: int | None = option(
+        None, "1 to 1000 (default: 10; 50 for ddim from random noise, and for official checkpoints)"
+    )
     solver: Literal["ddim", "dpm"] | None = option(
-        None, "ddim: what inversion inverts; dpm: as good with fewer steps from random noise (default: the model's)"
+        None,
+        "ddim: what inversion inverts, and the paper's; dpm: needs a fifth of the steps from random noise "
+        "(default: the one that fits the mode; ddim for official checkpoints)",
     )
     seed: int = option(0, "seed of random noise x_T")
     output: Path = option(MISSING, "folder for the pictures")
@@ -48,42 +52,43 @@ def add_image_arguments(parser: argparse.ArgumentParser, mode: str, help: str = 
     add_flags(parser, Inversion, mode=mode)
 
 
-def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the pipeline's methods are called with; `--exact` chooses mode and solver."""
-    import torch
+def load_for_sampling(arguments: argparse.Namespace):  # noqa: ANN201 - the class is imported only here
+    """The pipeline of `--model` on `--device`, with a solver, and what its methods are called with.
 
-    if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {arguments.seed}")
-    settings = {
-        "num_inference_steps": arguments.steps,
-        "generator": torch.Generator().manual_seed(arguments.seed),
-        "output_type": "pt",
-    }
-    if not hasattr(arguments, "exact"):
-        return settings
-    if arguments.exact:
-        if arguments.solver == "dpm":
-            raise ValueError("--solver must be ddim with --exact, got dpm")
-        arguments.mode, arguments.solver = "inversion", "ddim"
-    return settings | {"mode": arguments.mode, "tolerance": _EXACT if arguments.exact else None}
-
-
-def load_pipeline(arguments: argparse.Namespace):  # noqa: ANN202 - the class is imported only here
-    """The pipeline of `--model` on `--device`, with the solver of `--solver`."""
+    Fills in `--solver` and `--steps`; `--exact` chooses mode and solver.
+    """
     import torch
 
     from .. import VPDDIMScheduler, VPDPMSolverMultistepScheduler, devices
     from ..schedulers.compatibility import trained_scheduler
 
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {arguments.seed}")
+    can_invert = hasattr(arguments, "mode")
+    if can_invert and arguments.exact:
+        if arguments.solver == "dpm":
+            raise ValueError("--solver must be ddim with --exact, got dpm")
+        arguments.mode, arguments.solver = "inversion", "ddim"
     silence_diffusers()
     device = devices.torch_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline = devices.load_pipeline(arguments.model, device)
-    if arguments.solver is not None:
-        solver = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}[arguments.solver]
-        pipeline.scheduler = solver.from_config(trained_scheduler(pipeline.scheduler).config)
+    trained = trained_scheduler(pipeline.scheduler)
+    is_official, inverts = trained.config.timestep_spacing == "leading", can_invert and arguments.mode == "inversion"
+    arguments.solver = arguments.solver or ("ddim" if is_official or inverts else "dpm")
+    if arguments.steps is None:
+        arguments.steps = 50 if is_official or (arguments.solver == "ddim" and not inverts) else 10
+    solver = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}[arguments.solver]
+    pipeline.scheduler = solver.from_config(trained.config)
     pipeline.scheduler.set_timesteps(arguments.steps)  # fails on a bad number before any picture is worked on
     pipeline.set_progress_bar_config(disable=arguments.json or not sys.stderr.isatty(), leave=False)
-    return pipeline
+    settings = {
+        "num_inference_steps": arguments.steps,
+        "generator": torch.Generator().manual_seed(arguments.seed),
+        "output_type": "pt",
+    }
+    if can_invert:
+        settings |= {"mode": arguments.mode, "tolerance": _EXACT if arguments.exact else None}
+    return pipeline, settings
 
 
 def write_pictures(folder: Path, names: Iterable[str], images: Any) -> list[str]:

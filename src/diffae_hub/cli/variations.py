@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..files import write_png
 from .flags import add_flags
-from .shared import Sampling, load_pipeline, sampling_settings
+from .shared import Sampling, load_for_sampling
 
 
 def variations_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +22,9 @@ def run_variations(arguments: argparse.Namespace) -> int:
     """Decodes one code from several noises; writes a strip of them and a picture of their spread, 5 times."""
     from ..images import film_strip, image_grid, read_image
 
-    settings, image = sampling_settings(arguments), read_image(arguments.image)
-    output = load_pipeline(arguments).variations(image, arguments.num_images, **settings)
+    image = read_image(arguments.image)
+    pipeline, settings = load_for_sampling(arguments)
+    output = pipeline.variations(image, arguments.num_images, **settings)
     arguments.output.mkdir(parents=True, exist_ok=True)
     strip, spread = arguments.output / "variations.png", arguments.output / "spread.png"
     write_png(strip, film_strip(output.images.cpu()))

@@ -36,6 +36,11 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
 
     _interrupt = False  # whether a callback has asked to skip the rest of this call's updates
 
+    @property
+    def interrupt(self) -> bool:
+        """Whether the rest of this call's updates is skipped; callbacks set `_interrupt`, as in diffusers."""
+        return self._interrupt
+
     def check_inputs(
         self,
         batch_size: int,
@@ -137,7 +142,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         sample = sample * scheduler.init_noise_sigma
         with self._progress(name, len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
-                if self._interrupt:
+                if self.interrupt:
                     continue
                 # 1. noise, x_0 or velocity
                 model_input = scheduler.scale_model_input(sample, timestep)
