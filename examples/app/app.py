@@ -88,7 +88,7 @@ def build(first_model: str, codes: str | None = None) -> gr.Blocks:
                 picture = picture_input("Picture", PICTURES[1])
                 with gr.Accordion("Settings", open=False):
                     steps = gr.Slider(
-                        1, 100, 20, step=1, interactive=True, label="Steps", info="More are slower, and mostly better"
+                        1, 100, 10, step=1, interactive=True, label="Steps", info="More are slower, and mostly better"
                     )
                     hint = "ddim to keep a picture's details; dpm needs fewer steps from random noise"
                     solver = gr.Radio(list(SOLVERS), value="ddim", label="Solver", info=hint, interactive=True)
