@@ -149,7 +149,7 @@ def run(argv: list[str], prepare: Callable[[], object] | None = None, processes:
     if processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+            launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
         launched["WORLD_SIZE"] = str(processes)
     started = []
     for rank in map(str, range(processes)):

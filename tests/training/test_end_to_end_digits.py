@@ -1,6 +1,6 @@
 """A real training, from image files to a pipeline: two phases on scikit-learn's handwritten digits.
 
-1,500 images of 8 x 8 pixels are trained on for 32,000 examples (21 epochs); 100 others are reconstructed.
+1,500 images of 8 x 8 pixels are trained on for 32,000 examples (21 epochs); 150 others are reconstructed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def as_array(output: object) -> np.ndarray:
 
 def test_two_phases_on_digits(tmp_path: Path) -> None:
     digits = load_digits().images / 16
-    training, held_out = digits[:1500], digits[1500:1600]
+    training, held_out = digits[:1500], digits[1500:1650]
     images = tmp_path / "images"
     images.mkdir()
     for index, digit in enumerate(training):
