@@ -10,61 +10,46 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import signal
-import subprocess
+import socket
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from diffae_hub.cli.flags import from_arguments, with_hyphens
+from diffae_hub.cli.main import main
 from diffae_hub.cli.train import train_arguments
 from diffae_hub.training import loop
 from diffae_hub.training.checkpoints import checkpoint_files, load_checkpoint
 from diffae_hub.training.options import TrainingOptions, resolve_experiment
 from diffae_hub.training.presets import TrainingPreset
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_two_phase.py"
 SECONDS = 900  # against hanging only
 
-# About 15,000 parameters: a step takes milliseconds.
-TINY_EXPERIMENT = {
-    "encoder": {
-        "sample_size": 8,
-        "in_channels": 1,
-        "latent_dim": 8,
-        "base_channels": 8,
-        "channel_multipliers": [1, 2],
-        "layers_per_block": 1,
-        "attention_resolutions": [],
-        "norm_num_groups": 4,
-    },
-    "decoder": {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "latent_dim": 8,
-        "base_channels": 8,
-        "channel_multipliers": [1, 2],
-        "layers_per_block": 1,
-        "attention_resolutions": [],
-        "norm_num_groups": 4,
-        "time_embed_dim": 16,
-        "dropout": 0.1,
-    },
+_NETWORK = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "latent_dim": 8,
+    "base_channels": 8,
+    "channel_multipliers": [1, 2],
+    "layers_per_block": 1,
+    "attention_resolutions": [],
+    "norm_num_groups": 4,
+}
+TINY_EXPERIMENT = {  # about 15,000 parameters: a step takes milliseconds
+    "encoder": _NETWORK,
+    "decoder": {**_NETWORK, "out_channels": 1, "time_embed_dim": 16, "dropout": 0.1},
     "batch_size": 16,
     "training_examples": 512,
     "warmup_examples": 64,
     "learning_rate": 1e-3,
     "horizontal_flip": True,
 }
-
-
-WITHOUT_DROPOUT = {"decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}, "encoder": TINY_EXPERIMENT["encoder"]}
+WITHOUT_DROPOUT = {"encoder": _NETWORK, "decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}}
 
 
 def write_images(folder: Path, count: int = 40, size: int = 8, seed: int = 0) -> Path:
@@ -96,73 +81,54 @@ def arguments(dataset: Path, output: Path, *extra: str, **experiment: object) ->
     ]
 
 
-@dataclass(frozen=True)
-class Interruption:
-    """Where a run sends a signal to its own process group: at the same place however fast or slow the machine is.
+def interrupt(after: int, calls: int = 1, writing: bool = False, number: int = signal.SIGKILL) -> None:
+    """Lets the loop send a signal to its own process group: at the same place however fast or slow the machine is.
 
     Args:
         after: Examples of the record in metrics.jsonl, or of the checkpoint, from which on it happens.
         calls: It happens at this call of a Python or C function after that record, in the midst of a step; or, if
             `writing`, after the write of that checkpoint has begun. A write of fewer calls ends with it.
-        writing: Whether it happens inside the write of a checkpoint.
-        number: The signal.
     """
+    left = calls
+    save, append = loop.save_checkpoint, loop.append_metrics
 
-    after: int
-    calls: int
-    writing: bool = False
-    number: int = signal.SIGKILL
+    def strike() -> None:
+        sys.setprofile(None)
+        os.killpg(0, number)
 
-    def arm(self) -> None:
-        """Lets the loop count."""
-        left = self.calls
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            strike()
 
-        def strike() -> None:
-            sys.setprofile(None)
-            os.killpg(0, self.number)
+    def save_checkpoint(run_folder: Path, state: dict, keep: int) -> None:
+        hit = writing and state["examples_seen"] >= after
+        if hit:
+            sys.setprofile(count)
+        save(run_folder, state, keep)
+        if hit:
+            strike()
 
-        def count(*_: object) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                strike()
+    def append_metrics(run_folder: Path, record: dict) -> None:
+        append(run_folder, record)
+        if not writing and record["examples"] >= after and left == calls:
+            sys.setprofile(count)
 
-        save, append = loop.save_checkpoint, loop.append_metrics
-
-        def save_checkpoint(run_folder: Path, examples_seen: int, *rest: object) -> Path:
-            hit = self.writing and examples_seen >= self.after
-            if hit:
-                sys.setprofile(count)
-            path = save(run_folder, examples_seen, *rest)
-            if hit and left > 0:
-                strike()
-            return path
-
-        def append_metrics(run_folder: Path, record: dict) -> None:
-            append(run_folder, record)
-            if not self.writing and record["examples"] >= self.after and left == self.calls:
-                sys.setprofile(count)
-
-        loop.save_checkpoint, loop.append_metrics = save_checkpoint, append_metrics
+    loop.save_checkpoint, loop.append_metrics = save_checkpoint, append_metrics
 
 
-def _child(argv: list[str], output: str, file_size_limit: int | None, interruption: Interruption | None) -> None:
+def _child(argv: list[str], output: str, environment: dict[str, str], prepare: Callable[[], object] | None) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # what a script started by hand has
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    if file_size_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, resource.RLIM_INFINITY))
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    import torch
-
+    os.environ.update(environment)
     torch.set_num_threads(1)
-    from diffae_hub.cli.main import main
-
-    if interruption is not None:
-        interruption.arm()
+    if prepare is not None:
+        prepare()
     code = main(["train", *argv])
     sys.stdout.flush()
     sys.stderr.flush()
@@ -173,40 +139,34 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["diffae_hub.training.loop", "diffae_hub.cli.train", "torch.utils.tensorboard"])
 
 
-def run(
-    argv: list[str], file_size_limit: int | None = None, interruption: Interruption | None = None
-) -> tuple[int, str]:
-    """Runs the command to its end: (exit code, what it printed).
+def run(argv: list[str], prepare: Callable[[], object] | None = None, processes: int = 1) -> tuple[int, str]:
+    """Runs the command to its end, after `prepare` was called: (the largest exit code, what was printed).
 
-    `file_size_limit` makes the disk full for any file beyond that many bytes.
+    `processes` have the environment that a launcher gives.
     """
     output = Path(next(a for a in argv if a.startswith("--output=")).partition("=")[2])
-    log = output.parent / f"{output.name}.{time.monotonic_ns()}.log"
-    log.touch()
-    process = _context.Process(target=_child, args=(argv, str(log), file_size_limit, interruption))
-    process.start()
-    process.join(SECONDS)
-    hangs = process.exitcode is None
-    if hangs:
+    launched = {}
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+        launched["WORLD_SIZE"] = str(processes)
+    started = []
+    for rank in map(str, range(processes)):
+        log = output.parent / f"{output.name}.{rank}.log"
+        log.touch()
+        environment = {"ACCELERATE_USE_CPU": "true", **launched}
+        environment |= {"RANK": rank, "LOCAL_RANK": rank} if launched else {}
+        started.append((_context.Process(target=_child, args=(argv, str(log), environment, prepare)), log))
+        started[-1][0].start()
+    for process, _ in started:
+        process.join(SECONDS)
+    codes = [process.exitcode for process, _ in started]
+    for process, _ in started:
         process.kill()
-        process.join()
-    text = re.sub(r"[^\n]*\r", "", log.read_text())
-    assert not hangs, f"still running after {SECONDS} s: {text}"
-    return process.exitcode, text
-
-
-def launch(argv: list[str], script: Path = SCRIPT) -> tuple[int, str]:
-    """Runs the script in two processes on the CPU, by torchrun: (exit code, what was printed)."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launcher, str(script), *argv],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-    )
-    return result.returncode, result.stdout
+    text = "".join(re.sub(r"[^\n]*\r", "", log.read_text()) for _, log in started)
+    assert None not in codes, f"still running after {SECONDS} s: {text}"
+    return max(codes, key=abs), text
 
 
 def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:

@@ -10,16 +10,8 @@ import torch
 from scipy.stats import kstest
 from torch import nn
 
-from diffae_hub import ConditionedUNet2DModel, SemanticEncoderModel, VPDDIMScheduler
-from diffae_hub.training.objective import (
-    DiffusionAutoencoder,
-    denoising_loss,
-    derived_seed,
-    phase_at,
-    sample_timesteps,
-)
-
-from ..conftest import TINY
+from diffae_hub import VPDDIMScheduler
+from diffae_hub.training.objective import denoising_loss, derived_seed, phase_at, sample_timesteps
 
 
 class Constant(nn.Module):
@@ -75,7 +67,7 @@ def test_algorithm_1(rng: torch.Generator) -> None:
     """In phase 1 the decoder's input carries no information about x_0, and the target is -x_0."""
     scheduler = VPDDIMScheduler()
     noise = torch.randn(4, 3, 8, 8, generator=rng)
-    timesteps = sample_timesteps(4, 1, scheduler, rng, "cpu")
+    timesteps = sample_timesteps(4, 1, scheduler, rng)
     assert timesteps.tolist() == [1000.0] * 4
     for _ in range(2):
         images = torch.rand(4, 3, 8, 8, generator=rng) * 2 - 1
@@ -88,15 +80,7 @@ def test_algorithm_1(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 def test_official_convention_in_phase_1(prediction_type: str, rng: torch.Generator) -> None:
     scheduler = VPDDIMScheduler(prediction_type=prediction_type, timestep_spacing="leading")
-    assert sample_timesteps(3, 1, scheduler, rng, "cpu").tolist() == [999.0] * 3
-
-
-def test_noise_prediction_has_no_phase_1(rng: torch.Generator) -> None:
-    scheduler = VPDDIMScheduler(prediction_type="epsilon", noise_schedule="linear_beta")
-    with pytest.raises(ValueError, match="prediction_type"):
-        sample_timesteps(4, 1, scheduler, rng, "cpu")
-    with pytest.raises(ValueError, match="phase"):
-        sample_timesteps(4, 3, scheduler, rng, "cpu")
+    assert sample_timesteps(3, 1, scheduler, rng).tolist() == [999.0] * 3
 
 
 def test_t_is_uniform() -> None:
@@ -105,7 +89,7 @@ def test_t_is_uniform() -> None:
     batches = []
     for step in range(200):
         generator = torch.Generator().manual_seed(derived_seed(0, 2, 64 * step))
-        batches.append(sample_timesteps(64, 2, scheduler, generator, "cpu"))
+        batches.append(sample_timesteps(64, 2, scheduler, generator))
     t = torch.stack(batches).double() / 1000
     assert kstest(t.flatten().numpy(), "uniform").pvalue > 0.01
     # Neighbours, in a batch and from batch to batch, are independent: their correlation has deviation 1 / sqrt(N).
@@ -116,7 +100,7 @@ def test_t_is_uniform() -> None:
 
 def test_official_timesteps_are_uniform_integers(rng: torch.Generator) -> None:
     scheduler = VPDDIMScheduler(prediction_type="epsilon", noise_schedule="linear_beta", timestep_spacing="leading")
-    timesteps = sample_timesteps(50_000, 2, scheduler, rng, "cpu")
+    timesteps = sample_timesteps(50_000, 2, scheduler, rng)
     assert torch.equal(timesteps, timesteps.round())
     counts = torch.bincount(timesteps.long(), minlength=1000)
     assert len(counts) == 1000
@@ -126,7 +110,6 @@ def test_official_timesteps_are_uniform_integers(rng: torch.Generator) -> None:
 
 def test_phases_count_examples() -> None:
     assert [phase_at(seen, 250) for seen in (0, 249, 250, 999)] == [1, 1, 2, 2]
-    assert phase_at(0, 0) == 2
 
 
 def test_derived_seeds() -> None:
@@ -134,22 +117,3 @@ def test_derived_seeds() -> None:
     seeds = {derived_seed(seed, *place) for seed in (0, 1) for place in places}
     assert len(seeds) == 2 * len(places)
     assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_encoder_gradient_is_zero_for_two_steps() -> None:
-    """Zero-initialised convolutions, of the output and then of the blocks, open the way to the code step by step."""
-    torch.manual_seed(0)
-    model = DiffusionAutoencoder(
-        SemanticEncoderModel(**TINY), ConditionedUNet2DModel(**TINY, time_embed_dim=16, latent_scale_shift=True)
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    scheduler = VPDDIMScheduler()
-    images = torch.rand(4, 3, 16, 16) * 2 - 1
-    largest = []
-    for _ in range(3):
-        optimizer.zero_grad()
-        denoising_loss(model, scheduler, images, torch.randn_like(images), torch.full((4,), 1000.0)).mean().backward()
-        largest.append(max(float(parameter.grad.abs().max()) for parameter in model.encoder.parameters()))
-        optimizer.step()
-    assert largest[:2] == [0.0, 0.0]
-    assert largest[2] > 0

@@ -69,17 +69,3 @@ def test_muon_is_adam_for_vectors_and_flattens_convolutions(rng: torch.Generator
             optimizer.step()
     torch.testing.assert_close(parameters[0], parameters[2])
     torch.testing.assert_close(parameters[1].detach().flatten(1), parameters[3].detach())
-
-
-def test_muon_goes_on_from_its_state(rng: torch.Generator) -> None:
-    start, gradients = torch.randn(4, 6, generator=rng), torch.randn(4, 4, 6, generator=rng)
-    whole, broken = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    optimizer, first = Muon([whole], lr=0.01), Muon([broken], lr=0.01)
-    second = Muon([broken], lr=0.01)
-    for index, gradient in enumerate(gradients):
-        if index == 2:
-            second.load_state_dict(first.state_dict())
-        for parameter, chosen in ((whole, optimizer), (broken, first if index < 2 else second)):
-            parameter.grad = gradient.clone()
-            chosen.step()
-    assert torch.equal(whole, broken)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from .runner import WITHOUT_DROPOUT, arguments, launch, records, run, states, write_images
+from diffae_hub.training import loop, trainer
+
+from .runner import SECONDS, WITHOUT_DROPOUT, arguments, records, run, states, write_images
 
 
 def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: Path) -> None:
@@ -20,17 +24,19 @@ def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: 
     After four steps the optimizer's averages are those of the gradients.
     """
     common = {"training_examples": 60, "batch_size": 15, "max_grad_norm": 1e9, "warmup_examples": 0, **WITHOUT_DROPOUT}
-    whole, parts, processes = (tmp_path / name for name in ("whole", "parts", "processes"))
-    for folder, flags in ((whole, ()), (parts, ("--gradient-accumulation-steps=3",))):
-        code, text = run(arguments(image_folder, folder, *flags, **common))
+    whole, parts, two = (tmp_path / name for name in ("whole", "parts", "two"))
+    for folder, flags, processes in (
+        (whole, (), 1),
+        (parts, ("--gradient-accumulation-steps=3",), 1),
+        (two, (), 2),
+    ):
+        code, text = run(arguments(image_folder, folder, *flags, **common), processes=processes)
         assert code == 0, text
-    code, text = launch(arguments(image_folder, processes, **common))
-    assert code == 0, text
-    assert json.loads((processes / "configuration.json").read_text())["num_processes"] == 2
+        assert json.loads((folder / "configuration.json").read_text())["num_processes"] == processes
 
     expected = states(whole)[-1]
     assert float(max(s["exp_avg"].abs().max() for s in expected["optimizer"]["state"].values())) > 1e-3
-    for folder in (parts, processes):
+    for folder in (parts, two):
         state = states(folder)[-1]
         for index, average in expected["optimizer"]["state"].items():
             for name in ("exp_avg", "exp_avg_sq"):
@@ -41,76 +47,63 @@ def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: 
 
 
 def test_unreadable_image_in_one_of_two_processes(tmp_path: Path) -> None:
-    """The process that meets it says so, the other ends too, and neither prints a traceback of its own."""
+    """By a real launcher. The process that meets it says so, the other ends too, and neither prints a traceback."""
     folder = write_images(tmp_path / "images")
     (folder / "007.png").write_bytes(b"broken")
-    code, text = launch(arguments(folder, tmp_path / "run", training_examples=48))
-    assert code == 1, text
-    messages = re.findall(r"diffae-hub: [^\n]*", text)
-    assert sum("007.png" in message for message in messages) == 1, text
-    assert "[rank" not in text
+    script = Path(__file__).parents[2] / "examples" / "train_two_phase.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launcher, str(script), *arguments(folder, tmp_path / "run", training_examples=48)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert result.returncode == 1, result.stdout
+    messages = re.findall(r"diffae-hub: [^\n]*", result.stdout)
+    assert sum("007.png" in message for message in messages) == 1, result.stdout
 
 
-# Trains; after 48 examples the second process gets SIGTERM, twice, as from a scheduler and from torchrun, the first
-# only while it writes the checkpoint.
-SIGNALLED = """
-import os, signal, sys
-from diffae_hub.cli.main import main
-from diffae_hub.training import loop, trainer
-rate, save = trainer.learning_rate_at, loop.save_checkpoint
+def stop_after_48() -> None:
+    """SIGTERM comes twice, as from a scheduler and from torchrun, to the first process only while it writes."""
+    rate, save = trainer.learning_rate_at, loop.save_checkpoint
 
-def signalled_rate(examples_seen, *rest):
-    for _ in range(2 if examples_seen == 48 and os.environ["RANK"] == "1" else 0):
-        os.kill(os.getpid(), signal.SIGTERM)
-    return rate(examples_seen, *rest)
+    def signalled_rate(examples_seen: int, *rest: object) -> float:
+        for _ in range(2 if examples_seen == 48 and os.environ["RANK"] == "1" else 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(examples_seen, *rest)
 
-def signalled_save(*state):
-    for _ in range(2):
-        os.kill(os.getpid(), signal.SIGTERM)
-    return save(*state)
+    def signalled_save(*state: object) -> Path:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(*state)
 
-trainer.learning_rate_at, loop.save_checkpoint = signalled_rate, signalled_save
-sys.exit(main(["train", *sys.argv[1:]]))
-"""
+    trainer.learning_rate_at, loop.save_checkpoint = signalled_rate, signalled_save
 
 
 def test_two_streaming_processes_are_stopped_and_resumed(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", count=41)  # 21 and 20 of them
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = ("--streaming", "--shuffle-buffer=7", "--checkpoint-every=1000", "--resume-from-checkpoint=latest")
-    code, text = launch(arguments(folder, whole, *flags, training_examples=96))
+    code, text = run(arguments(folder, whole, *flags, training_examples=96), processes=2)
     assert code == 0, text
 
-    signalled = tmp_path / "signalled.py"
-    signalled.write_text(SIGNALLED)
     argv = arguments(folder, broken, *flags, training_examples=96)
-    code, text = launch(argv, signalled)
+    code, text = run(argv, stop_after_48, processes=2)
     assert code == 0, text
     assert "stopped by SIGTERM at 48 examples" in text
     (state,) = states(broken)
-    assert len(state["stream_positions"]) == 2
     assert state["stream_positions"][0] != state["stream_positions"][1]
 
-    before = (broken / "configuration.json").read_bytes()
     code, text = run(argv)
     assert code == 2, text
     assert "processes" in text.splitlines()[-1]
-    assert (broken / "configuration.json").read_bytes() == before
 
-    code, text = launch(argv)
+    code, text = run(argv, processes=2)
     assert code == 0, text
     assert "at 48 examples" in text
     first, second = states(whole)[-1], states(broken)[-1]
     assert first["stream_positions"] == second["stream_positions"]
     for name, weight in first["model"].items():
         torch.testing.assert_close(second["model"][name], weight, rtol=1e-5, atol=1e-7)
-
-
-def test_the_module_is_launched_like_the_script(image_folder: Path, tmp_path: Path) -> None:
-    """Bad flags are refused with exit code 2, which a launcher passes on or turns into its own."""
-    command = [sys.executable, "-m", "diffae_hub.cli", "train"]
-    argv = arguments(image_folder, tmp_path / "run", "--batch-size=0")
-    result = subprocess.run([*command, *argv], capture_output=True, text=True)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
-    assert "batch_size" in line

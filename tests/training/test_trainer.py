@@ -14,30 +14,15 @@ from accelerate.state import AcceleratorState
 from diffae_hub.training.presets import TrainingPreset, preset_named
 from diffae_hub.training.trainer import TwoPhaseTrainer
 
-from .runner import TINY_EXPERIMENT
+from .runner import TINY_EXPERIMENT, WITHOUT_DROPOUT
 
 EXAMPLES, BATCH, LEARNING_RATE, WARMUP, DECAY, NORM = 128, 16, 1e-3, 64, 0.5, 0.05
 
 
 def tiny_preset() -> TrainingPreset:
-    return preset_named("cifar10-32").with_overrides(
-        {
-            **TINY_EXPERIMENT,
-            "decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0},
-            "batch_size": BATCH,
-            "training_examples": EXAMPLES,
-            "learning_rate": LEARNING_RATE,
-            "warmup_examples": WARMUP,
-            "ema_decay": DECAY,
-            "max_grad_norm": NORM,
-        }
-    )
-
-
-@pytest.fixture
-def accelerator() -> Accelerator:
-    AcceleratorState._reset_state(reset_partial_state=True)  # the precision of another test in this process
-    return Accelerator(cpu=True)
+    recipe = {"batch_size": BATCH, "training_examples": EXAMPLES, "learning_rate": LEARNING_RATE}
+    recipe |= {"warmup_examples": WARMUP, "ema_decay": DECAY, "max_grad_norm": NORM}
+    return preset_named("cifar10-32").with_overrides({**TINY_EXPERIMENT, **WITHOUT_DROPOUT, **recipe})
 
 
 @pytest.fixture
@@ -58,8 +43,8 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
     }
     assert (False not in in_layout) == channels_last
     inputs: list[tuple[torch.Tensor, ...]] = []
-    trainer.autoencoder.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
-    reference = copy.deepcopy(trainer.autoencoder).double()
+    trainer.network.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+    reference = copy.deepcopy(trainer.network).double()
     parameters = list(reference.parameters())
     averages = [parameter.detach().clone() for parameter in parameters]
     first, second = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
@@ -131,7 +116,7 @@ def test_half_precision(
         assert half_loss != loss
     state = copy.deepcopy(half.state_dict())
     resumed = TwoPhaseTrainer(tiny_preset(), half_precision(1.0))
-    resumed.load_state_dict(state, half.examples_seen)
+    resumed.load_state_dict(state)
     assert resumed.accelerator.scaler.get_scale() == 2.0**12
     for images in batches[4:]:
         half.step(images)
@@ -146,16 +131,10 @@ def test_half_precision_that_overflows(
     """The step is passed over with the weights as they were, and the scale halved."""
     trainer = TwoPhaseTrainer(tiny_preset(), half_precision(2.0**40))
     before = [parameter.detach().clone() for parameter in trainer.parameters]
-    assert float(trainer.step(batches[0])) < 2
+    trainer.step(batches[0])
     assert all(torch.equal(ours, old) for ours, old in zip(trainer.parameters, before, strict=True))
     assert trainer.accelerator.scaler.get_scale() == 2.0**39
     assert trainer.examples_seen == BATCH
-
-
-def test_checkpointed_activations(accelerator: Accelerator) -> None:
-    for wanted in (False, True):
-        networks = TwoPhaseTrainer(tiny_preset(), accelerator, gradient_checkpointing=wanted).autoencoder
-        assert networks.encoder.is_gradient_checkpointing is networks.decoder.is_gradient_checkpointing is wanted
 
 
 def test_averaged_weights_are_lent(accelerator: Accelerator, batches: list[torch.Tensor]) -> None:
@@ -164,22 +143,26 @@ def test_averaged_weights_are_lent(accelerator: Accelerator, batches: list[torch
     trainer.step(batches[0])
     before = [parameter.detach().clone() for parameter in trainer.parameters]
     with pytest.raises(KeyError), trainer.averaged_weights():
-        assert not trainer.autoencoder.training
+        assert not trainer.network.training
         assert any(not torch.equal(ours, old) for ours, old in zip(trainer.parameters, before, strict=True))
         raise KeyError
     assert all(torch.equal(ours, old) for ours, old in zip(trainer.parameters, before, strict=True))
 
 
-@pytest.mark.parametrize("layouts", [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("layouts", "change"),
+    [((True, False), {}), ((False, True), {}), ((True, False), {"optimizer": "muon"})],
+)
 def test_goes_on_in_another_memory_format(
-    accelerator: Accelerator, batches: list[torch.Tensor], layouts: tuple[bool, bool]
+    accelerator: Accelerator, batches: list[torch.Tensor], layouts: tuple[bool, bool], change: dict
 ) -> None:
     """A state taken up again under the other memory format leads to the same weights, but for rounding."""
-    whole = TwoPhaseTrainer(tiny_preset(), accelerator, channels_last=layouts[0])
+    preset = tiny_preset().with_overrides(change)
+    whole = TwoPhaseTrainer(preset, accelerator, channels_last=layouts[0])
     for images in batches[:4]:
         whole.step(images)
-    resumed = TwoPhaseTrainer(tiny_preset(), accelerator, seed=0, channels_last=layouts[1])
-    resumed.load_state_dict(copy.deepcopy(whole.state_dict()), whole.examples_seen)
+    resumed = TwoPhaseTrainer(preset, accelerator, channels_last=layouts[1])
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for ours, average in zip(resumed.parameters, resumed.averages.shadow_params, strict=True):
         assert ours.stride() == average.stride()
     for images in batches[4:]:

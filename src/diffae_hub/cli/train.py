@@ -6,8 +6,7 @@ import argparse
 import os
 import sys
 
-from safetensors import SafetensorError
-
+from ..data.errors import TrainingError
 from ..training.options import TrainingOptions
 from .flags import add_flags, from_arguments
 
@@ -27,26 +26,18 @@ command goes on where it stopped, as if it had not been interrupted; with larger
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Trains; the exit code is 0, 2 for a command line that cannot be run, 1 for a run that broke off."""
-    from ..data.errors import UnfitImage
-    from ..training.checkpoints import checkpoint_files
+    """Trains; the exit code is 0, 2 for what went wrong before the first step, 1 for a run that broke off."""
     from ..training.loop import train
 
     try:
         train(from_arguments(TrainingOptions, arguments), arguments.set)
-        return 0
-    except UnfitImage:  # each machine has its own data
-        raise
-    except ValueError:  # all processes refuse it, and one says so
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            raise
-        return 2
-    except (RuntimeError, OSError, SafetensorError) as error:  # the last: a full disk
+    except TrainingError as error:
         if sys.flags.dev_mode:
             raise
-        last = next(reversed(checkpoint_files(arguments.output)), "none")
-        message = f"{error}; the last good checkpoint is {last}"
-        if os.environ.get("WORLD_SIZE", "1") != "1" and "by peer" in str(error):
-            message = "another process ended, and this one with it"
-    print(f"diffae-hub: {' '.join(message.split())}", file=sys.stderr)
-    return 1
+        print(f"diffae-hub: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except ValueError:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes refuse it, and one says so
+            raise
+        return 2
+    return 0

@@ -22,31 +22,27 @@ if TYPE_CHECKING:
 
 
 def open_batches(
-    options: TrainingOptions,
-    preset: TrainingPreset,
-    accelerator: Accelerator,
-    examples_seen: int = 0,
-    saved_data: dict[str, Any] | None = None,
-    stream_positions: list[Any] | None = None,
+    options: TrainingOptions, preset: TrainingPreset, accelerator: Accelerator, state: dict[str, Any] | None = None
 ) -> tuple[DataLoader, dict[str, Any]]:
     """Batches of this process's shares, and a description of the data for the checkpoint.
 
-    Args:
-        options: Of the run.
-        preset: Its experiment.
-        accelerator: Its processes.
-        examples_seen: Where to begin.
-        saved_data: The description in the checkpoint that the run goes on from.
-        stream_positions: Where each process's stream stood then.
-
-    Raises:
-        ValueError: If the data cannot be opened or is not the checkpoint's.
+    `state` is that of the checkpoint that the run goes on from. A ValueError, if the data are not the checkpoint's.
     """
     source = options.dataset, options.split, options.image_column
     rows = open_dataset(*source, streaming=True) if options.streaming else load_rows(*source)
-    data = _describe(options, rows)
-    if saved_data is not None:
-        _check_same_data(saved_data, data, options.allow_changed_data, accelerator.print)
+    path = local_path(options.dataset)
+    data = {
+        "dataset": str(path.resolve()) if path.exists() else options.dataset,
+        "split": options.split,
+        "image_column": options.image_column,
+        "streaming": options.streaming,
+        "shuffle_buffer": options.shuffle_buffer if options.streaming else None,
+        "num_images": None if options.streaming else len(rows),
+        "num_shards": rows.num_shards if options.streaming else None,
+        "fingerprint": data_fingerprint(options.dataset, options.split, rows),
+    }
+    if state is not None:
+        _check_same_data(state["data"], data, options.allow_changed_data, accelerator.print)
     transform = ImageTransform(
         preset.encoder["sample_size"],
         preset.encoder["in_channels"],
@@ -58,11 +54,12 @@ def open_batches(
     if not options.streaming:
         accelerator.print(f"training on {where_from(rows, *source[:2])}")
         dataset = ImageTensorDataset(rows, transform, options.skip_bad_images)
-        length = {"start": examples_seen, "stop": preset.training_examples}
+        length = {"start": state["examples_seen"] if state is not None else 0, "stop": preset.training_examples}
         sampler = ResumableBatchSampler(len(rows), preset.batch_size, **length, seed=options.seed, **process)
         return training_loader(dataset, sampler, options.num_workers), data
+
     accelerator.print(f"training on a stream from {source[0]}, split {source[1]}: {rows.num_shards} files or shards")
-    positions = (stream_positions or []) if examples_seen else [None] * accelerator.num_processes
+    positions = state["stream_positions"] if state is not None else [None] * accelerator.num_processes
     if len(positions) != accelerator.num_processes:
         raise ValueError(
             f"a streaming run must resume with as many processes as it had, {len(positions)}, "
@@ -81,20 +78,6 @@ def open_batches(
         **process,
     )
     return streaming_loader(stream, options.num_workers), data
-
-
-def _describe(options: TrainingOptions, rows: Any) -> dict[str, Any]:
-    path = local_path(options.dataset)
-    return {
-        "dataset": str(path.resolve()) if path.exists() else options.dataset,
-        "split": options.split,
-        "image_column": options.image_column,
-        "streaming": options.streaming,
-        "shuffle_buffer": options.shuffle_buffer if options.streaming else None,
-        "num_images": None if options.streaming else len(rows),
-        "num_shards": rows.num_shards if options.streaming else None,
-        "fingerprint": data_fingerprint(options.dataset, options.split, rows),
-    }
 
 
 def _check_same_data(

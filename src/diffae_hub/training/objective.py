@@ -13,17 +13,11 @@ from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 
 
 class DiffusionAutoencoder(nn.Module):
-    """Encoder and decoder as one module, so that one wrapper (DDP, torch.compile, autocast) sees one forward pass.
-
-    Args:
-        encoder: Image -> latent code.
-        decoder: (x_t, timestep, latent code) -> prediction.
-    """
+    """Encoder and decoder as one module, so that one wrapper (DDP, torch.compile, autocast) sees one forward pass."""
 
     def __init__(self, encoder: SemanticEncoderModel, decoder: ConditionedUNet2DModel) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
+        self.encoder, self.decoder = encoder, decoder
 
     def forward(self, images: torch.Tensor, noisy_images: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """`D(x_t, t, E(x_0))`: images and noisy images (B, C, H, W), timesteps (B,) -> prediction (B, C, H, W)."""
@@ -32,12 +26,7 @@ class DiffusionAutoencoder(nn.Module):
 
 
 def derived_seed(seed: int, *position: int) -> int:
-    """A seed of 63 bits for one place in the training, a pure function of its arguments.
-
-    Args:
-        seed: The run's seed, at least 0.
-        position: Non-negative integers that name the place: what is drawn, examples seen, process.
-    """
+    """A seed of 63 bits for one place in the training, named by integers: what is drawn, examples seen, process."""
     return int(np.random.SeedSequence((seed, *position)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -47,38 +36,20 @@ def phase_at(examples_seen: int, phase1_examples: int) -> int:
 
 
 def sample_timesteps(
-    batch_size: int, phase: int, scheduler: VPDDIMScheduler, generator: torch.Generator, device: torch.device | str
+    batch_size: int, phase: int, scheduler: VPDDIMScheduler, generator: torch.Generator
 ) -> torch.Tensor:
     """Draws the timesteps of a batch: t = 1 in phase 1 (Algorithm 1), t uniform in phase 2 (Algorithm 2, line 5).
 
     With `timestep_spacing="uniform"` t is continuous in [0, 1]; with `"leading"`, the official convention, it is one of
-    the integer indices 0 .. num_train_timesteps - 1.
-
-    Args:
-        batch_size: Number of timesteps.
-        phase: 1 or 2.
-        scheduler: Gives the time convention and the prediction type.
-        generator: Source of randomness, on `device`.
-        device: Where the result lives.
-
-    Returns:
-        Timesteps in units of 1000 t, shape (batch_size,), float32.
-
-    Raises:
-        ValueError: If `phase` is not 1 or 2, or phase 1 is asked of a noise-prediction model, whose target at t = 1 is
-            its own input.
+    the integer indices 0 .. num_train_timesteps - 1. In units of 1000 t, shape (batch_size,), float32.
     """
     last = float(scheduler.config.num_train_timesteps)
     leading = scheduler.config.timestep_spacing == "leading"
     if phase == 1:
-        if scheduler.config.prediction_type == "epsilon":
-            raise ValueError("phase must be 2 for prediction_type 'epsilon' (at t = 1 the target is the input), got 1")
-        return torch.full((batch_size,), last - 1 if leading else last, device=device)
-    if phase != 2:
-        raise ValueError(f"phase must be 1 or 2, got {phase!r}")
+        return torch.full((batch_size,), last - 1 if leading else last, device=generator.device)
     if leading:
-        return torch.randint(int(last), (batch_size,), generator=generator, device=device).float()
-    return torch.rand(batch_size, generator=generator, device=device) * last
+        return torch.randint(int(last), (batch_size,), generator=generator, device=generator.device).float()
+    return torch.rand(batch_size, generator=generator, device=generator.device) * last
 
 
 def denoising_loss(
@@ -92,13 +63,12 @@ def denoising_loss(
 
     Args:
         model: A [`DiffusionAutoencoder`], possibly wrapped.
-        scheduler: Gives `x_t = alpha_t x_0 + sigma_t eps` and the target of its prediction type.
         images: x_0 in [-1, 1], (B, C, H, W), float32.
         noise: eps, standard normal, same shape.
         timesteps: 1000 t, (B,); may stay on the CPU, where the scheduler checks them without waiting for a device.
 
     Returns:
-        The loss per image, shape (B,), float32: its mean over all images of a global batch is the training loss.
+        The loss per image, (B,), float32: its mean over a global batch is the training loss.
     """
     noisy_images = scheduler.add_noise(images, noise, timesteps)
     target = scheduler.training_target(images, noise, timesteps)

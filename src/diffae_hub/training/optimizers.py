@@ -17,12 +17,7 @@ def newton_schulz(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     Each step is X <- (a I + b X X^T + c (X X^T)^2) X. The polynomials are gathered on the small Gram matrix and applied
     to X once, which for wide matrices takes a third of the operations of applying each of them.
 
-    Args:
-        matrices: (..., m, n), float32.
-        steps: Newton-Schulz steps.
-
-    Returns:
-        The same shape; singular values between about 0.7 and 1.2, except those that were tiny.
+    Matrices (..., m, n), float32; afterwards their singular values, but for tiny ones, are between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     if matrices.shape[-2] > matrices.shape[-1]:
@@ -43,12 +38,8 @@ class Muon(torch.optim.Adam):
     `torch.optim.Muon` takes matrices only and computes in bfloat16, which most processors emulate. Here a convolution's
     weight (out, in, h, w) counts as a matrix (out, in h w), all is computed in float32, and the update of an m x n
     matrix is scaled by 0.2 sqrt(max(m, n)), so that it is as large as one of Adam's and both share a learning rate
-    (Liu et al. 2025, "Muon is scalable for LLM training").
-
-    Args:
-        parameters: What is trained.
-        lr: Learning rate.
-        momentum: Decay of the averaged gradient, with Nesterov's look-ahead.
+    (Liu et al. 2025, "Muon is scalable for LLM training"). `momentum` is the decay of the averaged gradient, with
+    Nesterov's look-ahead.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -85,15 +76,7 @@ def build_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], learnin
 def learning_rate_at(
     examples_seen: int, learning_rate: float, schedule: str, warmup_examples: int, training_examples: int
 ) -> float:
-    """Linear warm-up, then one of diffusers' schedules, counted in examples.
-
-    Args:
-        examples_seen: Examples trained on, this batch included.
-        learning_rate: The rate after the warm-up.
-        schedule: "constant" (section 8), or another of `LEARNING_RATE_SCHEDULES`, which ends near 0.
-        warmup_examples: Length of the warm-up; 0 for none.
-        training_examples: Length of the training.
-    """
+    """Linear warm-up, then one of diffusers' schedules, counted in examples; `examples_seen` has this batch, too."""
     name = SchedulerType.CONSTANT_WITH_WARMUP if schedule == "constant" else SchedulerType(schedule)
     unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = get_scheduler(name, unused, num_warmup_steps=warmup_examples, num_training_steps=training_examples)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..data.errors import TrainingError
 from ..files import write_text
 
 CONFIGURATION = "configuration.json"
@@ -21,42 +20,21 @@ _LOCK_SECONDS = 30.0
 
 
 @contextmanager
-def own_run_folder(run_folder: Path) -> Iterator[Callable[[], None]]:
-    """Makes the folder and keeps other runs out of it until this one ends, however it ends.
-
-    Waits for a run that is about to end. A folder that was made here is removed if the body leaves it empty. The body
-    gets a function that raises TrainingError if the lock was deleted meanwhile, since then another run may be there.
-
-    Raises:
-        ValueError: If another run goes on there.
-    """
-    path = run_folder / _LOCK
-    lock = FileLock(path, timeout=_LOCK_SECONDS)
-    while True:
-        made = not run_folder.exists()
-        run_folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-            number = path.stat().st_ino
-            break
-        except FileNotFoundError:
-            lock.release()
-            continue  # the run that this one waited for has removed its folder
-        except Timeout as error:
-            raise ValueError(f"output must not be the folder of a run that goes on, got {run_folder}") from error
-
-    def check_lock() -> None:
-        if not path.exists() or path.stat().st_ino != number:
-            raise TrainingError(f"{path} was deleted, so that another run may write to its folder; this one ends")
-
+def own_run_folder(run_folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it; waits for one that ends. Left empty, it is removed."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_folder / _LOCK, timeout=_LOCK_SECONDS)
     try:
-        yield check_lock
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"output must not be the folder of a run that goes on, got {run_folder}") from error
+    try:
+        yield
     finally:
-        with suppress(OSError):  # what ended the body says more
+        with suppress(OSError):  # it is the current folder, or a link
             if [entry.name for entry in run_folder.iterdir()] == [_LOCK]:
-                path.unlink()
-                if made:
-                    run_folder.rmdir()
+                (run_folder / _LOCK).unlink()
+                run_folder.rmdir()
         lock.release()
 
 
@@ -67,23 +45,12 @@ def append_metrics(run_folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`. Lines that are none, as one that was cut off by a kill, are passed over."""
-    path = run_folder / METRICS
-    records = []
+    """The records of `metrics.jsonl`, without a line that was cut off when the machine went down."""
+    path, records = run_folder / METRICS, []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("examples"), int):
-                records.append(record)
+        with suppress(ValueError):
+            records.append(json.loads(line))
     return records
-
-
-def is_validated(run_folder: Path, examples_seen: int) -> bool:
-    """Whether the run has figures of a validation after that many examples."""
-    return any(
-        record["examples"] == examples_seen and any(name.startswith("psnr_") for name in record)
-        for record in read_metrics(run_folder)
-    )
 
 
 def rewind_metrics(run_folder: Path, examples_seen: int) -> None:

@@ -26,87 +26,60 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._ordinary = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in self._ordinary:
-            signal.signal(number, self._note)
 
     def __enter__(self) -> StopSignal:
+        self.ordinary = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.restore()
+        for number, handler in self.ordinary.items():
+            signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal."""
         self.name = self.name or signal.Signals(number).name
         if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            signal.signal(number, self._ordinary[number])
-
-    def restore(self) -> None:
-        """Gives the signals back their ordinary effect."""
-        for number, handler in self._ordinary.items():
-            signal.signal(number, handler)
+            signal.signal(number, self.ordinary[number])
 
 
 class LossMonitor:
     """Averages the losses of steps and stops the run at the first that is not finite.
 
     Looking at a loss waits for the device. On an accelerator the losses are therefore looked at together, every
-    `check_every` steps; the message still names the step.
-
-    Args:
-        accelerator: Gives the number of processes; the loss of a step is the sum of their shares.
-        stop_signal: Agreed on between processes when the losses are.
-        check_every: Steps between looks; None for 1 on the CPU and 20 elsewhere.
+    `check_every` steps (20; on the CPU 1), and the processes agree on stopping; the message still names the step.
     """
 
     def __init__(self, accelerator: Accelerator, stop_signal: StopSignal, check_every: int | None = None) -> None:
-        self.accelerator = accelerator
-        self.stop_signal = stop_signal
+        self.accelerator, self.stop_signal, self.stopping = accelerator, stop_signal, False
         self.check_every = check_every or (1 if accelerator.device.type == "cpu" else 20)
-        self.stopping = False
-        self._pending: list[tuple[int, int, torch.Tensor]] = []
-        self._sum, self._count = 0.0, 0
+        self._pending: list[tuple[int, torch.Tensor]] = []
+        self._losses: list[float] = []
 
-    def add(self, step: int, examples_seen: int, loss: torch.Tensor) -> None:
-        """Notes this process's share of the loss, (), of optimizer step 1, 2, ..., after `examples_seen` examples.
-
-        Raises:
-            TrainingError: If a loss was not finite.
-        """
-        self._pending.append((step, examples_seen, loss.detach()))
+    def add(self, step: int, loss: torch.Tensor) -> None:
+        """Notes this process's share of the loss, (), of optimizer step 1, 2, ..."""
+        self._pending.append((step, loss.detach()))
         if len(self._pending) >= self.check_every:
             self.check()
         elif self.accelerator.num_processes == 1:
             self.stopping = self.stop_signal.name is not None
 
     def check(self) -> None:
-        """Looks at the losses noted since the last time. All processes must call it at the same step.
-
-        Raises:
-            TrainingError: If one is not finite; the message has the step and the loss.
-        """
+        """Looks at the losses noted since the last time. All processes must call it at the same step."""
         stop = torch.tensor(float(self.stop_signal.name is not None), device=self.accelerator.device)
-        values = torch.stack([*(loss.float() for *_, loss in self._pending), stop])
+        values = torch.stack([*(loss.float() for _, loss in self._pending), stop])
         *losses, stop = self.accelerator.reduce(values, "sum").tolist()
         self.stopping = stop > 0
-        for (step, examples_seen, _), loss in zip(self._pending, losses, strict=True):
+        for (step, _), loss in zip(self._pending, losses, strict=True):
             if not math.isfinite(loss):
-                raise TrainingError(f"the loss was {loss} at step {step} ({examples_seen} examples)")
-        self._sum, self._count = self._sum + sum(losses), self._count + len(losses)
+                raise TrainingError(f"the loss was {loss} at step {step}")
+        self._losses += losses
         self._pending = []
 
-    def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs for the mean that this one would have had: of the losses that were looked at."""
-        return {"sum": self._sum, "count": self._count}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Goes on from [`state_dict`]."""
-        self._sum, self._count = state["sum"], state["count"]
-
     def mean(self) -> float:
-        """The mean loss of the steps since the last call; NaN if there were none."""
-        mean = self._sum / self._count if self._count else math.nan
-        self._sum, self._count = 0.0, 0
+        """The mean loss of the steps since the last call, all looked at."""
+        self.check()
+        mean = sum(self._losses) / len(self._losses)
+        self._losses = []
         return mean
 
 

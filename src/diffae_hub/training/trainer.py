@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,6 @@ from diffusers.training_utils import EMAModel
 
 from ..data.loader import process_share
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from .checkpoints import restore_averages, restore_state_layout
 from .objective import DiffusionAutoencoder, denoising_loss, derived_seed, phase_at, sample_timesteps
 from .optimizers import build_optimizer, learning_rate_at
 from .presets import TrainingPreset
@@ -19,31 +18,119 @@ from .presets import TrainingPreset
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from .latent import LatentOptions
+
 # What each draw of random numbers is for: part of its seed.
 NOISE, TIMESTEPS, DROPOUT = 1, 2, 3
 
 
-class TwoPhaseTrainer:
+class Trainer:
+    """A network in training, with its optimizer and the averages of its weights.
+
+    What a step draws depends on the seed and on the examples seen, on nothing else, so that a checkpoint needs no state
+    of any random generator.
+
+    Attributes:
+        network: With the weights of the last step.
+        examples_seen: Examples trained on, over all processes.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        experiment: TrainingPreset | LatentOptions,
+        seed: int,
+        min_decay: float = 0.0,
+        compiled: bool = False,
+    ) -> None:
+        self.network, self.accelerator, self.seed, self.examples_seen = network, accelerator, seed, 0
+        self.batch_size, self.training_examples = experiment.batch_size, experiment.training_examples
+        self.share = process_share(self.batch_size, accelerator.process_index, accelerator.num_processes)
+        self.parameters = list(network.parameters())
+        # With update_after_step=-1 the decay of step n = 1, 2, ... is min(decay, (1 + n) / (10 + n)).
+        average = {"decay": experiment.ema_decay, "min_decay": min_decay, "update_after_step": -1}
+        self.averages = EMAModel(self.parameters, **average, foreach=True)
+        self.model, self.optimizer = accelerator.prepare(torch.compile(network) if compiled else network, optimizer)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all examples have been seen."""
+        return self.examples_seen >= self.training_examples
+
+    def generator(self, purpose: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """For one draw of the next step."""
+        return torch.Generator(device).manual_seed(derived_seed(self.seed, purpose, self.examples_seen))
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Of this process's share of the loss. DDP averages over processes, where the shares are to be added."""
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def update(self, learning_rate: float, max_grad_norm: float) -> None:
+        """The end of a step: new weights and averages."""
+        self.accelerator.clip_grad_norm_(self.parameters, max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.averages.step(self.parameters)
+        self.examples_seen += self.batch_size
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The network holds the averaged weights, ready for inference; afterwards the trained ones again."""
+        self.averages.store(self.parameters)
+        self.averages.copy_to(self.parameters)
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.averages.restore(self.parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that [`load_state_dict`] needs: nested dicts and lists of tensors and plain values."""
+        scaler = self.accelerator.scaler
+        return {
+            "examples_seen": self.examples_seen,
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.averages.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from [`state_dict`]. Averages take the device and memory layout of their parameters.
+
+        Fused optimizers walk a parameter and its averages by address, so that averages in another layout than a
+        parameter's (channels_last or not) would silently be applied to the wrong weights.
+        """
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        before = self.averages.shadow_params
+        self.averages.load_state_dict(state["ema"])
+        after = self.averages.shadow_params
+        self.averages.shadow_params = [torch.empty_like(a).copy_(b) for a, b in zip(before, after, strict=True)]
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.examples_seen = state["examples_seen"]
+
+
+class TwoPhaseTrainer(Trainer):
     """A diffusion autoencoder in training (Algorithms 1 and 2; section 8 for Adam, warm-up and averaged weights).
 
-    Noise, timesteps and dropout of a step depend on the seed and on the examples seen, on nothing else, so that a
-    checkpoint needs no state of any random generator.
+    Several processes draw dropout each for its own share: with dropout their weights are not those that one process
+    would have.
 
     Args:
         preset: The experiment.
         accelerator: Device, processes and precision.
-        seed: Of the initial weights and of every draw. Several processes draw dropout each for its own share: with
-            dropout their weights are not those that one process would have.
+        seed: Of the initial weights and of every draw.
         pretrained: Networks whose weights the training begins with; None for new ones.
-        channels_last: Whether the networks and images lie in memory with the channels innermost.
-        gradient_checkpointing: Whether activations are computed again instead of kept.
-        gradient_accumulation_steps: Parts in which a batch goes through the networks.
-        compiled: Whether the networks go through `torch.compile`.
-
-    Attributes:
-        examples_seen: Examples trained on, over all processes.
-        phase1_examples: Examples with t = 1. A run that is continued for longer keeps the number that it began with.
-        autoencoder: The networks, with the weights of the last step.
     """
 
     def __init__(
@@ -58,43 +145,28 @@ class TwoPhaseTrainer:
         gradient_accumulation_steps: int = 1,
         compiled: bool = False,
     ) -> None:
-        self.preset, self.accelerator, self.seed = preset, accelerator, seed
+        self.preset, self.scheduler = preset, preset.build_scheduler()
         self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.examples_seen = 0
+        # A run that is continued for longer keeps the number that it began with.
         self.phase1_examples = round(preset.phase1_fraction * preset.training_examples)
-        self.scheduler = preset.build_scheduler()
         torch.manual_seed(seed)
-        self.autoencoder = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
+        network = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
         if pretrained is not None:
-            self.autoencoder.encoder.load_state_dict(pretrained.encoder.state_dict())
-            self.autoencoder.decoder.load_state_dict(pretrained.decoder.state_dict())
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.autoencoder.to(accelerator.device, memory_format=self._memory_format)
+            network.encoder.load_state_dict(pretrained.encoder.state_dict())
+            network.decoder.load_state_dict(pretrained.decoder.state_dict())
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        network.to(accelerator.device, memory_format=self.memory_format)
         if gradient_checkpointing:
-            self.autoencoder.encoder.enable_gradient_checkpointing()
-            self.autoencoder.decoder.enable_gradient_checkpointing()
-        self.parameters = list(self.autoencoder.parameters())
-        optimizer = build_optimizer(preset.optimizer, self.parameters, preset.learning_rate)
-        # With update_after_step=-1 the decay of step n = 1, 2, ... is min(decay, (1 + n) / (10 + n)).
-        self.averages = EMAModel(
-            self.parameters,
-            decay=preset.ema_decay,
-            min_decay=0.0 if preset.ema_warmup else preset.ema_decay,
-            update_after_step=-1,
-            foreach=True,
-        )
-        model = torch.compile(self.autoencoder) if compiled else self.autoencoder
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the experiment's examples have all been seen."""
-        return self.examples_seen >= self.preset.training_examples
+            network.encoder.enable_gradient_checkpointing()
+            network.decoder.enable_gradient_checkpointing()
+        optimizer = build_optimizer(preset.optimizer, network.parameters(), preset.learning_rate)
+        min_decay = 0.0 if preset.ema_warmup else preset.ema_decay
+        super().__init__(network, optimizer, accelerator, preset, seed, min_decay, compiled)
 
     @property
     def phase(self) -> int:
         """The phase, 1 or 2, of the last step; before the first one, of the first."""
-        return phase_at(max(self.examples_seen - self.preset.batch_size, 0), self.phase1_examples)
+        return phase_at(max(self.examples_seen - self.batch_size, 0), self.phase1_examples)
 
     @property
     def learning_rate(self) -> float:
@@ -113,80 +185,43 @@ class TwoPhaseTrainer:
         preset, accelerator, device = self.preset, self.accelerator, self.accelerator.device
 
         # Every process draws the timesteps and the noise of the global batch and takes its share.
-        share = process_share(preset.batch_size, accelerator.process_index, accelerator.num_processes)
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, TIMESTEPS, self.examples_seen))
         phase = phase_at(self.examples_seen, self.phase1_examples)
-        timesteps = sample_timesteps(preset.batch_size, phase, self.scheduler, generator, "cpu")[share]
-        generator = torch.Generator(device).manual_seed(derived_seed(self.seed, NOISE, self.examples_seen))
-        noise = torch.randn((preset.batch_size, *images.shape[1:]), generator=generator, device=device)[share]
+        timesteps = sample_timesteps(self.batch_size, phase, self.scheduler, self.generator(TIMESTEPS))[self.share]
+        shape = (self.batch_size, *images.shape[1:])
+        noise = torch.randn(shape, generator=self.generator(NOISE, device), device=device)[self.share]
         torch.manual_seed(derived_seed(self.seed, DROPOUT, self.examples_seen, accelerator.process_index))
         images = images.to(device, non_blocking=True)
-        images, noise = (tensor.contiguous(memory_format=self._memory_format) for tensor in (images, noise))
+        images, noise = (tensor.contiguous(memory_format=self.memory_format) for tensor in (images, noise))
 
-        # DDP averages over processes; each adds the sum of its losses over the global batch size.
         self.model.train()
         step_loss = torch.zeros((), device=device)
         splits = (tensor.tensor_split(self.gradient_accumulation_steps) for tensor in (images, noise, timesteps))
         parts = list(zip(*splits, strict=True))
-        for index, part in enumerate(parts):
+        for index, part in enumerate(parts, start=1):
             with accelerator.autocast():
-                loss = denoising_loss(self.model, self.scheduler, *part).sum() / preset.batch_size
+                loss = denoising_loss(self.model, self.scheduler, *part).sum() / self.batch_size
             step_loss += loss.detach()
-            if index < len(parts) - 1:
-                with accelerator.no_sync(self.model):
-                    accelerator.backward(loss * accelerator.num_processes)
-            else:
-                accelerator.backward(loss * accelerator.num_processes)
-        accelerator.clip_grad_norm_(self.parameters, preset.max_grad_norm)
-        self.examples_seen += preset.batch_size
-        learning_rate = learning_rate_at(
-            self.examples_seen,
+            with accelerator.no_sync(self.model) if index < len(parts) else nullcontext():
+                self.backward(loss)
+        rate = learning_rate_at(
+            self.examples_seen + self.batch_size,
             preset.learning_rate,
             preset.lr_scheduler,
             preset.warmup_examples,
             preset.training_examples,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.averages.step(self.parameters)
+        self.update(rate, preset.max_grad_norm)
         return step_loss
 
     def pipeline(self) -> DiffusionAutoencoderPipeline:
         """A pipeline around the networks as they are, with a scheduler of its own."""
-        return DiffusionAutoencoderPipeline(
-            self.autoencoder.encoder, self.autoencoder.decoder, self.preset.build_scheduler()
-        )
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """The networks hold the averaged weights, ready for inference; afterwards the trained ones again."""
-        self.averages.store(self.parameters)
-        self.averages.copy_to(self.parameters)
-        self.autoencoder.eval()
-        try:
-            yield
-        finally:
-            self.averages.restore(self.parameters)
+        return DiffusionAutoencoderPipeline(self.network.encoder, self.network.decoder, self.preset.build_scheduler())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that [`load_state_dict`] needs: nested dicts and lists of tensors and plain values."""
-        scaler = self.accelerator.scaler
-        return {
-            "model": self.autoencoder.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.averages.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "phase1_examples": self.phase1_examples,
-        }
+        """See [`Trainer`]; with the number of examples of phase 1."""
+        return {**super().state_dict(), "phase1_examples": self.phase1_examples}
 
-    def load_state_dict(self, state: dict[str, Any], examples_seen: int) -> None:
-        """Goes on from [`state_dict`], after `examples_seen` examples."""
-        self.autoencoder.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        restore_state_layout(self.optimizer)
-        restore_averages(self.averages, state["ema"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.examples_seen, self.phase1_examples = examples_seen, state["phase1_examples"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from [`state_dict`]."""
+        super().load_state_dict(state)
+        self.phase1_examples = state["phase1_examples"]

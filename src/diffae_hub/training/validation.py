@@ -1,4 +1,4 @@
-"""Validation while training: PSNR and SSIM of held-out reconstructions, pictures of them, and the run's curves."""
+"""Validation while training: PSNR and SSIM of held-out reconstructions, and the run's curves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ..data.errors import UnfitImage
 from ..data.open_dataset import load_rows, open_dataset, where_from
 from ..data.sources import local_path, split_name
 from ..data.transform import ImageTransform
@@ -17,32 +16,22 @@ from ..files import new_file
 from ..metrics.psnr import peak_signal_to_noise_ratio
 from ..metrics.ssim import structural_similarity
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
+from .options import TrainingOptions
 from .presets import TrainingPreset
 
 _CHUNK = 64
 
 
-def load_validation_images(
-    dataset: str, split: str, image_column: str, num_images: int, preset: TrainingPreset
-) -> torch.Tensor:
+def load_validation_images(options: TrainingOptions, preset: TrainingPreset) -> torch.Tensor:
     """The first images of the validation data, (B, C, H, W), in [-1, 1]."""
+    dataset, split, column = options.validation_dataset, options.validation_split, options.image_column
     if local_path(dataset).exists() or split != split_name(split):
-        rows = load_rows(dataset, split, image_column)
+        rows = load_rows(dataset, split, column)
     else:  # of a Hub data set's split no more than is used
-        stream = islice(open_dataset(dataset, split, image_column, streaming=True), num_images)
-        images = [row[image_column] or {} for row in stream]
-        rows = [{"path": f"row {index}", "bytes": image.get("bytes")} for index, image in enumerate(images)]
-    transform = ImageTransform(
-        preset.encoder["sample_size"],
-        preset.encoder["in_channels"],
-        crop="center" if preset.crop == "random" else preset.crop,
-    )
-    try:
-        images = [transform(rows[index]) for index in range(min(num_images, len(rows)))]
-    except UnfitImage:
-        raise
-    except ValueError as error:
-        raise ValueError(f"validation_dataset must hold readable images: {error}") from error
+        stream = islice(open_dataset(dataset, split, column, streaming=True), options.validation_images)
+        rows = [{"path": f"row {index}", "bytes": row[column]["bytes"]} for index, row in enumerate(stream)]
+    transform = ImageTransform(preset.encoder["sample_size"], preset.encoder["in_channels"], crop=preset.crop)
+    images = [transform(rows[index]) for index in range(min(options.validation_images, len(rows)))]
     print(f"validation on the first {len(images):,} of {where_from(rows, dataset, split)}", flush=True)
     return torch.stack(images)
 
@@ -50,54 +39,31 @@ def load_validation_images(
 def validate(
     pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor, phase: int, num_inference_steps: int, seed: int
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Reconstructs held-out images and compares.
-
-    Args:
-        pipeline: Around the averaged weights.
-        images: (B, C, H, W), in [-1, 1].
-        phase: In phase 1 the model knows t = 1 only: it is decoded in one step.
-        num_inference_steps: DDIM steps in phase 2, of decoding and of inversion.
-        seed: Seed of the noise of stochastic reconstruction.
+    """Reconstructs held-out images, (B, C, H, W) in [-1, 1], and compares.
 
     Returns:
-        Figures (`psnr_<mode>` in dB and `ssim_<mode>`, means over the images; a mode is `one_step` in phase 1,
-        `stochastic` and `inversion` in phase 2) and the pictures by mode, the originals first, (B, C, H, W) in [0, 1],
-        on the CPU.
+        Figures (`psnr_<mode>` in dB and `ssim_<mode>`, means over the images) and the pictures by mode, the originals
+        first, (B, C, H, W) in [0, 1], on the CPU. A mode is `one_step` in phase 1, where the model knows t = 1 only,
+        `stochastic` and `inversion` in phase 2.
     """
     pipeline.set_progress_bar_config(disable=True)
     modes = {"one_step": ("stochastic", 1)}
     if phase == 2:
         modes = {mode: (mode, num_inference_steps) for mode in ("stochastic", "inversion")}
-    originals = images.cpu() / 2 + 0.5
+    images = images / 2 + 0.5
+    originals = images.cpu()
     figures, pictures = {}, {"originals": originals}
     for name, (mode, steps) in modes.items():
-        generator = torch.Generator(images.device).manual_seed(seed)
-        chunks = [
-            pipeline(
-                chunk / 2 + 0.5, mode=mode, num_inference_steps=steps, generator=generator, output_type="pt"
-            ).images.cpu()
-            for chunk in images.split(_CHUNK)
-        ]
-        pictures[name] = torch.cat(chunks)
+        options = {"mode": mode, "num_inference_steps": steps, "output_type": "pt"}
+        options["generator"] = torch.Generator(images.device).manual_seed(seed)
+        pictures[name] = torch.cat([pipeline(chunk, **options).images.cpu() for chunk in images.split(_CHUNK)])
         figures[f"psnr_{name}"] = float(peak_signal_to_noise_ratio(pictures[name], originals).mean())
         figures[f"ssim_{name}"] = float(structural_similarity(pictures[name], originals).mean())
     return figures, pictures
 
 
-def picture_grid(rows: Sequence[torch.Tensor], columns: int = 8, gap: int = 2) -> torch.Tensor:
-    """Rows of pictures, each (B, C, H, W) in [0, 1], of at most `columns`, on white -> (C, height, width)."""
-    grid = torch.stack([row[:columns] for row in rows])  # (rows, columns, C, H, W)
-    grid = torch.nn.functional.pad(grid, (0, gap, 0, gap), value=1.0)
-    rows_, columns_, channels, height, width = grid.shape
-    grid = grid.permute(2, 0, 3, 1, 4).reshape(channels, rows_ * height, columns_ * width)
-    return grid[:, :-gap, :-gap]
-
-
 def draw_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """The loss and the validations' PSNR over the examples, from the records of metrics.jsonl, as a PNG file.
-
-    Draws nothing where matplotlib is not installed.
-    """
+    """The loss and the validations' PSNR over the examples, as a PNG file; nothing where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
