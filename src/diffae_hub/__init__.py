@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Name -> module that defines it. `ModelMixin` and `SchedulerMixin` are here because diffusers looks them up in the
 # library that model_index.json names, to know how a component is loaded.

@@ -73,6 +73,27 @@ def test_solvers(model: str, photo: str, tmp_path: Path, tiny_pipeline) -> None:
     assert pictures["ddim-model"] == pictures["ddim-other"] != pictures["dpm-model"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "timestep_spacing", "solver", "steps"),
+    [
+        ((), "uniform", "dpm", 10),
+        (("--solver=ddim",), "uniform", "ddim", 50),
+        (("--mode=inversion",), "uniform", "ddim", 10),
+        (("--steps=3",), "uniform", "dpm", 3),
+        ((), "leading", "ddim", 50),  # official checkpoints
+    ],
+)
+def test_solver_and_steps_that_nobody_gave(
+    flags: tuple[str, ...], timestep_spacing: str, solver: str, steps: int, photo, tmp_path, tiny_pipeline, capsys
+) -> None:
+    tiny_pipeline.scheduler = VPDDIMScheduler(noise_schedule="linear_beta", timestep_spacing=timestep_spacing)
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    words = ["reconstruct", photo, f"--model={tmp_path / 'model'}", *flags, f"--output={tmp_path / 'out'}", "--json"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["solver"], report["steps"]) == (solver, steps)
+
+
 def test_tiles_follow_the_exif_orientation(model: str, tmp_path: Path, capsys) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying, to be shown upright
