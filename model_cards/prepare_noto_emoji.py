@@ -60,7 +60,7 @@ def main() -> None:
         "test": read(options.test),
     }
     for name, rows in parts.items():
-        rows.to_parquet(options.output / f"{name}.parquet")
+        rows.cast_column("image", Image()).to_parquet(options.output / f"{name}.parquet")
         counts = ", ".join(f"{attribute} {sum(rows[attribute])}" for attribute in ATTRIBUTES)
         print(f"{name}: {len(rows)} images, {len(set(rows['family']))} families; {counts}")
 

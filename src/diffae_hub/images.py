@@ -58,9 +58,7 @@ def _decoded(source: str | Path | io.BytesIO, name: str | Path) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image must have at most {MAX_PIXELS:,} pixels, but {name} has more") from error
     except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
-        raise ValueError(
-            f"image must be an intact file of one of {', '.join(FORMATS)}, but {name} cannot be read: {error}"
-        ) from error
+        raise ValueError(f"image must be an intact file of one of {', '.join(FORMATS)}, but {name} is not") from error
 
 
 def upright(image: Image.Image) -> Image.Image:

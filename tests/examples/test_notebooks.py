@@ -37,4 +37,4 @@ def test_train_on_a_folder() -> None:
     made = run("train_on_a_folder")
     losses = [record["loss"] for record in made["records"] if "loss" in record]
     assert losses[-1] < losses[0]
-    assert made["reconstruction"].size == (32, 32)
+    assert made["image"].size == (32, 32)

@@ -111,7 +111,7 @@ REPORT = {
     "dataset": "uoft-cs/cifar10",
     "split": "test",
     "num_images": 1000,
-    "num_inference_steps": 50,
+    "steps": 50,
 }
 
 

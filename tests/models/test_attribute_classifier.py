@@ -166,6 +166,15 @@ def test_principal_directions_are_the_eigenvectors(codes: np.ndarray) -> None:
         assert fitted.config.attribute_scores[index]["variance"] == pytest.approx(values[-1 - index] / 16, rel=1e-6)
 
 
+def test_an_attribute_of_one_image_has_a_direction_but_no_figures(codes: np.ndarray) -> None:
+    labels = np.arange(len(codes)) == 7
+    fitted = AttributeClassifier.fit(codes, labels[:, None], ["rare"])
+    assert fitted.config.attribute_scores == [{}]
+    with torch.no_grad():
+        logits = fitted(torch.from_numpy(codes).float()).logits
+    assert logits[7] > logits.quantile(0.95)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [

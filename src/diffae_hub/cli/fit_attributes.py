@@ -87,6 +87,7 @@ def run_fit_attributes(arguments: argparse.Namespace) -> int:
         print(json.dumps({"output": str(options.output), "attributes": figures}, indent=2))
     else:
         for name, scores in figures.items():
-            print(f"{name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in scores.items()))
+            text = ", ".join(f"{figure} {value:.3f}" for figure, value in scores.items())
+            print(f"{name}: {text or 'too rare to measure'}")
         print(options.output)
     return 0

@@ -2,7 +2,7 @@
 
 The arithmetic of `AttributeClassifier.fit` and `.principal_directions`; scikit-learn does the fitting. Both functions
 return the classifier's tensors by name, names of the attributes, and figures of each: held-out "accuracy" and "auroc",
-or "r2", or the explained "variance".
+or "r2", or the explained "variance"; none for an attribute too rare to be in both parts.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ def fit_directions(
     train, test = next(splitter.split(normalized, groups=groups))
     rows, scores = [], []
     for column, name in zip(labels.T, names, strict=True):
-        for part in (train, test):
-            if method != "ridge" and len(np.unique(column[part])) < 2:
-                raise ValueError(f"labels must have both kinds of {name!r} in both parts of the split, got one kind")
-        weight, bias = _fit(method, normalized[train], column[train], regularization)
-        scores.append(_score(normalized[test] @ weight + bias, column[test], method))
+        if method != "ridge" and len(np.unique(column)) < 2:
+            raise ValueError(f"labels must have both kinds of {name!r}, got one kind")
+        scores.append({})
+        if method == "ridge" or all(len(np.unique(column[part])) == 2 for part in (train, test)):
+            weight, bias = _fit(method, normalized[train], column[train], regularization)
+            scores[-1] = _score(normalized[test] @ weight + bias, column[test], method)
         rows.append(_fit(method, normalized, column, regularization))
     weight, bias = (np.stack(parts) for parts in zip(*rows, strict=True))
     return {"linear.weight": weight, "linear.bias": bias, "latent_mean": mean, "latent_std": std}, names, scores
