@@ -109,6 +109,7 @@ def test_options_of_the_machine(image_folder: Path, tmp_path: Path) -> None:
 def test_compiled_run(image_folder: Path, tmp_path: Path, monkeypatch, on_cpu: None) -> None:
     """--compile changes nothing but rounding, through both phases and in the saved names."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # -O0: the C++ compiler's time is the test's
     torch.compiler.reset()  # of other tests in this process
     counters.clear()
     networks = {  # as small as can be: each kernel goes through the C++ compiler
