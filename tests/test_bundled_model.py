@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -33,8 +35,9 @@ def psnr(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
 
 
 def test_is_what_the_preset_says(pipeline: DiffusionAutoencoderPipeline) -> None:
-    assert list_models() == [NAME]
-    assert sum(file.stat().st_size for file in bundled_model_path(NAME).rglob("*.safetensors")) < 30e6
+    assert list_models() == [NAME, "noto-emoji-64"]
+    weights = [file for name in list_models() for file in bundled_model_path(name).rglob("*.safetensors")]
+    assert sum(file.stat().st_size for file in weights) < 45e6
     with pytest.raises(ValueError, match=f"name.*{NAME}"):
         bundled_model_path("x")
     preset = preset_named(NAME)
@@ -62,3 +65,45 @@ def test_stochastic_reconstruction_beats_the_mean_colour_and_another_images_code
     assert (own > mean_colour + 3).all()
     swapped = pipeline.decode(output.latent_code.flip(0), noise=output.noise, **options).images
     assert (own > psnr(swapped, photographs) + 5).all()
+
+
+# ---- noto-emoji-64 -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def emoji() -> DiffusionAutoencoderPipeline:
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained("noto-emoji-64")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def judge(emoji: DiffusionAutoencoderPipeline) -> torch.Tensor:
+    """A light face, of a family that is not in the training data."""
+    picture = Image.open(Path(__file__).parents[1] / "examples" / "app" / "pictures" / "emoji" / "judge.png")
+    return emoji.image_processor.preprocess(picture.convert("RGBA")) / 2 + 0.5
+
+
+def test_emoji_is_what_the_preset_says(emoji: DiffusionAutoencoderPipeline) -> None:
+    preset = preset_named("noto-emoji-64")
+    for model, configuration in ((emoji.encoder, preset.encoder), (emoji.decoder, preset.decoder)):
+        for key, value in configuration.items():
+            assert model.config[key] == (list(value) if isinstance(value, tuple) else value)
+    for path in bundled_model_path("noto-emoji-64").rglob("*.json"):
+        assert "_name_or_path" not in path.read_text()
+
+
+def test_an_emoji_comes_back(emoji: DiffusionAutoencoderPipeline, judge: torch.Tensor) -> None:
+    output = emoji(judge, mode="inversion", num_inference_steps=10, output_type="pt")
+    assert float(peak_signal_to_noise_ratio(output.images, judge)) > 45
+
+
+def test_an_edit_darkens_the_skin_and_not_the_background(
+    emoji: DiffusionAutoencoderPipeline, judge: torch.Tensor
+) -> None:
+    options = {"num_inference_steps": 10, "output_type": "pt"}
+    images = emoji.edit(judge, {"dark skin tone": [0.0, 0.4, 0.8]}, **options).images
+    cheek, background = images[:, :, 30:34, 14:18].mean(dim=(1, 2, 3)), images[:, :, :8, 54:].mean(dim=(1, 2, 3))
+    assert cheek[0] > cheek[1] + 0.05
+    assert cheek[1] > cheek[2] + 0.05
+    assert (background > 0.95).all()

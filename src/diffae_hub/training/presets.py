@@ -198,7 +198,7 @@ PRESETS: dict[str, TrainingPreset] = {
     "cifar10-32-small": _small(  # the bundled model: one CPU core in two hours
         32, 1, 16, (1, 2, 4), 8, encoder_multipliers=(1, 2, 6), training_examples=560_000, warmup_examples=10_000
     ),
-    "noto-emoji-64": _small(64, 2, 24, (1, 2, 4, 6), 4, training_examples=150_000, **_MUON),
+    "noto-emoji-64": _small(64, 2, 24, (1, 2, 4, 6), 4, training_examples=120_000, **_MUON),
     "small-64": _small(64, 2, 32, (1, 2, 4, 6), 4, training_examples=2_000_000, **_MUON),
     "small-128": _small(128, 4, 32, (1, 2, 4, 6), 4, training_examples=2_000_000, **_MUON),
     "small-256": _small(256, 4, 32, (1, 2, 4, 6, 6), 4, training_examples=2_000_000, **_MUON),
