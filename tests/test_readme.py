@@ -33,7 +33,7 @@ def test_the_first_screen_shows_the_picture_the_commands_and_python() -> None:
 
 def test_the_install_lines_bring_what_the_python_blocks_import() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert 'pip install ".[demo]"' in README
+    assert 'pip install "diffae_hub[demo]"' in README
     requirements = project["dependencies"] + project["optional-dependencies"]["demo"]
     installed = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in requirements} | {project["name"]}
     imported = {
