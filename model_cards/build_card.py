@@ -16,19 +16,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 
 from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline
 from diffae_hub.codes.fingerprints import weights_fingerprint
 from diffae_hub.evaluation.paper_tables import TABLE_4, TWO_PHASE
-from diffae_hub.evaluation.report import METRIC_nameS, baseline_title
+from diffae_hub.evaluation.report import METRIC_NAMES, baseline_title
 from diffae_hub.model_card import render_model_card
 from diffae_hub.pretrained import bundled_model_path
 from diffae_hub.training.presets import preset_named
+from diffae_hub.training.validation import draw_curves
 
 FOLDER = Path(__file__).parent
 # What the figures do not say of a model.
@@ -77,7 +74,7 @@ def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Every measured figure as a line of the card."""
     lines = []
     methods = METHODS | {name: f"{baseline_title(name, report)} (baseline)" for name in report["baselines"]}
-    for metric, title in METRIC_nameS.items():
+    for metric, title in METRIC_NAMES.items():
         unit = "dB" if metric == "psnr_db" else ""
         for method, name in methods.items():
             figure = report["results"].get(method, {}).get(metric)
@@ -139,28 +136,6 @@ def options_beyond_the_paper(tables: Path) -> str:
     )
 
 
-def draw_training(records: list[dict[str, Any]], path: Path) -> None:
-    """Loss and validation PSNR against examples seen."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
-    losses = [r for r in records if "loss" in r]
-    for phase in (1, 2):
-        part = [r for r in losses if r["phase"] == phase]
-        axes[0].plot([r["examples"] / 1000 for r in part], [r["loss"] for r in part], label=f"phase {phase}")
-    axes[0].set(xlabel="thousands of examples", ylabel="training loss", yscale="log")
-    axes[0].legend()
-    for key, label in (
-        ("psnr_one_step", "one step (phase 1)"),
-        ("psnr_stochastic", "stochastic, 50 steps"),
-        ("psnr_inversion", "inversion, 50 steps"),
-    ):
-        part = [r for r in records if key in r]
-        axes[1].plot([r["examples"] / 1000 for r in part], [r[key] for r in part], marker="o", label=label)
-    axes[1].set(xlabel="thousands of examples", ylabel="validation PSNR (dB)")
-    axes[1].legend(loc="center right")  # between the curves
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
 def attribute_results(classifier: AttributeClassifier | None) -> list[dict[str, Any]]:
     """What the fit measured on families that it did not see."""
     if classifier is None:
@@ -208,7 +183,7 @@ def main() -> None:
     configuration = json.loads((arguments.run / "configuration.json").read_text())
     records = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
     shutil.copy(arguments.run / "metrics.jsonl", FOLDER / f"{name}_training.jsonl")
-    draw_training(records, FOLDER / "images" / f"{name}_training.png")
+    draw_curves(FOLDER / "images" / f"{name}_training.png", records)
     report = copy_report(arguments.evaluation, f"{name}_evaluation", pipeline)
     links = f"[{name}_evaluation.md]({name}_evaluation.md)"
     picture = f"images/{name}_evaluation_reconstructions.png"
