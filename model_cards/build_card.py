@@ -60,6 +60,8 @@ MODELS: dict[str, dict[str, Any]] = {
         },
         "test images": "the test families, 362 emoji, which played no part in training or in any choice",
         "limitations": [
+            "Trained for a short time: what is decoded from random noise carries speckle. With the image's own noise (round "
+            "trips, edits, interpolation) it does not show.",
             "So few images are soon known by heart: training images come back better than new ones.",
             "Skin tones and hair are those that Noto draws. The classifier's words are those of Unicode's names.",
             "The flatten head and the spatial projection fix the image size to 64x64.",
