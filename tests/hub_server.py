@@ -360,8 +360,8 @@ class Client:
         return code, errors, output
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.kill()  # other forked processes may hold its stdin open
+        self.process.wait()
 
 
 @pytest.fixture(scope="session")

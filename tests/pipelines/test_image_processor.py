@@ -7,6 +7,7 @@ import logging
 import re
 import struct
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -129,6 +130,7 @@ def test_crop_takes_the_centre_and_stretch_takes_all(processor) -> None:
 
 
 def test_resizing_is_said_once_with_both_sizes(processor) -> None:
+    diffusers.utils.logging.set_verbosity_warning()  # the command line, in another test, wants errors only
     records, handler = [], logging.Handler()
     handler.emit = records.append
     logger = logging.getLogger("diffusers.diffae_hub")
