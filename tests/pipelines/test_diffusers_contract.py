@@ -129,6 +129,8 @@ def test_callback_sees_and_changes_every_step(tiny_pipeline, images) -> None:
     assert [entry[:2] for entry in seen] == [(0, 1000.0), (1, 750.0), (2, 500.0), (3, 250.0)]
     assert all(entry[2] == {"sample", "latent_code"} for entry in seen)
     assert torch.equal(output, torch.zeros(2, 3, 16, 16))
+    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs"):
+        run(tiny_pipeline, images, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["latents"])
 
 
 def test_callbacks_of_diffusers_say_what_they_receive(tiny_pipeline, images) -> None:

@@ -135,6 +135,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         function, names = callback
         if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):
             names = function.tensor_inputs
+        if not set(names) <= {"sample", "latent_code"}:
+            raise ValueError(f"callback_on_step_end_tensor_inputs must be of sample and latent_code, got {list(names)}")
         network = self._network(latent_code, tiles)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
