@@ -200,7 +200,7 @@ def test_interpolate(page: sync_api.Page) -> None:
 def test_variations_and_their_spread(page: sync_api.Page) -> None:
     open_tab(page, "Variations")
     assert shown(page, "Variations", lambda: press(page, "Vary")).std() > 0
-    assert page.get_by_role("img", name="Spread × 5").is_visible()
+    sync_api.expect(page.get_by_role("img", name="Spread × 5")).to_be_visible(timeout=PATIENCE)
 
 
 def test_sample(page: sync_api.Page) -> None:
