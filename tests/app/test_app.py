@@ -150,7 +150,7 @@ def test_reconstruct_an_uploaded_picture_with_few_and_more_steps(page: sync_api.
     original = shown(page, "Original", lambda: press(page, "Reconstruct"))
     assert (original == (200, 100, 50)).all()
     for name in ("Code alone", "Round trip", "Difference × 5"):
-        assert page.get_by_role("img", name=name, exact=True).is_visible()
+        sync_api.expect(page.get_by_role("img", name=name, exact=True)).to_be_visible(timeout=PATIENCE)
     set_number(page, "Steps", 4)
     shown(page, "Code alone", lambda: press(page, "Reconstruct"))  # another picture
     set_number(page, "Steps", 2)
