@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 import torch
 from diffusers.utils import logging
-from parts import PICTURES, SOLVERS, Pipeline, animated, connect, picture_input, picture_output, read, with_pipeline
+from parts import PICTURES, Pipeline, animated, connect, picture_input, picture_output, read, with_pipeline
 from PIL import Image
 
 from diffae_hub import list_models
@@ -29,6 +29,7 @@ from diffae_hub.data.transform import ImageTransform
 from diffae_hub.devices import load_pipeline
 from diffae_hub.images import film_strip, image_grid
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
+from diffae_hub.schedulers.compatibility import SOLVERS
 
 INTRO = """# Diffusion autoencoder
 A model turns a picture into a **code** and a **noise** image, and the two back into the picture.

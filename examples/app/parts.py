@@ -14,12 +14,10 @@ import torch
 from PIL import Image
 
 from diffae_hub import DiffusionAutoencoderPipeline as Pipeline
-from diffae_hub import VPDDIMScheduler, VPDPMSolverMultistepScheduler
 from diffae_hub.images import image_grid, read_image
-from diffae_hub.schedulers.compatibility import trained_scheduler
+from diffae_hub.schedulers.compatibility import with_solver
 
 PICTURES = sorted(str(path) for path in (Path(__file__).parent / "pictures").glob("*.png"))
-SOLVERS = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}
 PROGRESS = gr.Progress(track_tqdm=True)  # the pipeline's own progress bars, shown in the page
 
 # Gradio would open the files itself; `read_image` does, which knows what to refuse. Set on the class, because Gradio
@@ -43,8 +41,7 @@ def with_pipeline(function: Callable[..., Any], pipeline: Pipeline) -> Callable[
     """The settings as a pipeline of the same networks, which visitors share, and options of its methods."""
 
     def call(steps: int, solver: str, seed: int | None, *values: Any) -> Any:
-        scheduler = SOLVERS[solver].from_config(trained_scheduler(pipeline.scheduler).config)
-        pipe = Pipeline(**{**pipeline.components, "scheduler": scheduler})
+        pipe = Pipeline(**{**pipeline.components, "scheduler": with_solver(pipeline.scheduler, solver)})
         generator = torch.Generator().manual_seed(seed or 0)
         return function(pipe, {"num_inference_steps": steps, "generator": generator, "output_type": "pt"}, *values)
 

@@ -59,8 +59,8 @@ def load_for_sampling(arguments: argparse.Namespace):  # noqa: ANN201 - the clas
     """
     import torch
 
-    from .. import VPDDIMScheduler, VPDPMSolverMultistepScheduler, devices
-    from ..schedulers.compatibility import trained_scheduler
+    from .. import devices
+    from ..schedulers.compatibility import trained_scheduler, with_solver
 
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {arguments.seed}")
@@ -77,8 +77,7 @@ def load_for_sampling(arguments: argparse.Namespace):  # noqa: ANN201 - the clas
     arguments.solver = arguments.solver or ("ddim" if is_official or inverts else "dpm")
     if arguments.steps is None:
         arguments.steps = 50 if is_official or (arguments.solver == "ddim" and not inverts) else 10
-    solver = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}[arguments.solver]
-    pipeline.scheduler = solver.from_config(trained.config)
+    pipeline.scheduler = with_solver(trained, arguments.solver)
     pipeline.scheduler.set_timesteps(arguments.steps)  # fails on a bad number before any picture is worked on
     pipeline.set_progress_bar_config(disable=arguments.json or not sys.stderr.isatty(), leave=False)
     settings = {

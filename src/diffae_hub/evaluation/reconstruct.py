@@ -32,8 +32,7 @@ from ..metrics.perceptual_path_length import perceptual_path_length
 from ..metrics.weights import WeightsUnavailable
 from ..pipelines.interpolation import slerp
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from ..schedulers.compatibility import trained_scheduler
-from ..schedulers.scheduling_vp_dpmsolver_multistep import VPDPMSolverMultistepScheduler
+from ..schedulers.compatibility import with_solver
 from .baselines import fit_mean_image, fit_pca, jpeg_reconstruct, latent_code_bytes
 from .evaluation_folder import EvaluationFolder, StageClock, batches
 from .options import PATH_LENGTH, EvaluationOptions
@@ -179,10 +178,7 @@ def _load(model: str, options: EvaluationOptions, device: torch.device) -> tuple
     """The pipeline, with the solver that was asked for on the model's own noise schedule, and its fingerprint."""
     pipeline = load_pipeline(model, device, options.dtype)
     weights = weights_fingerprint(pipeline)
-    if options.solver == "dpm":
-        pipeline.scheduler = VPDPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    else:
-        pipeline.scheduler = trained_scheduler(pipeline.scheduler)
+    pipeline.scheduler = with_solver(pipeline.scheduler, options.solver)
     pipeline.scheduler.set_timesteps(options.steps)  # a bad number fails before any work
     return pipeline, weights
 

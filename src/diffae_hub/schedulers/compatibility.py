@@ -6,6 +6,9 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .scheduling_vp_ddim import VPDDIMScheduler
+from .scheduling_vp_dpmsolver_multistep import VPDPMSolverMultistepScheduler
+
+SOLVERS = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}
 
 # They walk jumps that only distilled networks have learned.
 DISTILLED_ONLY = ("LCMScheduler", "TCDScheduler")
@@ -46,6 +49,11 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
     else:
         return trained
     raise ValueError(f"scheduler must not be this {name}: it {problem}. DPMSolverMultistepScheduler will do")
+
+
+def with_solver(scheduler: SchedulerMixin, solver: str) -> VPDDIMScheduler:
+    """One of `SOLVERS` on the noise schedule that the model was trained with."""
+    return SOLVERS[solver].from_config(trained_scheduler(scheduler).config)
 
 
 def network_timestep(scheduler: SchedulerMixin, timestep: torch.Tensor | float) -> torch.Tensor | float:
