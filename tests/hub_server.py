@@ -74,7 +74,6 @@ class HubServer(ThreadingHTTPServer):
             "HF_ENDPOINT": self.url,
             "HF_HOME": home,
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": TOKEN,
             "OMP_NUM_THREADS": "1",

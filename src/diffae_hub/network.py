@@ -83,12 +83,14 @@ def hub_requests(what: str) -> Iterator[None]:
     A name that is not allowed is a ValueError, and a failure of the own disk stays what it is. The timeouts are
     huggingface_hub's `HF_HUB_DOWNLOAD_TIMEOUT`.
     """
+    from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import get_session
 
-    limits, hooks = _Limits(), get_session().event_hooks
+    limits, hooks, disable_xet = _Limits(), get_session().event_hooks, constants.HF_HUB_DISABLE_XET
     hooks["request"].append(limits.before)
     hooks["response"].append(limits.after)
+    constants.HF_HUB_DISABLE_XET = True  # Xet's client is another one, that knows no bounds
     try:
         yield
     except HFValidationError as error:
@@ -100,6 +102,7 @@ def hub_requests(what: str) -> Iterator[None]:
     finally:
         hooks["request"].remove(limits.before)
         hooks["response"].remove(limits.after)
+        constants.HF_HUB_DISABLE_XET = disable_xet
 
 
 def check_hub_answers() -> None:
