@@ -26,7 +26,7 @@ from diffae_hub.images import film_strip, image_grid, pil_to_array
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 
 STEPS = 10  # the paper's solver needs 50 for as much from random noise
-EMOJI = Path(__file__).parent / "emoji"
+EMOJI = Path(__file__).parent / "app" / "pictures"
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def emoji() -> DiffusionAutoencoderPipeline:
 @pytest.fixture(scope="module")
 def judge(emoji: DiffusionAutoencoderPipeline) -> torch.Tensor:
     """A light face, of a family that is not in the training data."""
-    picture = Image.open(Path(__file__).parents[1] / "examples" / "emoji" / "judge.png")
+    picture = Image.open(Path(__file__).parents[1] / "examples" / "app" / "pictures" / "judge.png")
     return emoji.image_processor.preprocess(picture.convert("RGBA")) / 2 + 0.5
 
 

@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     try:
-        app = build(arguments.model or list_models()[0], arguments.codes)
+        app = build(arguments.model or "noto-emoji-64", arguments.codes)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
@@ -86,7 +86,7 @@ def build(first_model: str, codes: str | None = None) -> gr.Blocks:
             with gr.Column(scale=1, min_width=300):
                 hint = "From the list, or a Hub id, owner/name"
                 model = gr.Dropdown(models, value=first_model, allow_custom_value=True, label="Model", info=hint)
-                picture = picture_input("Picture", PICTURES[1])
+                picture = picture_input("Picture", PICTURES[0])
                 with gr.Accordion("Settings", open=False):
                     steps = gr.Slider(
                         1, 100, 10, step=1, interactive=True, label="Steps", info="More are slower, and mostly better"
@@ -148,12 +148,12 @@ def edit_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
         gr.Markdown(
             "Move a slider: the strip leads from the picture to the edited one. Strengths around 0.3 are usual."
         )
+        button = gr.Button("Edit", variant="primary")
+        strip = picture_output("From the picture to the edited one")
         with gr.Row():
             sliders = [
                 gr.Slider(-1, 1, 0, step=0.05, interactive=True, label=str(name), min_width=220) for name in names
             ]
-        button = gr.Button("Edit", variant="primary")
-        strip = picture_output("From the picture to the edited one")
 
     def edit(pipe: Pipeline, options: dict[str, Any], path: str | None, *strengths: float) -> Image.Image:
         edits = {name: [part / 4 * most for part in range(5)] for name, most in zip(names, strengths, strict=True)}
@@ -168,7 +168,7 @@ def interpolate_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
         gr.Markdown("From the picture to a second one: codes and noises in between are decoded.")
         with gr.Row():
             with gr.Column(min_width=220):
-                second = picture_input("Second picture", PICTURES[2])
+                second = picture_input("Second picture", PICTURES[1])
             with gr.Column(min_width=220):
                 number = gr.Slider(3, 24, 8, step=1, interactive=True, label="Frames")
                 button = gr.Button("Interpolate", variant="primary")

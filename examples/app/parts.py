@@ -17,7 +17,10 @@ from diffae_hub import DiffusionAutoencoderPipeline as Pipeline
 from diffae_hub.images import image_grid, read_image
 from diffae_hub.schedulers.compatibility import with_solver
 
-PICTURES = sorted(str(path) for path in (Path(__file__).parent / "pictures").glob("*.png"))
+PICTURES = [
+    str(Path(__file__).parent / "pictures" / f"{name}.png")
+    for name in ("woman", "judge", "princess", "heart_eyes", "panda", "vampire", "boat", "car")
+]
 PROGRESS = gr.Progress(track_tqdm=True)  # the pipeline's own progress bars, shown in the page
 
 # Gradio would open the files itself; `read_image` does, which knows what to refuse. Set on the class, because Gradio
