@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline
 from diffae_hub.codes.fingerprints import weights_fingerprint
@@ -168,6 +169,22 @@ def editing_table(path: Path) -> str:
     )
 
 
+def draw_editing(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The table's figures: AUROC by attribute; target and LPIPS over strength."""
+    attributes = list(dict.fromkeys(row["attribute"] for row in rows))
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    bars, *panels = figure.subplots(1, 3)
+    bars.barh(attributes, [next(row["auroc"] for row in rows if row["attribute"] == name) for name in attributes])
+    bars.set(title="AUROC, test families", xlim=(0.5, 1))
+    for axes, column, title in zip(panels, ("target", "lpips"), ("change of probability", "LPIPS"), strict=True):
+        for name in attributes:
+            points = [(row["strength"], row[column]) for row in rows if row["attribute"] == name]
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        axes.set(title=title, xlabel="strength")
+    panels[-1].legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     """Writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,6 +232,9 @@ def main() -> None:
         evaluation += options_beyond_the_paper(arguments.tables)
     if arguments.editing:
         evaluation += editing_table(arguments.editing)
+        drawn = f"images/{name}_editing.png"
+        draw_editing(FOLDER / drawn, json.loads(arguments.editing.read_text())["rows"])
+        evaluation += f"\n\n![AUROC by attribute; change of probability and LPIPS over strength]({drawn})"
     psnr = {method: figure["psnr_db"]["mean"] for method, figure in report["results"].items() if "psnr_db" in figure}
     limitations = list(about["limitations"])
     if psnr.get("pca", 0) > psnr["stochastic"]:
