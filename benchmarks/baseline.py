@@ -54,7 +54,7 @@ def plain_decoder(
     model: ConditionedUNet2DModel, sample: torch.Tensor, timestep: torch.Tensor, latent_code: torch.Tensor
 ) -> torch.Tensor:
     """`ConditionedUNet2DModel.forward` on the model's own weights, in evaluation mode."""
-    time = model.time_embedding(timestep.expand(sample.shape[0]))
+    time = model.time_embedding(timestep, sample.shape[0], sample)
     latent = model.latent_mlp(latent_code)
 
     def attend(block: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:

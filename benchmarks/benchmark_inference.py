@@ -6,8 +6,9 @@
 Each row is the median of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps_timed` of its steps
 and scaled (every step does the same work), plus what it does once; the column `timed` says over how many. `ratio` is
 the throughput over that of the plain float32, NCHW, eager implementation of benchmarks/baseline.py with the same
-weights; `difference` is the largest absolute difference of their predictions. A training step (forward, backward, Adam;
-eager) is float32 or, for bfloat16, float32 weights under autocast; the plain one goes through the plain decoder and the
+weights, at equal quality where fewer steps reach it ("decode10", and "trip10", an inversion and a decoding);
+`difference` is the largest absolute difference of their predictions. A training step (forward, backward, Adam; eager)
+is float32 or, for bfloat16, float32 weights under autocast; the plain one goes through the plain decoder and the
 encoder in float32 and NCHW. Operations are counted as executed, by PyTorch's counter. Memory on the CPU is the growth
 of the process's resident set while the operation runs, on CUDA the allocator's peak.
 """
@@ -31,12 +32,21 @@ from baseline import plain_decoder
 from diffusers.utils import logging
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler
+from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler, VPDPMSolverMultistepScheduler
 from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss
 from diffae_hub.training.presets import preset_named
 
 SIZES = {"small": "cifar10-32-small", "celeba64": "official-celeba64"}
-OPERATIONS = ("encode", "decode20", "decode50", "invert50", "train")
+# Evaluations of the network, and how many a plain loop of the same quality needs (docs/concepts/steps.md, measured):
+# 10 steps of DPM-Solver++ stand for 50 of DDIM, a round trip of 11 + 10 for one of 50 + 50.
+TRAJECTORIES = {
+    "decode20": (VPDDIMScheduler, 20, 20),
+    "decode50": (VPDDIMScheduler, 50, 50),
+    "invert50": (VPDDIMInverseScheduler, 50, 50),
+    "decode10": (VPDPMSolverMultistepScheduler, 10, 50),
+    "trip10": (VPDDIMInverseScheduler, 21, 100),
+}
+OPERATIONS = ("encode", *TRAJECTORIES, "train")
 MIB = 2**20
 
 
@@ -188,7 +198,7 @@ def benchmark_size(
                 seconds = median_seconds(lambda: embed(typed), device, options.repetitions)
             row(name, "encode", batch / seconds, memory.mebibytes, "all")
 
-        def trajectory(scheduler: VPDDIMScheduler | VPDDIMInverseScheduler, steps: int) -> Callable[[], None]:
+        def trajectory(scheduler: VPDDIMScheduler, steps: int) -> Callable[[], None]:
             def run() -> None:
                 scheduler.set_timesteps(steps, device=device)
                 sample = images
@@ -198,19 +208,15 @@ def benchmark_size(
 
             return run
 
-        for operation, scheduler, steps in (
-            ("decode20", VPDDIMScheduler(), 20),
-            ("decode50", VPDDIMScheduler(), 50),
-            ("invert50", VPDDIMInverseScheduler(), 50),
-        ):
+        for operation, (scheduler, steps, plain_steps) in TRAJECTORIES.items():
             if operation not in options.operations:
                 continue
             timed = min(options.steps_timed, steps)
             with PeakMemory(device) as memory:
-                seconds = median_seconds(trajectory(scheduler, steps), device, options.repetitions) * steps / timed
+                seconds = median_seconds(trajectory(scheduler(), steps), device, options.repetitions) * steps / timed
                 seconds += median_seconds(lambda: decoder.prepare_latent(code), device, options.repetitions)
             rate = gigaflop_per_image * batch * steps / seconds
-            more = {"gflops": rate, "difference": difference, "ratio": plain_step * steps / seconds}
+            more = {"gflops": rate, "difference": difference, "ratio": plain_step * plain_steps / seconds}
             row(name, operation, batch / seconds, memory.mebibytes, f"{timed} of {steps} steps", **more)
 
     return rows
