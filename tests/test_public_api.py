@@ -27,6 +27,7 @@ FROZEN = {
     "__version__",
     "list_models",
     "load_codes",
+    "nearest_codes",
 }
 
 

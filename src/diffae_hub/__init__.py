@@ -26,6 +26,7 @@ _LAZY = {
     "list_models": "diffae_hub.pretrained",
     "VPDPMSolverMultistepScheduler": "diffae_hub.schedulers.scheduling_vp_dpmsolver_multistep",
     "load_codes": "diffae_hub.codes.shards",
+    "nearest_codes": "diffae_hub.codes.neighbours",
 }
 
 __all__ = [
@@ -43,11 +44,13 @@ __all__ = [
     "__version__",
     "list_models",
     "load_codes",
+    "nearest_codes",
 ]
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
+    from diffae_hub.codes.neighbours import nearest_codes
     from diffae_hub.codes.shards import load_codes
     from diffae_hub.models.attribute_classifier import AttributeClassifier
     from diffae_hub.models.conditioned_unet_2d import ConditionedUNet2DModel

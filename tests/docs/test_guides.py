@@ -24,6 +24,7 @@ WRITTEN = {
     "guides/train.md": ["runs/mine/pipeline/model_index.json", "from_the_code.png"],
     "guides/fine_tune.md": ["runs/tuned/pipeline/model_index.json", "evaluation/tuned/report.md"],
     "guides/edit.md": ["codes/codes.json", "with_attributes/attribute_classifier/config.json", "edited"],
+    "guides/similar.md": ["nearest.png"],
     "guides/generate.md": ["with_samples/latent_code_model/config.json"],
     "guides/evaluate.md": ["evaluation/report.json", "evaluation/baselines/report.md"],
     "guides/replicate.md": ["runs/tables/tables.md"],
