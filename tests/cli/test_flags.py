@@ -21,7 +21,8 @@ class Settings:
     mode: Literal["stochastic", "inversion"] = option("stochastic", "how")
     metrics: tuple[str, ...] = option(("psnr",), "which")
     flip: bool = option(False, "mirror")
-    rate: float = option(0.5, "rate", group="training")
+    set: tuple[str, ...] = option((), "one", append=True)
+    rate: float = option(0.5, "rate")
 
 
 def parse(*argv: str) -> Settings:
@@ -32,8 +33,12 @@ def parse(*argv: str) -> Settings:
 
 def test_defaults_and_values() -> None:
     assert parse("m", "--output", "o") == Settings(model="m", output=Path("o"))
-    line = "a_b --output=x_y --num_images 2e3 --mode inversion --metrics ssim lpips --flip --rate 1e-3"
-    assert parse(*line.split()) == Settings("a_b", Path("x_y"), 2000, "inversion", ("ssim", "lpips"), True, 1e-3)
+    line = (
+        "a_b --output=x_y --num_images 2e3 --mode inversion --metrics ssim lpips --flip --set a=1 --set b=2 --rate 1e-3"
+    )
+    assert parse(*line.split()) == Settings(
+        "a_b", Path("x_y"), 2000, "inversion", ("ssim", "lpips"), True, ("a=1", "b=2"), 1e-3
+    )
     assert not parse("m", "--output", "o", "--no-flip").flip
 
 

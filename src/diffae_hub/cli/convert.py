@@ -1,23 +1,23 @@
-"""`diffae-hub convert`."""
+"""Turn official checkpoints into a pipeline folder."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
-from dataclasses import dataclass
+from argparse import Namespace
+from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Any
 
-from .flags import add_flags, from_arguments, option
+from .flags import option
 
 
 @dataclass
-class ConvertOptions:
+class Options:
     """The arguments of `convert_official_checkpoint`."""
 
-    checkpoint: Path = option(dataclasses.MISSING, "official autoencoder checkpoint (last.ckpt)", positional=True)
-    output: Path = option(dataclasses.MISSING, "pipeline folder to write", positional=True)
+    checkpoint: Path = option(MISSING, "official autoencoder checkpoint (last.ckpt)", positional=True)
+    output: Path = option(MISSING, "pipeline folder to write", positional=True)
     latent_checkpoint: Path | None = option(None, "checkpoint of the latent code model")
     latent_stats: Path | None = option(
         None, "latent.pkl, for mean and deviation of the codes where the other checkpoints lack them"
@@ -33,25 +33,14 @@ class ConvertOptions:
     overwrite: bool = option(False, "replace a pipeline folder that is there already")
 
 
-def convert_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `diffae-hub convert`."""
-    add_flags(parser, ConvertOptions)
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-
-
-def run_convert(arguments: argparse.Namespace) -> int:
-    """Converts an official checkpoint; prints what the pipeline consists of."""
+def run(options: Options, arguments: Namespace) -> tuple[Any, str]:
+    """What the pipeline consists of."""
     from ..conversion.convert import convert_official_checkpoint
 
-    report = convert_official_checkpoint(**vars(from_arguments(ConvertOptions, arguments)))
+    report = convert_official_checkpoint(**vars(options))
     for warning in report.warnings:
         print(f"diffae-hub: warning: {warning}", file=sys.stderr)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(report), indent=2, default=str))
-        return 0
     decoder = report.configurations["decoder"]
-    print(f"{decoder['sample_size']} pixels, codes of {decoder['latent_dim']}")
-    for name, parameters in report.parameters.items():
-        print(f"  {name}: {parameters:,} parameters")
-    print(report.folder)
-    return 0
+    lines = [f"{decoder['sample_size']} pixels, codes of {decoder['latent_dim']}"]
+    lines += [f"  {name}: {parameters:,} parameters" for name, parameters in report.parameters.items()]
+    return dataclasses.asdict(report), "\n".join([*lines, str(report.folder)])

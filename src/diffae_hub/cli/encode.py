@@ -1,20 +1,24 @@
-"""`diffae-hub encode`."""
+"""Write the latent codes of a data set, in shards.
+
+  diffae-hub encode train.parquet --split train --model cifar10-32-small --columns label --output codes
+
+Given again, the command continues where it stopped. `accelerate launch -m diffae_hub.cli encode ...` shares the work.
+`diffae_hub.load_codes` reads them.
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
+from argparse import Namespace
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from .flags import add_flags, from_arguments, option
+from .flags import option
 from .shared import silence_libraries
 
 
-@dataclass(frozen=True)
-class EncodeOptions:
+@dataclass
+class Options:
     """What to encode and how."""
 
     dataset: str = option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set", positional=True)
@@ -32,39 +36,24 @@ class EncodeOptions:
     device: str | None = option(None, "cpu, cuda ... (default: the accelerator if there is one)")
 
 
-def encode_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `diffae-hub encode`."""
-    parser.description = """Write the latent codes of a data set, in shards.
-
-  diffae-hub encode train.parquet --split train --model cifar10-32-small --columns label --output codes
-
-Given again, the command continues where it stopped. `accelerate launch -m diffae_hub.cli encode ...` shares the work.
-`diffae_hub.load_codes` reads them."""
-    add_flags(parser, EncodeOptions)
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-
-
-def run_encode(arguments: argparse.Namespace) -> int:
-    """Encodes a data set."""
+def run(options: Options, arguments: Namespace) -> tuple[Any, str] | None:
+    """How many codes there are, from the first process."""
     from ..codes.shards import SUMMARY, encode_dataset
     from ..devices import find_device, join_processes, load_pipeline
     from ..files import check_output
 
     silence_libraries()
-    given = dict(vars(from_arguments(EncodeOptions, arguments)))
-    model, device, source, output = (given.pop(name) for name in ("model", "device", "dataset", "output"))
-    check_output(output, source)
-    state = join_processes(device)
+    check_output(options.output, options.dataset)
+    state = join_processes(options.device)
+    names = ("columns", "shard_size", "batch_size", "num_images", "streaming", "split", "image_column", "crop")
     count = encode_dataset(
-        load_pipeline(model, find_device(device, state)),
-        source,
-        output,
-        file_format=given.pop("format"),
+        load_pipeline(options.model, find_device(options.device, state)),
+        options.dataset,
+        options.output,
+        file_format=options.format,
         state=state,
-        show_progress=state.is_main_process and not arguments.json and sys.stderr.isatty(),
-        **given,
+        show_progress=state.is_main_process and arguments.show_progress,
+        **{name: getattr(options, name) for name in names},
     )
-    if state.is_main_process:
-        record = {"output": str(output), "count": count}
-        print(json.dumps(record) if arguments.json else f"{count:,} codes, {output / SUMMARY}")
-    return 0
+    record = {"output": options.output, "count": count}
+    return (record, f"{count:,} codes, {options.output / SUMMARY}") if state.is_main_process else None

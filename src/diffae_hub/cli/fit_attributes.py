@@ -1,20 +1,23 @@
-"""`diffae-hub fit-attributes`."""
+"""Find attributes in latent codes, for `diffae-hub edit`.
+
+diffae-hub fit-attributes codes --labels label --output mine              from labels
+diffae-hub fit-attributes smiling --without serious --name smile --method means --output mine
+diffae-hub fit-attributes codes --principal 10 --output mine              from nothing
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
+from argparse import Namespace
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..files import new_folder
-from .flags import add_flags, from_arguments, option
+from .flags import option
 from .shared import silence_libraries
 
 
-@dataclass(frozen=True)
-class FitOptions:
+@dataclass
+class Options:
     """What the attributes are found in."""
 
     codes: Path = option(MISSING, "folder of `diffae-hub encode`", positional=True)
@@ -31,63 +34,53 @@ class FitOptions:
     seed: int = option(0, "of the split")
 
 
-def fit_attributes_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `diffae-hub fit-attributes`."""
-    parser.description = """Find attributes in latent codes, for `diffae-hub edit`.
-
-  diffae-hub fit-attributes codes --labels label --output mine              from labels
-  diffae-hub fit-attributes smiling --without serious --name smile --method means --output mine
-  diffae-hub fit-attributes codes --principal 10 --output mine              from nothing"""
-    add_flags(parser, FitOptions)
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-
-
-def run_fit_attributes(arguments: argparse.Namespace) -> int:
-    """Attaches a classifier to a pipeline; prints the figures of each attribute."""
-    import numpy as np
+def run(options: Options, arguments: Namespace) -> tuple[Any, str]:
+    """Attaches a classifier to a pipeline; the figures of each attribute."""
     import torch
 
-    from .. import AttributeClassifier
     from ..codes.fingerprints import check_encoder
-    from ..codes.shards import codes_summary, load_codes
+    from ..codes.shards import codes_summary
     from ..devices import load_pipeline
+    from ..files import new_folder
 
     silence_libraries()
-    options = from_arguments(FitOptions, arguments)
     if sum((bool(options.labels), options.without is not None, options.principal is not None)) != 1:
         raise ValueError("--labels, --without or --principal must be given, one of them")
     pipeline = load_pipeline(options.model, torch.device("cpu"))
-    summary = codes_summary(options.codes)
-    check_encoder(pipeline, summary)
-    columns = [*options.labels, *([options.groups] if options.groups else [])]
-    table = load_codes(options.codes, columns)
-    codes, names = table["latent_code"], list(options.labels)
-    fit = {
-        "method": options.method, "held_out": options.held_out, "seed": options.seed,
-        "regularization": options.regularization, "groups": table[options.groups] if options.groups else None,
-    }  # fmt: skip
-    if options.principal is not None:
-        classifier = AttributeClassifier.principal_directions(codes, options.principal)
-    elif options.without is not None:
-        check_encoder(pipeline, codes_summary(options.without))
-        others = load_codes(options.without)["latent_code"]
-        labels = np.arange(len(codes) + len(others)) < len(codes)
-        classifier = AttributeClassifier.fit(np.concatenate([codes, others]), labels[:, None], [options.name], **fit)
-    elif len(names) == 1 and options.method != "ridge":
-        labels, classes = table[names[0]], summary["class_names"].get(names[0])
-        labels = np.array(classes)[labels] if classes else labels
-        classifier = AttributeClassifier.fit(codes, labels, **fit)
-    else:
-        classifier = AttributeClassifier.fit(codes, np.stack([table[name] for name in names], axis=1), names, **fit)
-    pipeline.attribute_classifier = classifier
+    for folder in filter(None, (options.codes, options.without)):
+        check_encoder(pipeline, codes_summary(folder))
+    pipeline.attribute_classifier = _fit(options)
     with new_folder(options.output) as folder:
         pipeline.save_pretrained(folder)
-    figures = dict(zip(classifier.config.attribute_names, classifier.config.attribute_scores, strict=True))
-    if arguments.json:
-        print(json.dumps({"output": str(options.output), "attributes": figures}, indent=2))
+    config = pipeline.attribute_classifier.config
+    figures = dict(zip(config.attribute_names, config.attribute_scores, strict=True))
+    lines = []
+    for name, scores in figures.items():
+        text = ", ".join(f"{figure} {value:.3f}" for figure, value in scores.items())
+        lines.append(f"{name}: {text or 'too rare to measure'}")
+    return {"output": options.output, "attributes": figures}, "\n".join([*lines, str(options.output)])
+
+
+def _fit(options: Options) -> Any:
+    """The classifier."""
+    import numpy as np
+
+    from .. import AttributeClassifier
+    from ..codes.shards import codes_summary, load_codes
+
+    names, groups = list(options.labels), options.groups
+    table = load_codes(options.codes, [*names, *([groups] if groups else [])])
+    codes = table["latent_code"]
+    if options.principal is not None:
+        return AttributeClassifier.principal_directions(codes, options.principal)
+    if options.without is not None:
+        others = load_codes(options.without)["latent_code"]
+        labels = np.arange(len(codes) + len(others))[:, None] < len(codes)
+        codes, names = np.concatenate([codes, others]), [options.name]
+    elif len(names) == 1 and options.method != "ridge":
+        classes = codes_summary(options.codes)["class_names"].get(names[0])
+        labels, names = np.array(classes)[table[names[0]]] if classes else table[names[0]], None
     else:
-        for name, scores in figures.items():
-            text = ", ".join(f"{figure} {value:.3f}" for figure, value in scores.items())
-            print(f"{name}: {text or 'too rare to measure'}")
-        print(options.output)
-    return 0
+        labels = np.stack([table[name] for name in names], axis=1)
+    fit = {name: getattr(options, name) for name in ("method", "held_out", "seed", "regularization")}
+    return AttributeClassifier.fit(codes, labels, names, groups=table[groups] if groups else None, **fit)

@@ -1,42 +1,40 @@
-"""`diffae-hub interpolate`."""
+"""Walk from one image to another."""
 
 from __future__ import annotations
 
-import argparse
-import json
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any
 
-from ..files import new_file, write_png
-from .shared import add_image_arguments, load_for_sampling, write_pictures
-
-
-def interpolate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `diffae-hub interpolate`."""
-    parser.add_argument(
-        "--frames", type=int, default=9, help="pictures, both ends included; with --grid a side (default: %(default)s)"
-    )
-    parser.add_argument("--grid", action="store_true", help="a square of pictures between four images, its corners")
-    parser.add_argument("--gif", action="store_true", help="an animation too, frames.gif")
-    add_image_arguments(parser, "inversion", help="two or more images, in their order")
+from .flags import option
+from .shared import Inversion, load_for_sampling, write_pictures
 
 
-def run_interpolate(arguments: argparse.Namespace) -> int:
+@dataclass(kw_only=True)
+class Options(Inversion):
+    """Between two or more images, in their order."""
+
+    frames: int = option(9, "pictures, both ends included; with --grid a side")
+    grid: bool = option(False, "a square of pictures between four images, its corners")
+    gif: bool = option(False, "an animation too, frames.gif")
+
+
+def run(options: Options, arguments: Namespace) -> tuple[Any, str]:
     """Writes the frames of an interpolation and one picture of all of them."""
+    from ..files import new_file, write_png
     from ..images import film_strip, image_grid, read_image
 
-    images = [read_image(path) for path in arguments.images]
-    pipeline, settings = load_for_sampling(arguments)
-    layout = "grid" if arguments.grid else "path"
-    output = pipeline.interpolate(images, num_frames=arguments.frames, layout=layout, **settings)
-    frames = output.images.cpu()
-    paths = write_pictures(arguments.output, (f"frame_{index:03d}" for index in range(len(frames))), frames)
-    name = "grid" if arguments.grid else "strip"
-    overview, animation = arguments.output / f"{name}.png", arguments.output / "frames.gif"
-    write_png(overview, image_grid(frames, arguments.frames) if arguments.grid else film_strip(frames))
-    record = {"model": arguments.model, "frames": paths, name: str(overview)}
-    if arguments.gif:
+    images = [read_image(path) for path in options.images]
+    pipeline, settings = load_for_sampling(options, arguments)
+    layout, name = ("grid", "grid") if options.grid else ("path", "strip")
+    frames = pipeline.interpolate(images, num_frames=options.frames, layout=layout, **settings).images.cpu()
+    paths = write_pictures(options.output, (f"frame_{index:03d}" for index in range(len(frames))), frames)
+    overview, animation = options.output / f"{name}.png", options.output / "frames.gif"
+    write_png(overview, image_grid(frames, options.frames) if options.grid else film_strip(frames))
+    document = {"model": options.model, "frames": paths, name: overview}
+    if options.gif:
         first, *others = (image_grid([frame], 1) for frame in frames)  # enlarged
         with new_file(animation) as temporary:
             first.save(temporary, "GIF", save_all=True, append_images=others, duration=100, loop=0)
-        record["gif"] = str(animation)
-    print(json.dumps(record, indent=2) if arguments.json else f"{len(paths)} frames, {overview}")
-    return 0
+        document["gif"] = animation
+    return document, f"{len(paths)} frames, {overview}"

@@ -1,20 +1,20 @@
-"""`diffae-hub models`."""
+"""List the bundled models."""
 
 from __future__ import annotations
 
-import argparse
-import json
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any
 
 
-def models_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `diffae-hub models`."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+@dataclass
+class Options:
+    """None."""
 
 
-def run_models(arguments: argparse.Namespace) -> int:
-    """Lists the bundled models."""
+def run(options: Options, arguments: Namespace) -> tuple[Any, str]:
+    """Their names and folders."""
     from ..pretrained import bundled_model_path, list_models
 
-    folders = {name: str(bundled_model_path(name)) for name in list_models()}
-    print(json.dumps(folders, indent=2) if arguments.json else "\n".join(folders))
-    return 0
+    folders = {name: bundled_model_path(name) for name in list_models()}
+    return folders, "\n".join(folders)

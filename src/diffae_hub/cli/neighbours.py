@@ -1,20 +1,18 @@
-"""`diffae-hub neighbours`."""
+"""Find the images of an encoded data set that are nearest to one."""
 
 from __future__ import annotations
 
-import argparse
-import json
+from argparse import Namespace
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..files import write_png
-from .flags import add_flags, from_arguments, option
+from .flags import option
 from .shared import silence_libraries
 
 
-@dataclass(frozen=True)
-class NeighboursOptions:
+@dataclass
+class Options:
     """What to look for, and where."""
 
     image: Path = option(MISSING, "image file", positional=True)
@@ -25,14 +23,8 @@ class NeighboursOptions:
     sheet: Path | None = option(None, "a PNG file for a contact sheet, the image first")
 
 
-def neighbours_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `diffae-hub neighbours`."""
-    add_flags(parser, NeighboursOptions)
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-
-
-def run_neighbours(arguments: argparse.Namespace) -> int:
-    """Prints the images of an encoded data set whose codes are nearest to an image's."""
+def run(options: Options, arguments: Namespace) -> tuple[Any, str]:
+    """The images whose codes are nearest to an image's, with their distances."""
     import torch
 
     from ..codes.fingerprints import check_encoder
@@ -41,10 +33,10 @@ def run_neighbours(arguments: argparse.Namespace) -> int:
     from ..data.open_dataset import load_rows
     from ..data.transform import ImageTransform
     from ..devices import load_pipeline
+    from ..files import write_png
     from ..images import film_strip, read_image
 
     silence_libraries()
-    options = from_arguments(NeighboursOptions, arguments)
     image = read_image(options.image)
     summary, codes = codes_summary(options.codes), load_codes(options.codes, ["source"])
     pipeline = load_pipeline(options.model, torch.device("cpu"))
@@ -62,8 +54,5 @@ def run_neighbours(arguments: argparse.Namespace) -> int:
         first = pipeline.image_processor.preprocess(image)[0]
         pictures = [first, *(transform(data[neighbour["index"]]) for neighbour in found)]
         write_png(options.sheet, film_strip([picture / 2 + 0.5 for picture in pictures]))
-    if arguments.json:
-        print(json.dumps({"image": str(options.image), "neighbours": found}, indent=2))
-    else:
-        print("\n".join(f"{neighbour['distance']:.4f}  {neighbour['source']}" for neighbour in found))
-    return 0
+    lines = [f"{neighbour['distance']:.4f}  {neighbour['source']}" for neighbour in found]
+    return {"image": options.image, "neighbours": found}, "\n".join(lines)
