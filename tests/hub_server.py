@@ -2,7 +2,7 @@
 
 The real client runs against it in a process of its own, a [`Client`], because it reads its environment when it is
 imported. Served are: creating a repository, the question which files are large, the upload of large files by Git LFS,
-commits, repository information, file listings and downloads. Everything lives in memory.
+commits, repository information and downloads. Everything lives in memory.
 
 `HubServer.fault = (mode, pattern)` makes it misbehave where "METHOD path" matches the pattern; the modes are those of
 `_Handler._misbehave` and `_Handler._send`.
@@ -229,20 +229,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         identity, _, files = found
         if verb == "preupload":
-            answers = [
-                {
-                    "path": item["path"],
-                    "uploadMode": "lfs" if item["path"].endswith(LARGE_SUFFIX) else "regular",
-                    "shouldIgnore": False,
-                    "oid": _git_identity(files[item["path"]]) if item["path"] in files else None,
-                }
-                for item in json.loads(body)["files"]
-            ]
-            self._reply(200, {"files": answers})
+            paths = [item["path"] for item in json.loads(body)["files"]]
+            modes = ["lfs" if path.endswith(LARGE_SUFFIX) else "regular" for path in paths]
+            answers = [{"path": path, "uploadMode": mode} for path, mode in zip(paths, modes, strict=True)]
+            self._reply(200, {"files": [{**answer, "shouldIgnore": False, "oid": None} for answer in answers]})
         elif verb == "commit":
             self._commit(name, repository, files, body)
-        elif verb == "tree":
-            self._reply(200, [self._entry(path, content) for path, content in sorted(files.items())])
         elif verb == "revision":
             siblings = [{"rfilename": path} for path in sorted(files)]
             description = {"id": name, "sha": identity, "private": repository.private, "siblings": siblings}
@@ -252,27 +244,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, name: str, repository: Repository, files: dict[str, bytes], body: bytes) -> None:
         files, title = dict(files), ""
-        for line in body.splitlines():
-            entry = json.loads(line)
+        for entry in map(json.loads, body.splitlines()):
             value = entry["value"]
             if entry["key"] == "header":
                 title = value["summary"]
             elif entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-            elif entry["key"] == "lfsFile":
-                if value["oid"] not in self.server.large_files:
-                    self._refuse(400, "LargeFileMissing")
-                    return
+            elif entry["key"] == "lfsFile":  # a KeyError, should it be missing
                 files[value["path"]] = self.server.large_files[value["oid"]]
         identity = repository.commit(title, files)
         url = f"{self.server.url}/{name}/commit/{identity}"
         self._reply(200, {"success": True, "commitOid": identity, "commitUrl": url, "hookOutput": ""})
-
-    def _entry(self, path: str, content: bytes) -> dict:
-        entry = {"type": "file", "path": path, "size": len(content), "oid": _git_identity(content)}
-        if path.endswith(LARGE_SUFFIX):
-            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-        return entry
 
     def _download(self, name: str, revision: str, path: str) -> None:
         repository = self.server.repositories.get(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from diffae_hub import (
     VPDDIMScheduler,
     list_models,
 )
+from diffae_hub.cli import exchange
 from diffae_hub.cli.main import main
 from diffae_hub.data.errors import TrainingError
 
@@ -220,12 +222,10 @@ def test_of_several_processes_the_first_says_what_is_wrong(monkeypatch, capsys) 
     ],
 )
 def test_whatever_goes_wrong_is_one_line(error, code, monkeypatch, capsys) -> None:
-    from diffae_hub.cli import models
-
-    def fail(options, arguments) -> None:
+    def fail(options: exchange.ModelsOptions, arguments: Namespace) -> None:
         raise error
 
-    monkeypatch.setattr(models, "run", fail)
+    monkeypatch.setattr(exchange, "models", fail)
     assert main(["models"]) == code
     captured = capsys.readouterr()
     assert captured.out == ""

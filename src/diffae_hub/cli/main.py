@@ -1,8 +1,8 @@
 """The command line: `diffae-hub COMMAND`.
 
-Each command is a module: its docstring is the help, its dataclass `Options` the flags, and `run` does the work and
-returns what to print, as a JSON document and as text. What goes wrong ends here, with one line on stderr and exit code
-2; `python -X dev -m diffae_hub.cli` shows where it went wrong instead. Names of files and messages of servers may hold
+Each command is a function: its docstring is the help, the dataclass that it takes has the flags, and it returns what to
+print, as a JSON document and as text. What goes wrong ends here, with one line on stderr and exit code 2;
+`python -X dev -m diffae_hub.cli` shows where it went wrong instead. Names of files and messages of servers may hold
 control characters, which would steer the terminal: they are replaced here, too.
 """
 
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import shlex
 import sys
+import typing
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -23,24 +25,24 @@ from .. import __version__
 from ..data.errors import TrainingError
 from .flags import add_flags, from_arguments, with_hyphens
 
-# Command -> one line of help. A command's module is imported when it is chosen, so that `--help` does not wait for
-# torch and a missing extra concerns only the command that needs it.
+# Command -> its module and one line of help. The module is imported when the command is chosen, so that `--help` does
+# not wait for torch, and a missing extra concerns only the command that needs it.
 _COMMANDS = {
-    "reconstruct": "encode images and decode them again",
-    "interpolate": "walk from one image to another",
-    "edit": "change an attribute of images",
-    "variations": "decode one code from several noises",
-    "sample": "make new images",
-    "neighbours": "find the images of an encoded data set that are nearest to one",
-    "evaluate": "measure a model by the paper's protocol",
-    "train": "train or fine-tune a model on a data set",
-    "encode": "write the latent codes of a data set",
-    "fit-attributes": "find attributes in latent codes, for edit",
-    "train-latent": "train a latent code model, for sample",
-    "convert": "turn official checkpoints into a pipeline folder",
-    "export-official": "write checkpoints that the official code loads",
-    "push": "upload a pipeline to the Hugging Face Hub",
-    "models": "list the bundled models",
+    "reconstruct": ("sampling", "encode images and decode them again"),
+    "interpolate": ("sampling", "walk from one image to another"),
+    "edit": ("sampling", "change an attribute of images"),
+    "variations": ("sampling", "decode one code from several noises"),
+    "sample": ("sampling", "make new images"),
+    "neighbours": ("codes", "find the images of an encoded data set that are nearest to one"),
+    "evaluate": ("evaluate", "measure a model by the paper's protocol"),
+    "train": ("train", "train or fine-tune a model on a data set"),
+    "encode": ("codes", "write the latent codes of a data set"),
+    "fit-attributes": ("codes", "find attributes in latent codes, for edit"),
+    "train-latent": ("train", "train a latent code model, for sample"),
+    "convert": ("exchange", "turn official checkpoints into a pipeline folder"),
+    "export-official": ("exchange", "write checkpoints that the official code loads"),
+    "push": ("exchange", "upload a pipeline to the Hugging Face Hub"),
+    "models": ("exchange", "list the bundled models"),
 }
 _DESCRIPTION = """Diffusion autoencoders: image -> latent code -> image.
 
@@ -113,18 +115,19 @@ def _run(argv: list[str]) -> None:
     parser = _Parser(prog="diffae-hub", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in _COMMANDS.items():
+    for name, (module, summary) in _COMMANDS.items():
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == next((word for word in argv if not word.startswith("-")), None):
-            module = importlib.import_module(f"diffae_hub.cli.{name.replace('-', '_')}")
-            command.description = module.__doc__
-            add_flags(command, module.Options)
+            function = getattr(importlib.import_module(f"diffae_hub.cli.{module}"), name.replace("-", "_"))
+            options = typing.get_type_hints(function)["options"]
+            command.description = inspect.getdoc(function)
+            add_flags(command, options)
             if name != "train":
                 command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     arguments = parser.parse_args(argv)
     arguments.command_line = shlex.join(["diffae-hub", *argv])
     arguments.json = getattr(arguments, "json", False)
     arguments.show_progress = sys.stderr.isatty() and not arguments.json
-    if result := module.run(from_arguments(module.Options, arguments), arguments):
+    if result := function(from_arguments(options, arguments), arguments):
         document, text = result
         print(json.dumps(document, indent=2, default=str) if arguments.json else text)
