@@ -155,17 +155,16 @@ def test_solver_and_steps_that_nobody_gave(
     assert (report["solver"], report["steps"]) == (solver, steps)
 
 
-@pytest.mark.parametrize("grid", [False, True])
-def test_interpolate(model: str, photo: str, tmp_path: Path, grid: bool, capsys) -> None:
+def test_interpolate(model: str, photo: str, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     arguments = ["interpolate", *[photo] * 4, "--gif", "--steps", "2", "--model", model, "--output", str(out)]
-    assert main([*arguments, "--frames", "2", "--grid"] if grid else [*arguments, "--frames", "7"]) == 0
-    assert len(list(out.glob("frame_*.png"))) == (4 if grid else 7)
+    assert main([*arguments, "--frames", "2", "--grid"]) == 0
+    assert len(list(out.glob("frame_*.png"))) == 4
+    assert Image.open(out / "grid.png").size == (2 * 256 + 8, 2 * 256 + 8)
+    assert main([*arguments, "--frames", "7"]) == 0
+    assert len(list(out.glob("frame_*.png"))) == 7
+    assert Image.open(out / "strip.png").size == (7 * 256 + 6 * 8, 256)
     assert Image.open(out / "frames.gif").n_frames >= 1  # equal frames become one
-    if grid:
-        assert Image.open(out / "grid.png").size == (2 * 256 + 8, 2 * 256 + 8)
-    else:
-        assert (out / "strip.png").is_file()
     assert main([*arguments, "--frames", "1000", "--grid"]) == 2
     assert "num_frames" in capsys.readouterr().err
 
@@ -216,7 +215,6 @@ def test_of_several_processes_the_first_says_what_is_wrong(monkeypatch, capsys) 
     [
         (KeyboardInterrupt(), 130),
         (OSError(28, "No space left on device"), 2),
-        (RecursionError("maximum recursion depth exceeded"), 2),
         (ModuleNotFoundError("No module named 'lpips'", name="lpips"), 2),
         (RuntimeError("one\nline \x1b[31mred\u202etxt" + 5000 * "x"), 2),
         (TimeoutError(), 2),

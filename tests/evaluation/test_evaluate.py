@@ -38,6 +38,7 @@ from diffae_hub.evaluation.paper_tables import (
 )
 from diffae_hub.evaluation.reconstruct import image_pairs
 from diffae_hub.evaluation.report import render_report, write_report
+from diffae_hub.metrics.sharpness import high_pass_energy
 
 from ..conftest import write_parquet
 from ..training import runner
@@ -58,12 +59,6 @@ def refusal(capsys, *arguments: object) -> str:
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
-
-
-def roughness(image: np.ndarray) -> float:
-    """Mean distance of inner pixels from the mean of their four neighbours."""
-    inner = image[1:-1, 1:-1]
-    return np.abs(inner - (image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:]) / 4).mean()
 
 
 @torch.no_grad()
@@ -104,7 +99,7 @@ def test_figures_are_those_of_the_reconstructions(evaluated, pipeline, test_imag
         assert measured["interval"][0] < measured["mean"] < measured["interval"][1]
         files = [np.asarray(Image.open(output / mode / f"{index:07d}.png")) / 255 for index in range(len(originals))]
         assert peak_signal_noise_ratio(originals[3], files[3], data_range=1) == pytest.approx(expected[3], abs=0.3)
-        energies = [np.mean([roughness(image) for image in images]) for images in (files, originals)]
+        energies = [high_pass_energy(torch.tensor(np.stack(x)).movedim(3, 1)).mean().item() for x in (files, originals)]
         assert figures["results"][mode]["sharpness"]["value"] == pytest.approx(energies[0] / energies[1], rel=0.01)
     assert figures["results"]["inversion"]["psnr_db"]["mean"] > figures["results"]["stochastic"]["psnr_db"]["mean"]
 
