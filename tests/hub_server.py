@@ -228,16 +228,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         identity, _, files = found
         if verb == "preupload":
-            answers = [
-                {
-                    "path": item["path"],
-                    "uploadMode": "lfs" if item["path"].endswith(LARGE_SUFFIX) else "regular",
-                    "shouldIgnore": False,
-                    "oid": _git_identity(files[item["path"]]) if item["path"] in files else None,
-                }
-                for item in json.loads(body)["files"]
-            ]
-            self._reply(200, {"files": answers})
+            paths = [item["path"] for item in json.loads(body)["files"]]
+            modes = ["lfs" if path.endswith(LARGE_SUFFIX) else "regular" for path in paths]
+            answers = [{"path": path, "uploadMode": mode} for path, mode in zip(paths, modes, strict=True)]
+            self._reply(200, {"files": [{**answer, "shouldIgnore": False, "oid": None} for answer in answers]})
         elif verb == "commit":
             self._commit(name, repository, files, body)
         elif verb == "tree":
@@ -251,17 +245,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, name: str, repository: Repository, files: dict[str, bytes], body: bytes) -> None:
         files, title = dict(files), ""
-        for line in body.splitlines():
-            entry = json.loads(line)
+        for entry in map(json.loads, body.splitlines()):
             value = entry["value"]
             if entry["key"] == "header":
                 title = value["summary"]
             elif entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-            elif entry["key"] == "lfsFile":
-                if value["oid"] not in self.server.large_files:
-                    self._refuse(400, "LargeFileMissing")
-                    return
+            elif entry["key"] == "lfsFile":  # a KeyError, should it be missing
                 files[value["path"]] = self.server.large_files[value["oid"]]
         identity = repository.commit(title, files)
         url = f"{self.server.url}/{name}/commit/{identity}"

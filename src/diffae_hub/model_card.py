@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,74 +21,20 @@ _SUMMARY = (
     "A diffusion autoencoder: an encoder that turns an image into a latent code, and a diffusion decoder that turns "
     "the code and noise back into the image."
 )
-_TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ name }}
-
-{{ summary }}
-
-`pip install diffae_hub`, then:
-
-```python
-from diffae_hub import {{ class_name }}
-{%- if is_pipeline %}
+_METHOD = "Method: *Revisiting Diffusion Autoencoder Training for Image Reconstruction Quality* (Khungurn et al.)."
+_CODE = """\
 from PIL import Image
 
-pipe = {{ class_name }}.from_pretrained({{ quoted_name }})
+pipe = {loading}
 image = Image.open("picture.png")
 latent_code = pipe.encode(image)
-reconstruction = pipe(image, num_inference_steps={{ 1 if one_step else 50 }}).images[0]
-{%- else %}
+reconstruction = pipe(image, num_inference_steps={steps}).images[0]"""
 
-component = {{ class_name }}.from_pretrained({{ quoted_name }})
-{%- endif %}
-```
-{%- macro row(cells) %}
-| {{ cells | map("string") | map("replace", "|", "\\\\|") | join(" | ") }} |
-{%- endmacro %}
-{%- if figures.results %}
 
-## Results
-
-| metric | reconstruction | value | note |
-| --- | --- | --- | --- |
-{%- for r in figures.results %}
-{{- row([r.metric, r.mode, (number(r.value) ~ " " ~ r.unit | default("")) | trim, r.note | default("")]) }}
-{%- endfor %}
-{%- endif %}
-{%- if figures.evaluation %}
-
-{{ figures.evaluation }}
-{%- endif %}
-{%- if training %}
-
-## Training
-
-|  |  |
-| --- | --- |
-{%- for cells in training %}{{ row(cells) }}{% endfor %}
-{%- endif %}
-{%- if figures.limitations %}
-
-## Limitations
-{% for line in figures.limitations %}
-- {{ line }}
-{%- endfor %}
-{%- endif %}
-{%- if networks %}
-
-## Networks
-
-```json
-{{ networks }}
-```
-{%- endif %}
-
-Method: *Revisiting Diffusion Autoencoder Training for Image Reconstruction Quality* (Khungurn et al.).
-"""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def render_model_card(figures: Mapping[str, Any]) -> str:
@@ -105,28 +51,39 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
             three optional; `evaluation`: how the results were measured; `limitations`: list of sentences;
             `license`: an SPDX id in lower case; `tags`, `datasets`, `base_model`: as in the Hub's header.
     """
-    from huggingface_hub import ModelCard
-
     name, experiment = figures["model_name"], figures.get("experiment", {})
     class_name = figures.get("class_name", _PIPELINE)
-    whole = class_name == _PIPELINE
-    parts = ("encoder", "decoder", "scheduler")
-    networks = figures.get("networks") or {part: experiment[part] for part in parts if part in experiment}
-    card = ModelCard.from_template(
-        card_data(figures),
-        template_str=_TEMPLATE,
-        name=name,
-        quoted_name=json.dumps(name),
-        class_name=class_name,
-        is_pipeline=whole,
-        one_step=experiment.get("phase1_fraction") == 1,  # all of the training was phase 1
-        summary=figures.get("summary") or (_SUMMARY if whole else f"The {class_name} of a diffusion autoencoder."),
-        figures=figures,
-        number=_number,
-        training=_training_rows(figures),
-        networks=json.dumps(networks, indent=2) if networks else "",
+    code = "\ncomponent = {loading}"
+    summary = f"The {class_name} of a diffusion autoencoder."
+    if class_name == _PIPELINE:
+        code, summary = _CODE, _SUMMARY
+    code = code.format(
+        loading=f"{class_name}.from_pretrained({json.dumps(name)})",
+        steps=1 if experiment.get("phase1_fraction") == 1 else 50,  # all of the training was phase 1
     )
-    return str(card).rstrip() + "\n"
+    sections = [
+        f"# {name}",
+        figures.get("summary") or summary,
+        "`pip install diffae_hub`, then:",
+        f"```python\nfrom diffae_hub import {class_name}\n{code}\n```",
+    ]
+    if results := figures.get("results"):
+        rows = [
+            (r["metric"], r["mode"], f"{_number(r['value'])} {r.get('unit', '')}".strip(), r.get("note", ""))
+            for r in results
+        ]
+        sections += ["## Results", markdown_table(["metric", "reconstruction", "value", "note"], rows)]
+    if evaluation := figures.get("evaluation"):
+        sections.append(evaluation)
+    if rows := _training_rows(figures):
+        sections += ["## Training", markdown_table(["", ""], rows)]
+    if limitations := figures.get("limitations"):
+        sections += ["## Limitations", "\n".join(f"- {line}" for line in limitations)]
+    parts = ("encoder", "decoder", "scheduler")
+    if networks := figures.get("networks") or {part: experiment[part] for part in parts if part in experiment}:
+        sections += ["## Networks", f"```json\n{json.dumps(networks, indent=2)}\n```"]
+    page = "\n\n".join([*sections, _METHOD])
+    return f"---\n{card_data(figures).to_yaml()}\n---\n\n{page}\n"
 
 
 def card_data(figures: Mapping[str, Any]) -> Any:
@@ -261,8 +218,8 @@ def _training_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows += [
             ("phases", phases.get(percent, f"two; the first {percent} % of the examples with t = 1")),
             ("batch size", _number(experiment["batch_size"])),
-            ("learning rate", experiment["learning_rate"]),
-            ("EMA decay", experiment["ema_decay"]),
+            ("learning rate", str(experiment["learning_rate"])),
+            ("EMA decay", str(experiment["ema_decay"])),
         ]
     rows += [(f"parameters, {part}", _number(count)) for part, count in figures.get("parameters", {}).items()]
     return rows + [(key.replace("_", " "), _number(value)) for key, value in figures.get("training", {}).items()]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_text
-from .model_card import card_with_header, render_model_card
+from .model_card import card_with_header, render_model_card, results_of_evaluation
 from .network import CONFIGURATIONS, INDEX, WEIGHTS, component_folders, hub_requests
 
 _KINDS = (*CONFIGURATIONS, f"{WEIGHTS}*.safetensors", f"{WEIGHTS}.safetensors.index*.json")
@@ -84,6 +84,47 @@ def publish(
     operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
     with hub_requests(f"repo_id {repo_id!r} cannot be written"):
         return HfApi(token=token).create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
+
+
+def push_pipeline(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    commit_message: str = "Upload diffusion autoencoder",
+    card: str | Path | None = None,
+    license: str | None = None,
+    evaluation: str | Path | None = None,
+) -> str:
+    """Uploads a pipeline folder in one commit, after it was loaded and has reconstructed one image.
+
+    Args:
+        folder, repo_id, private, token, commit_message, card: As in [`publish`] and [`ensure_repository`].
+        license: SPDX id in lower case, for the card.
+        evaluation: The report.json of an evaluation, for the card's results.
+
+    Returns:
+        The full id, "owner/name".
+    """
+    import torch
+
+    from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
+
+    if card is not None and not Path(card).is_file():
+        raise ValueError(f"card must be a Markdown file, got {card}")
+    model_files(Path(folder))  # what cannot be sent is refused first
+    pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.decoder.config
+    image = torch.full((1, config.in_channels, config.sample_size, config.sample_size), 0.5)
+    pipeline(image, num_inference_steps=1)
+    figures = {"license": license} if license else {}
+    if evaluation is not None:
+        figures["results"] = results_of_evaluation(json.loads(Path(evaluation).read_text()))
+    full_id = ensure_repository(repo_id, private, token)
+    publish(folder, full_id, token=token, commit_message=commit_message, card=card, figures=figures)
+    return full_id
 
 
 def model_files(folder: Path) -> dict[str, Path | bytes]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffae_hub import DiffusionAutoencoderPipeline, load_codes
@@ -26,74 +27,59 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-@pytest.fixture
-def codes(photos: Path, model: str, tmp_path: Path) -> Path:
-    argv = ["encode", str(photos), "--split", "train", "--columns", "label", "--model", model]
-    assert main([*argv, "--output", str(tmp_path / "codes")]) == 0
-    return tmp_path / "codes"
+def test_from_images_to_edits_neighbours_and_new_images(photos: Path, model: str, tmp_path: Path, capsys) -> None:
+    codes, mine = tmp_path / "codes", tmp_path / "mine"
 
+    def output_of(command: str, *argv: object, model: object = model) -> dict:
+        assert main([command, *map(str, argv), "--model", str(model), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
 
-def output_of(capsys: pytest.CaptureFixture, *argv: object) -> dict:
-    capsys.readouterr()
-    assert main([*map(str, argv), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    def refusal(command: str, *argv: object) -> str:
+        assert main([command, *map(str, argv)]) == 2
+        return capsys.readouterr().err
 
+    encode = ("--split", "train", "--output")
+    assert output_of("encode", photos, "--columns", "label", *encode, codes)["count"] == 32
 
-def test_attributes_from_labels_edit_pictures(codes: Path, photos: Path, model: str, tmp_path: Path, capsys) -> None:
-    fitted = output_of(
-        capsys, "fit-attributes", codes, "--labels", "label", "--model", model, "--output", tmp_path / "mine"
-    )
+    # Attributes, from labels, from two groups and from nothing.
+    fitted = output_of("fit-attributes", codes, "--labels", "label", "--output", mine)
     assert fitted["attributes"]["dark"]["accuracy"] > 0.9
-    classifier = DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "mine").attribute_classifier
+    classifier = DiffusionAutoencoderPipeline.from_pretrained(mine).attribute_classifier
     table = load_codes(codes, ["label"])
-    assert ((classifier(__import__("torch").tensor(table["latent_code"])).logits[:, 0] > 0) == table["label"]).all()
-    picture = photos / "bright" / "3.png"
-    flags = ["--model", tmp_path / "mine", "--steps", 4, "--output", tmp_path / "edits"]
-    edited = output_of(capsys, "edit", picture, "--attribute", "dark", "--strengths", -1, 0, 1, *flags)
+    assert ((classifier(torch.tensor(table["latent_code"])).logits[:, 0] > 0) == table["label"]).all()
+    for name in ("bright", "dark"):
+        output_of("encode", photos / name, *encode, tmp_path / name)
+    two = ["--without", tmp_path / "dark", "--name", "light", "--method", "means", "--output", tmp_path / "light"]
+    assert output_of("fit-attributes", tmp_path / "bright", *two)["attributes"]["light"]["auroc"] > 0.9
+    principal = output_of("fit-attributes", codes, "--principal", 2, "--output", tmp_path / "principal")["attributes"]
+    assert list(principal) == ["component 0", "component 1"]
+    assert "--labels" in refusal("fit-attributes", codes, "--model", model, "--output", mine)
+
+    # Edits.
+    picture, steps = photos / "bright" / "3.png", ["--steps", 3, "--output"]
+    strengths = ["--strengths", -1, 0, 1]
+    edited = output_of("edit", picture, "--attribute", "dark", *strengths, *steps, tmp_path / "edits", model=mine)
     assert [Path(path).is_file() for path in edited["images"][0]["edited"]] == [True] * 3
     assert Image.open(edited["images"][0]["strip"]).size == (4 * 256 + 3 * 8, 256)
-    assert main(["edit", str(picture), "--attribute", "smile", *map(str, flags)]) == 2
-    assert "dark" in capsys.readouterr().err
+    words = ["edit", picture, "--attribute", "smile", "--model", mine, *steps, tmp_path / "edits"]
+    assert "dark" in refusal(*words)
 
-
-def test_attributes_without_labels(codes: Path, photos: Path, model: str, tmp_path: Path, capsys) -> None:
-    for name in ("bright", "dark"):
-        argv = ["encode", photos / name, "--split", "train", "--model", model, "--output", tmp_path / name]
-        output_of(capsys, *argv)
-    common = ["--model", model, "--output", tmp_path / "mine"]
-    two = ["--without", tmp_path / "dark", "--name", "light", "--method", "means"]
-    assert output_of(capsys, "fit-attributes", tmp_path / "bright", *two, *common)["attributes"]["light"]["auroc"] > 0.9
-    principal = output_of(capsys, "fit-attributes", codes, "--principal", 2, *common)["attributes"]
-    assert list(principal) == ["component 0", "component 1"]
-    assert main(["fit-attributes", str(codes), *map(str, common)]) == 2
-    assert "--labels" in capsys.readouterr().err
-
-
-def test_the_nearest_image_is_the_image(codes: Path, photos: Path, model: str, tmp_path: Path, capsys) -> None:
-    argv = ["neighbours", photos / "dark" / "5.png", "--codes", codes, "--num-neighbours", 3, "--model", model]
-    found = output_of(capsys, *argv, "--sheet", tmp_path / "sheet.png")["neighbours"]
+    # The nearest image is the image.
+    search = [photos / "dark" / "5.png", "--codes", codes, "--num-neighbours", 3]
+    found = output_of("neighbours", *search, "--sheet", tmp_path / "sheet.png")["neighbours"]
     assert Path(found[0]["source"]) == photos / "dark" / "5.png"
     assert found[0]["distance"] == pytest.approx(0, abs=1e-3)
     assert [neighbour["distance"] for neighbour in found] == sorted(neighbour["distance"] for neighbour in found)
     assert Image.open(tmp_path / "sheet.png").size == (4 * 256 + 3 * 8, 256)
-    argv[-1] = "cifar10-32-small"
-    assert main([*map(str, argv)]) == 2
-    assert "--model" in capsys.readouterr().err
+    assert "--model" in refusal("neighbours", *search, "--model", "cifar10-32-small")
 
-
-def test_new_images_and_variations(codes: Path, photos: Path, model: str, tmp_path: Path, capsys) -> None:
+    # New images, and variations of one.
     size = ["--hidden-dim", 16, "--num-layers", 2, "--training-examples", 512, "--batch-size", 64]
-    argv = ["train-latent", codes, "--model", model, "--output", tmp_path / "mine", *size, "--validation-samples", 50]
-    trained = output_of(capsys, *argv)
+    trained = output_of("train-latent", codes, "--output", tmp_path / "new", *size, "--validation-samples", 50)
     assert trained["examples"] == 512
     assert trained["frechet_distance"] > 0
-    sampled = output_of(
-        capsys, "sample", "--model", tmp_path / "mine", "--num-images", 3, "--steps", 3, "--output", tmp_path / "new"
-    )
-    assert all(Image.open(path).size == (16, 16) for path in sampled["images"])
-    assert len(sampled["images"]) == 3
-    varied = output_of(
-        capsys, "variations", photos / "dark" / "1.png", "--model", model, "--steps", 3, "--output", tmp_path / "many"
-    )
+    sampled = output_of("sample", "--num-images", 3, *steps, tmp_path / "samples", model=tmp_path / "new")
+    assert [Image.open(path).size for path in sampled["images"]] == [(16, 16)] * 3
+    varied = output_of("variations", picture, *steps, tmp_path / "many")
     assert Path(varied["strip"]).is_file()
     assert Path(varied["spread"]).is_file()

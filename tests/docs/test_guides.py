@@ -81,12 +81,12 @@ def test_the_loop_of_the_diffusers_page_is_the_pipelines(tmp_path: Path, monkeyp
 
 def test_options_in_tables_are_valid_experiments() -> None:
     """Rows whose cell holds options of `diffae-hub train`: each makes an experiment, and the paper's the paper's."""
-    from diffae_hub.cli.flags import from_arguments
-    from diffae_hub.cli.train import train_arguments
+    from diffae_hub.cli.flags import add_flags, from_arguments
+    from diffae_hub.cli.train import TrainOptions
     from diffae_hub.training.options import TrainingOptions, resolve_experiment
 
     parser = argparse.ArgumentParser()
-    train_arguments(parser)
+    add_flags(parser, TrainOptions)
     rows = {}
     for page, preset in (("guides/replicate.md", "cifar10-32"), ("from_official.md", "official-ffhq256")):
         for title, options in re.findall(

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -48,12 +50,19 @@ def model(pipeline: DiffusionAutoencoderPipeline, folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def test_images(folder: Path) -> str:
-    return write_parquet(folder / "test.parquet", 11, seed=1)
+    return with_class_names(write_parquet(folder / "test.parquet", 11, seed=1))
 
 
 @pytest.fixture(scope="session")
 def train_images(folder: Path) -> str:
-    return write_parquet(folder / "train.parquet", 40, seed=0)
+    return with_class_names(write_parquet(folder / "train.parquet", 40, seed=0))
+
+
+def with_class_names(path: str) -> str:
+    columns = pq.read_table(path).to_pydict()
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -36,10 +36,6 @@ def assert_one_line(result: tuple[int, str, str]) -> None:
     assert "Traceback" not in errors
 
 
-def whole_files(cache: Path) -> list[str]:
-    return [path.name for path in cache.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".incomplete")]
-
-
 ENCODER = "^GET .*/encoder/.*safetensors"
 
 
@@ -109,6 +105,23 @@ def test_a_cached_pipeline_needs_no_hub(mode: str, hub, client: Client, stored: 
     assert first[0] == 0
     hub.fault = (mode, "")
     assert client.run("download", stored, tmp_path / "cache") == first
+
+
+DINOV2 = """
+from diffae_hub.metrics.frechet import fd_dinov2
+try:
+    fd_dinov2([], [])
+except OSError as error:
+    print(error)
+"""
+
+
+def test_weights_of_a_metric_are_given_up_at_once(hub, client: Client) -> None:
+    hub.fault = ("silent", "")
+    code, errors, output = client.run("python", DINOV2)
+    assert (code, errors) == (0, "")  # the Hub's client reports each of its attempts here
+    assert "facebook/dinov2-large" in output and hub.url in output
+    assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize(

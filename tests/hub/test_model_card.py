@@ -26,22 +26,27 @@ def figures() -> dict:
     )
 
 
-def test_card_shows_the_measured_figures() -> None:
-    card = render_model_card(figures())
+def header_of(card: str) -> dict:
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+
+
+def test_card_shows_the_measured_figures(tmp_path: Path) -> None:
+    document = figures() | {"license": "apache-2.0", "tags": ['odd: "tag"', "# no comment"]}
+    write_model_card(tmp_path, document | {"limitations": ["Only small images."]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "figures.json"]
+    card = (tmp_path / "README.md").read_text()
+    assert render_model_card(json.loads((tmp_path / "figures.json").read_text())) == card
     for text in ("21.54 dB", "0.8125", "37.25 dB", "123,456", "7,654,321", "88.25", "owner/model", "some/data", "25 %"):
         assert text in card, text
     assert "11.5" not in card, "the last validation only"
-
-
-def test_header_is_yaml() -> None:
-    document = figures() | {"license": "apache-2.0", "tags": ['odd: "tag"', "# no comment"]}
-    card = render_model_card(document)
-    header = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
-    assert header["license"] == "apache-2.0"
-    assert header["library_name"] == "diffae_hub"
-    assert header["tags"][-2:] == ['odd: "tag"', "# no comment"]
+    assert "- Only small images." in card
+    networks = json.loads(re.search(r"```json\n(.*?)\n```", card, re.DOTALL)[1])
+    assert networks == json.loads(json.dumps({part: document["experiment"][part] for part in networks}))
+    header = header_of(card)
+    assert (header["license"], header["library_name"]) == ("apache-2.0", "diffae_hub")
     assert header["pipeline_tag"] == "image-to-image"
-    assert "license" not in render_model_card(figures()), "none is claimed unasked"
+    assert header["tags"][-2:] == ['odd: "tag"', "# no comment"]
+    assert "license" not in header_of(render_model_card(figures())), "none is claimed unasked"
 
 
 def test_card_of_a_model_that_decodes_in_one_step() -> None:
@@ -52,11 +57,6 @@ def test_card_of_a_model_that_decodes_in_one_step() -> None:
     assert "| phases | one; all examples with t = 1 |" in card
     assert "50" not in card.split("## Networks")[0]
     assert "num_inference_steps=50)" in render_model_card(figures())
-
-
-def test_networks_in_the_card_are_the_experiment() -> None:
-    networks = json.loads(re.search(r"```json\n(.*?)\n```", render_model_card(figures()), re.DOTALL)[1])
-    assert networks == json.loads(json.dumps({part: figures()["experiment"][part] for part in networks}))
 
 
 def test_a_card_of_little_shows_what_there_is() -> None:
@@ -86,14 +86,4 @@ def test_local_paths_do_not_show(name: str, shown: str) -> None:
     document = figures() | {"dataset": {"name": name}}
     card = render_model_card(document)
     assert shown in card
-    header = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
-    assert header.get("datasets") == (["uoft-cs/cifar10"] if shown == name and " " not in name else None)
-
-
-def test_card_and_figures_are_written_together(tmp_path: Path) -> None:
-    document = figures() | {"limitations": ["Only small images."]}
-    write_model_card(tmp_path, document)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "figures.json"]
-    restored = json.loads((tmp_path / "figures.json").read_text())
-    assert render_model_card(restored) == (tmp_path / "README.md").read_text()
-    assert "- Only small images." in (tmp_path / "README.md").read_text()
+    assert header_of(card).get("datasets") == (["uoft-cs/cifar10"] if shown == name and " " not in name else None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from ..hub_server import Client, HubServer
 from ..training.runner import arguments, write_images
@@ -129,33 +132,22 @@ def test_results_of_an_evaluation_are_the_hubs_model_index(
     assert "| PSNR | stochastic | 23.25 dB | 1,000 images, 50 DDIM steps |" in page
 
 
-def truncate(folder: Path) -> None:
-    weights = folder / "decoder" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-
-
-def spoil(folder: Path) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    weights = folder / "decoder" / "diffusion_pytorch_model.safetensors"
+def spoil(encoder: Path, weights: Path) -> None:
     save_file({name: tensor * torch.nan for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
 
 
-def link(folder: Path) -> None:
-    weights = folder / "encoder" / "diffusion_pytorch_model.safetensors"
-    weights.rename(folder.parent / "elsewhere.safetensors")
-    weights.symlink_to(folder.parent / "elsewhere.safetensors")
+def link(encoder: Path, weights: Path) -> None:
+    weights.rename(encoder.parent.parent / "elsewhere.safetensors")
+    weights.symlink_to(encoder.parent.parent / "elsewhere.safetensors")
 
 
-def without_encoder(folder: Path) -> None:
-    for path in (folder / "encoder").iterdir():
-        path.unlink()
+def without_encoder(encoder: Path, weights: Path) -> None:
+    shutil.rmtree(encoder)
 
 
-@pytest.mark.parametrize("damage", [truncate, spoil, link, without_encoder])
+@pytest.mark.parametrize("damage", [spoil, link, without_encoder])
 def test_what_does_not_work_is_not_sent(damage, hub: HubServer, client: Client, model: str) -> None:
-    damage(Path(model))
+    damage(Path(model) / "encoder", Path(model) / "decoder" / "diffusion_pytorch_model.safetensors")
     code, errors, _ = client.run("push", model, "tiny")
     assert (code, errors.count("\n")) == (2, 1)
     assert all(len(repository.commits) == 1 for repository in hub.repositories.values())

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against scikit-image, torchmetrics and closed forms."""
+"""PSNR against scikit-image, SSIM and high-pass energy against scipy's filters."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.signal import convolve2d
 from skimage.metrics import peak_signal_noise_ratio
-from skimage.metrics import structural_similarity as skimage_ssim
-from torchmetrics.functional.image import structural_similarity_index_measure as torchmetrics_ssim
 
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 from diffae_hub.metrics.sharpness import high_pass_energy
@@ -18,21 +16,13 @@ from diffae_hub.metrics.ssim import structural_similarity
 from .conftest import photograph_pair
 
 
-def test_psnr_of_a_constant_error() -> None:
-    reference = torch.full((2, 3, 4, 4), 0.5)
-    images = reference + torch.tensor([0.1, 0.01]).reshape(2, 1, 1, 1)
-    torch.testing.assert_close(
-        peak_signal_to_noise_ratio(images, reference), torch.tensor([20.0, 40.0]).double(), atol=1e-4, rtol=0
-    )
-    assert torch.isinf(peak_signal_to_noise_ratio(reference, reference)).all()
-
-
 def test_psnr_equals_scikit_image() -> None:
     images, references = photograph_pair(64, 64)
     expected = [
         peak_signal_noise_ratio(r.numpy(), i.numpy(), data_range=1) for i, r in zip(images, references, strict=True)
     ]
     np.testing.assert_allclose(peak_signal_to_noise_ratio(images, references).numpy(), expected, rtol=1e-9)
+    assert torch.isinf(peak_signal_to_noise_ratio(references, references)).all()
 
 
 def test_ssim_equals_an_independent_zero_padded_computation() -> None:
@@ -51,20 +41,6 @@ def test_ssim_equals_an_independent_zero_padded_computation() -> None:
             channels.append(np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))))
         expected.append(np.mean(channels))
     np.testing.assert_allclose(structural_similarity(images, references).numpy(), expected, rtol=1e-9)
-
-
-def test_ssim_equals_scikit_image_and_torchmetrics_where_padding_does_not_matter() -> None:
-    # In a black frame wider than half a window zero-padding and their reflection are the same.
-    images, references = (torch.nn.functional.pad(batch, [6] * 4) for batch in photograph_pair(64, 64))
-    ours = structural_similarity(images, references)
-    for value, image, reference in zip(ours, images, references, strict=True):
-        _, similarity = skimage_ssim(
-            reference.numpy(), image.numpy(), data_range=1, channel_axis=0, full=True,
-            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-        )  # fmt: skip
-        assert float(value) == pytest.approx(similarity.mean(), abs=1e-6)
-    expected = torchmetrics_ssim(images, references, data_range=1.0, sigma=1.5, kernel_size=11, reduction="none")
-    torch.testing.assert_close(ours.double(), expected.double(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("metric", [peak_signal_to_noise_ratio, structural_similarity])

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffae_hub.cli.flags import from_arguments, with_hyphens
+from diffae_hub.cli.flags import add_flags, from_arguments, with_hyphens
 from diffae_hub.cli.main import main
-from diffae_hub.cli.train import train_arguments
+from diffae_hub.cli.train import TrainOptions
 from diffae_hub.training import loop
 from diffae_hub.training.checkpoints import checkpoint_files, load_checkpoint
 from diffae_hub.training.options import TrainingOptions, resolve_experiment
@@ -172,7 +172,7 @@ def run(argv: list[str], prepare: Callable[[], object] | None = None, processes:
 def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:
     """The options and the experiment of a command line."""
     parser = argparse.ArgumentParser()
-    train_arguments(parser)
+    add_flags(parser, TrainOptions)
     arguments = parser.parse_args(with_hyphens(argv))
     options = from_arguments(TrainingOptions, arguments)
     return options, resolve_experiment(options, arguments.set)

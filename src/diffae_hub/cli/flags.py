@@ -15,17 +15,16 @@ from typing import Any, Literal, TypeVar
 Options = TypeVar("Options")
 
 
-def option(default: Any, help: str, group: str | None = None, positional: bool = False) -> Any:
+def option(default: Any, help: str, *, positional: bool = False, append: bool = False) -> Any:
     """A dataclass field with what its flag needs.
 
     Args:
         default: `dataclasses.MISSING` makes it required.
         help: One line, without the default, which is added.
-        group: Title of the flags it stands among.
         positional: Whether it is an argument without a flag.
+        append: Whether the flag of a tuple takes one value, and is repeated for more.
     """
-    metadata = {"help": help, "group": group, "positional": positional}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={"help": help, "positional": positional, "append": append})
 
 
 def whole_number(text: str) -> int:
@@ -46,16 +45,16 @@ def path(text: str) -> Path:
 whole_number.__name__ = "int"  # what argparse calls it in its messages
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type, **defaults: Any) -> None:
-    """Adds a flag for each field of a dataclass; `defaults` go before those of the fields."""
+def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
+    """Adds a flag for each field of a dataclass, among those of its `group`."""
     hints, groups = typing.get_type_hints(options), {None: parser}
     for field in dataclasses.fields(options):
-        extra, default = field.metadata, defaults.get(field.name, field.default)
-        group = extra.get("group")
+        extra, default = field.metadata, field.default
+        required, group = default is dataclasses.MISSING, extra.get("group")
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         settings: dict[str, Any] = {"help": extra["help"]}
-        if default is not dataclasses.MISSING:
+        if not required:
             settings["default"] = default
             if default not in (None, False, ()):
                 settings["help"] += f" (default: {default})".replace("%", "%%")
@@ -63,7 +62,11 @@ def add_flags(parser: argparse.ArgumentParser, options: type, **defaults: Any) -
         if type(None) in typing.get_args(kind):
             kind = next(part for part in typing.get_args(kind) if part is not type(None))
         if typing.get_origin(kind) is tuple:
-            settings["nargs"], kind = "*", typing.get_args(kind)[0]
+            kind = typing.get_args(kind)[0]
+            several = (
+                {"action": "append", "default": []} if extra.get("append") else {"nargs": "+" if required else "*"}
+            )
+            settings |= several
         if typing.get_origin(kind) is Literal:
             settings["choices"] = typing.get_args(kind)
         elif kind is bool:
@@ -74,12 +77,11 @@ def add_flags(parser: argparse.ArgumentParser, options: type, **defaults: Any) -
             groups[group].add_argument(field.name, metavar=field.name.upper(), **settings)
         else:
             names = ["--" + field.name.replace("_", "-"), *extra.get("aliases", ())]
-            required = default is dataclasses.MISSING
             groups[group].add_argument(*names, dest=field.name, required=required, **settings)
 
 
-def from_arguments(options: type[Options], arguments: argparse.Namespace) -> Options:
-    """The dataclass with the parsed values; lists become tuples."""
+def from_arguments(options: type[Options], arguments: Any) -> Options:
+    """The dataclass with parsed values, those of a namespace or of a larger dataclass; lists become tuples."""
     values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(options)}
     return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 

@@ -1,43 +1,48 @@
 """The command line: `diffae-hub COMMAND`.
 
-Each command is a module with two functions, `COMMAND_arguments` and `run_COMMAND`. What goes wrong ends here, with one
-line on stderr and exit code 2; `python -X dev -m diffae_hub.cli` shows where it went wrong instead. Names of files and
-messages of servers may hold control characters, which would steer the terminal: they are replaced here, too.
+Each command is a function: its docstring is the help, the dataclass that it takes has the flags, and it returns what to
+print, as a JSON document and as text. What goes wrong ends here, with one line on stderr and exit code 2;
+`python -X dev -m diffae_hub.cli` shows where it went wrong instead. Names of files and messages of servers may hold
+control characters, which would steer the terminal: they are replaced here, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
+import json
 import os
 import shlex
 import sys
+import typing
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
 from .. import __version__
-from .flags import with_hyphens
+from ..data.errors import TrainingError
+from .flags import add_flags, from_arguments, with_hyphens
 
-# Command -> one line of help. A command's module is imported when it is chosen, so that `--help` does not wait for
-# torch and a missing extra concerns only the command that needs it.
+# Command -> its module and one line of help. The module is imported when the command is chosen, so that `--help` does
+# not wait for torch, and a missing extra concerns only the command that needs it.
 _COMMANDS = {
-    "reconstruct": "encode images and decode them again",
-    "interpolate": "walk from one image to another",
-    "edit": "change an attribute of images",
-    "variations": "decode one code from several noises",
-    "sample": "make new images",
-    "neighbours": "find the images of an encoded data set that are nearest to one",
-    "evaluate": "measure a model by the paper's protocol",
-    "train": "train or fine-tune a model on a data set",
-    "encode": "write the latent codes of a data set",
-    "fit-attributes": "find attributes in latent codes, for edit",
-    "train-latent": "train a latent code model, for sample",
-    "convert": "turn official checkpoints into a pipeline folder",
-    "export-official": "write checkpoints that the official code loads",
-    "push": "upload a pipeline to the Hugging Face Hub",
-    "models": "list the bundled models",
+    "reconstruct": ("sampling", "encode images and decode them again"),
+    "interpolate": ("sampling", "walk from one image to another"),
+    "edit": ("sampling", "change an attribute of images"),
+    "variations": ("sampling", "decode one code from several noises"),
+    "sample": ("sampling", "make new images"),
+    "neighbours": ("codes", "find the images of an encoded data set that are nearest to one"),
+    "evaluate": ("evaluate", "measure a model by the paper's protocol"),
+    "train": ("train", "train or fine-tune a model on a data set"),
+    "encode": ("codes", "write the latent codes of a data set"),
+    "fit-attributes": ("codes", "find attributes in latent codes, for edit"),
+    "train-latent": ("train", "train a latent code model, for sample"),
+    "convert": ("exchange", "turn official checkpoints into a pipeline folder"),
+    "export-official": ("exchange", "write checkpoints that the official code loads"),
+    "push": ("exchange", "upload a pipeline to the Hugging Face Hub"),
+    "models": ("exchange", "list the bundled models"),
 }
 _DESCRIPTION = """Diffusion autoencoders: image -> latent code -> image.
 
@@ -73,7 +78,10 @@ def _printable(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line (`sys.argv[1:]` if None); the exit code is 0, 2 for what went wrong, 130 after Ctrl-C."""
+    """Runs the command line (`sys.argv[1:]` if None).
+
+    The exit code is 0, 2 for what went wrong, 1 for a training that broke off after it had begun, 130 after Ctrl-C.
+    """
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings quote the server
     if not sys.warnoptions:  # nor do libraries' warnings, as of Pillow about a damaged file, belong there
         warnings.simplefilter("ignore")
@@ -81,40 +89,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with redirect_stdout(_Printable(sys.stdout)):
-            code = _run(with_hyphens(list(sys.argv[1:] if argv is None else argv)))
+            _run(with_hyphens(list(sys.argv[1:] if argv is None else argv)))
         sys.stdout.flush()
-        return code
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("diffae_hub"):
             raise
-        message = f"diffae-hub: this command needs {error.name}: pip install 'diffae_hub[train,eval]'"
+        message, code = f"this command needs {error.name}: pip install 'diffae_hub[train,eval]'", 2
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        kind = "" if isinstance(error, (ValueError, OSError)) and str(error) else f"{type(error).__name__}: "
-        message = f"diffae-hub: {kind}{error}"
+        kind = "" if isinstance(error, (ValueError, OSError, TrainingError)) and str(error) else type(error).__name__
+        message, code = ": ".join(filter(None, (kind, str(error)))), 1 if isinstance(error, TrainingError) else 2
         if isinstance(error, BrokenPipeError):  # nobody reads on; Python would complain once more at its end
             sys.stdout = None  # type: ignore[assignment]
-    message = _printable(" ".join(message.split()))
+    message = _printable(" ".join(f"diffae-hub: {message}".split()))
     print(message if len(message) < 1000 else f"{message[:500]} ... {message[-500:]}", file=sys.stderr)
-    return 2
+    return code
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str]) -> None:
     parser = _Parser(prog="diffae-hub", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in _COMMANDS.items():
-        description, layout = f"{summary[0].upper()}{summary[1:]}.", argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, help=summary, description=description, formatter_class=layout)
+    for name, (module, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == next((word for word in argv if not word.startswith("-")), None):
-            prefix = name.replace("-", "_")
-            functions = importlib.import_module(f"diffae_hub.cli.{prefix}")
-            getattr(functions, f"{prefix}_arguments")(command)
-            command.set_defaults(run=getattr(functions, f"run_{prefix}"))
+            function = getattr(importlib.import_module(f"diffae_hub.cli.{module}"), name.replace("-", "_"))
+            options = typing.get_type_hints(function)["options"]
+            command.description = inspect.getdoc(function)
+            add_flags(command, options)
+            if name != "train":
+                command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     arguments = parser.parse_args(argv)
     arguments.command_line = shlex.join(["diffae-hub", *argv])
-    return arguments.run(arguments)
+    arguments.json = getattr(arguments, "json", False)
+    arguments.show_progress = sys.stderr.isatty() and not arguments.json
+    if result := function(from_arguments(options, arguments), arguments):
+        document, text = result
+        print(json.dumps(document, indent=2, default=str) if arguments.json else text)

@@ -1,43 +1,92 @@
-"""`diffae-hub train`."""
+"""Commands that train."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from argparse import Namespace
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
 
-from ..data.errors import TrainingError
+from ..training.latent import LatentOptions
 from ..training.options import TrainingOptions
-from .flags import add_flags, from_arguments
+from .flags import from_arguments, option
+from .quiet import silence_libraries
 
 
-def train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `diffae-hub train`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = """Train a diffusion autoencoder, in two phases, or fine-tune one.
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainingOptions):
+    """Those of the training, and overrides of its experiment."""
 
-  diffae-hub train --preset small-64 --dataset path/to/images --output runs/mine
-  diffae-hub train --pretrained-model cifar10-32-small --dataset path/to/images --output runs/mine
-
-Several GPUs: `accelerate launch -m diffae_hub.cli train ...`. Given again with --resume-from-checkpoint latest, the
-command goes on where it stopped, as if it had not been interrupted; with larger --training-examples, beyond its end."""
-    add_flags(parser, TrainingOptions)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. decoder.dropout=0.2")
+    set: tuple[str, ...] = option((), "KEY=VALUE, e.g. decoder.dropout=0.2; may be repeated", append=True)
 
 
-def run_train(arguments: argparse.Namespace) -> int:
-    """Trains; the exit code is 0, 2 for what went wrong before the first step, 1 for a run that broke off."""
-    from ..training.loop import train
+def train(options: TrainOptions, arguments: Namespace) -> None:
+    """Train a diffusion autoencoder, in two phases, or fine-tune one.
+
+      diffae-hub train --preset small-64 --dataset path/to/images --output runs/mine
+      diffae-hub train --pretrained-model cifar10-32-small --dataset path/to/images --output runs/mine
+
+    Several GPUs: `accelerate launch -m diffae_hub.cli train ...`. Given again with --resume-from-checkpoint latest,
+    the command goes on where it stopped, as if it had not been interrupted; with larger --training-examples, beyond
+    its end.
+    """
+    from ..training import loop
 
     try:
-        train(from_arguments(TrainingOptions, arguments), arguments.set)
-    except TrainingError as error:
-        if sys.flags.dev_mode:
+        loop.train(from_arguments(TrainingOptions, options), options.set)
+    except ValueError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             raise
-        print(f"diffae-hub: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except ValueError:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes refuse it, and one says so
-            raise
-        return 2
-    return 0
+        raise SystemExit(2) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLatentOptions(LatentOptions):
+    """What is trained on, how, and what is written."""
+
+    codes: Path = option(MISSING, "folder of `diffae-hub encode`", positional=True)
+    output: Path = option(MISSING, "pipeline folder to write: the model with a latent code model")
+    model: str = option("cifar10-32-small", "the model that made the codes")
+    run_dir: Path | None = option(None, "folder of checkpoints and metrics.jsonl (default: beside the output)")
+
+
+def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any, str] | None:
+    """Train a latent code model, with which a pipeline makes new images.
+
+      diffae-hub encode photos/ --output codes
+      diffae-hub train-latent codes --output mine
+      diffae-hub sample --model mine --output samples
+
+    Given again, the command continues where it stopped.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    from ..codes.fingerprints import check_encoder
+    from ..codes.shards import codes_summary, load_codes
+    from ..devices import load_pipeline
+    from ..files import new_folder
+    from ..training.latent import train_latent
+    from ..training.run_folder import read_metrics
+
+    silence_libraries()
+    pipeline = load_pipeline(options.model, torch.device("cpu"))
+    check_encoder(pipeline, codes_summary(options.codes))
+    accelerator = Accelerator()
+    quiet = arguments.json or not accelerator.is_main_process
+    folder = options.run_dir or options.output.with_name(f"{options.output.name}-training")
+    model, scheduler = train_latent(
+        load_codes(options.codes)["latent_code"],
+        from_arguments(LatentOptions, options),
+        folder,
+        accelerator,
+        (lambda line: None) if quiet else lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if not accelerator.is_main_process:
+        return None
+    pipeline.latent_code_model, pipeline.latent_scheduler = model.cpu(), scheduler
+    with new_folder(options.output) as partial:
+        pipeline.save_pretrained(partial)
+    return {"output": options.output, **read_metrics(folder)[-1]}, str(options.output)

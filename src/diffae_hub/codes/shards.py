@@ -182,11 +182,6 @@ def codes_summary(folder: str | Path) -> dict[str, Any]:
     return read_json(path, ("encoder", "columns", "class_names", "count"))
 
 
-def stored_codes(folder: Path) -> int:
-    """The number of codes in the shards that are there."""
-    return sum(map(_shard_length, _shards(folder)))
-
-
 def _image(index: int, row: dict[str, Any], image_column: str) -> dict[str, Any]:
     """`{"path", "bytes", "source"}`: the image of a row, undecoded, and where it is from."""
     image = row[image_column] or {}

@@ -7,8 +7,8 @@
     scores_stochastic_0.jsonl   PSNR, SSIM and high-pass energy per image, one file per process
     path_lengths_100_0.jsonl    perceptual path length per pair of images
     codes_train, codes_test     latent codes and labels, for the probe
-    interpolations/             a strip per pair of images
-    run.json, timings.json      the model's size, the machine; how long each stage took
+    interpolation_10000.png     between some of so many images
+    run.json                    the model's size, the machine
     report.json, report.md      figures and page
 
 The folder can be continued: an image counts as done once its scores are written, which happens after its files are.
@@ -17,7 +17,6 @@ The folder can be continued: an image counts as done once its scores are written
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import read_json, write_png, write_text
+from ..files import write_png
 from ..images import to_pil
 from ..metrics.psnr import peak_signal_to_noise_ratio
 from ..metrics.sharpness import high_pass_energy
@@ -72,21 +71,11 @@ class EvaluationFolder:
         reconstructions: torch.Tensor,
         sizes: Sequence[int] | None = None,
     ) -> None:
-        """Scores a batch and writes its files and scores.
+        """Scores a batch (B, C, H, W), float, in [0, 1], and writes its files and scores.
 
-        The scores are taken on floats, PSNR up to 100 dB; the PNG files hold both images rounded to 8 bits.
-
-        Args:
-            method: Name of the method.
-            indices: Number of each image.
-            originals: (B, C, H, W), float, in [0, 1]; C is 1 or 3.
-            reconstructions: As `originals`.
-            sizes: Bytes that each reconstruction was made from, where a method has such a thing.
+        The scores are taken on floats, PSNR up to 100 dB; the PNG files hold both images rounded to 8 bits. `sizes` are
+        the bytes that each reconstruction was made from, where a method has such a thing.
         """
-        finite = reconstructions.isfinite().flatten(1).all(dim=1).tolist()
-        if not all(finite):
-            broken = indices[finite.index(False)]
-            raise ValueError(f"model must give finite images, got NaN or infinity for image {broken}")
         columns = {
             "psnr_db": peak_signal_to_noise_ratio(reconstructions, originals).clamp(max=PSNR_LIMIT_DB),
             "ssim": structural_similarity(reconstructions, originals),
@@ -101,10 +90,9 @@ class EvaluationFolder:
                 path = self.file(name, index)
                 if name == method or not path.is_file():
                     write_png(path, to_pil(image), compress_level=1)
-        rows = zip(*columns.values(), strict=True)
         records = [
-            {"index": index, **dict(zip(columns, map(float, row), strict=True))}
-            for index, row in zip(indices, rows, strict=True)
+            {"index": index, **{name: float(values[row]) for name, values in columns.items()}}
+            for row, index in enumerate(indices)
         ]
         self.append(f"scores_{method}", records)
 
@@ -126,22 +114,3 @@ class EvaluationFolder:
                 except ValueError:
                     continue
         return found
-
-
-class StageClock:
-    """Seconds and images per second of the stages, over all runs into a folder, in timings.json if `path` is given."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self.timings: dict[str, dict[str, float]] = read_json(path) if path is not None and path.is_file() else {}
-
-    def add(self, stage: str, images: int, started: float) -> None:
-        """Adds what was done since `started`, of `time.monotonic()`. No images count as nothing."""
-        if not images:
-            return
-        before = self.timings.get(stage, {"seconds": 0.0, "images": 0})
-        seconds, images = before["seconds"] + time.monotonic() - started, before["images"] + images
-        per_second = images / max(seconds, 1e-9)
-        self.timings[stage] = {"seconds": seconds, "images": images, "images_per_second": per_second}
-        if self._path is not None:
-            write_text(self._path, json.dumps(self.timings, indent=2) + "\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..metrics.bootstrap import bootstrap_interval
 from ..metrics.lpips import PerceptualDistance
 from ..metrics.weights import WeightsUnavailable
 from .baselines import latent_code_bytes
-from .evaluation_folder import ORIGINALS, EvaluationFolder, StageClock, batches
+from .evaluation_folder import ORIGINALS, EvaluationFolder, batches
 from .options import IMAGE_METRICS, PATH_LENGTH, EvaluationOptions
 from .reconstruct import path_lengths
 
@@ -36,31 +35,27 @@ def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
     A metric without weights is in it as `{"unavailable": why}`, or ends with `WeightsUnavailable` if it is required.
     """
     options, facts = EvaluationOptions.load(path), read_json(path / "run.json", _FACTS)
-    folder, clock, count = EvaluationFolder(path), StageClock(path / "timings.json"), facts["num_images"]
+    folder, count = EvaluationFolder(path), facts["num_images"]
     device = find_device(options.device, join_processes(options.device))
     results: dict[str, Any] = {}
     if options.probe:
-        started = time.monotonic()
         results["probe"] = _probe(options)
-        clock.add(f"probe_{options.probe}", results["probe"]["test_codes"], started)
-    missing: dict[str, Any] = {}  # metrics that cannot be had, so that they are tried once only
     for method in options.methods:
         scores = [score for index, score in folder.scores(method).items() if index < count]
-        indices = [score["index"] for score in scores]
         results[method] = _from_scores(scores, options.seed, facts["latent_dim"])
-        for metric in options.metrics:
-            started = time.monotonic()
-            try:
-                if metric not in missing:
-                    results[method][metric] = _metric(metric, folder, method, indices, options, device, show_progress)
-                    clock.add(f"{metric}_{method}", len(indices), started)
-            except (WeightsUnavailable, ImportError, ValueError) as error:  # ValueError: too small images
-                missing[metric] = _unavailable(metric, error, options)
-            if metric in missing:
-                results[method][metric] = missing[metric]
+    for metric in options.metrics:
+        try:
+            measured = {
+                method: _metric(metric, folder, method, range(count), options, device, show_progress)
+                for method in options.methods
+            }
+        except (WeightsUnavailable, ImportError, ValueError) as error:  # ValueError: too small images
+            measured = dict.fromkeys(options.methods, _unavailable(metric, error, options))
+        for method, figure in measured.items():
+            results[method][metric] = figure
     if options.path_length_pairs:
         results[PATH_LENGTH] = _path_length(folder, options, count, device)
-    figures = {**options.as_json(), **facts, "modes": options.modes, "results": results, "timings": clock.timings}
+    figures = {**options.as_json(), **facts, "modes": options.modes, "results": results}
     figures = _plain(figures)
     write_text(path / "report.json", json.dumps(figures, indent=2) + "\n")
     return figures
@@ -78,7 +73,7 @@ def check_required(options: EvaluationOptions, device: torch.device) -> None:
                 if metric == PATH_LENGTH:
                     PerceptualDistance("vgg", device=device)
                 else:
-                    _metric(metric, folder, ORIGINALS, [0, 1], options, device, False)
+                    _metric(metric, folder, ORIGINALS, range(2), options, device, False)
             except (WeightsUnavailable, ImportError) as error:
                 _unavailable(metric, error, options)
 
@@ -99,7 +94,7 @@ def _metric(
     metric: str,
     folder: EvaluationFolder,
     method: str,
-    indices: Sequence[int],
+    indices: range,
     options: EvaluationOptions,
     device: torch.device,
     show_progress: bool,
@@ -134,18 +129,14 @@ def _probe(options: EvaluationOptions) -> dict[str, Any]:
     names, folders = list(options.label_columns), [options.output / f"codes_{name}" for name in ("train", "test")]
     train, test = (load_codes(folder, names) for folder in folders)
     classes = codes_summary(folders[1])["class_names"].get(names[0])
-    try:
-        learnt, expected = (
-            codes[names[0]] if len(names) == 1 else np.stack([codes[name] for name in names], axis=1)
-            for codes in (train, test)
-        )
-        if len(names) == 1 and learnt.ndim == 2:  # a column of lists
-            names = [f"{names[0]}[{position}]" for position in range(learnt.shape[1])]
-        probe = getattr(linear_probe, f"{options.probe}_probe")
-        result = probe(train["latent_code"], learnt, test["latent_code"], expected)
-    except (ValueError, TypeError) as error:
-        columns = ", ".join(options.label_columns)
-        raise ValueError(f"label_columns must fit the probe {options.probe}, got {columns}: {error}") from error
+    learnt, expected = (
+        codes[names[0]] if len(names) == 1 else np.stack([codes[name] for name in names], axis=1)
+        for codes in (train, test)
+    )
+    if len(names) == 1 and learnt.ndim == 2:  # a column of lists
+        names = [f"{names[0]}[{position}]" for position in range(learnt.shape[1])]
+    probe = getattr(linear_probe, f"{options.probe}_probe")
+    result = probe(train["latent_code"], learnt, test["latent_code"], expected)
     if options.probe == "multilabel":
         result["left_out"] = [names[position] for position in result["left_out"]]
     if options.probe == "multiclass" and classes:

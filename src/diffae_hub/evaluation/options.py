@@ -13,6 +13,7 @@ from ..files import read_json, write_text
 
 PATH_LENGTH = "perceptual_path_length"
 _FILE = "options.json"
+_MODES = {"stochastic": ("stochastic",), "inversion": ("inversion",), "both": ("stochastic", "inversion")}
 
 _ImageMetric = Literal["lpips_alex", "lpips_vgg"]
 _FolderMetric = Literal["fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2"]
@@ -76,21 +77,20 @@ class EvaluationOptions:
     data_note: str | None = _option(None, "what is to be known about the data, in words", "report")
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            value, choices = getattr(self, name), _choices(hint)
-            wrong = [v for v in (value if isinstance(value, tuple) else (value,)) if v is not None and v not in choices]
-            if choices and wrong:
-                raise ValueError(f"{name} must be among {', '.join(choices)}, got {wrong[0]!r}")
         measured = self.metrics + (PATH_LENGTH,) * bool(self.path_length_pairs)
         for metric in set(self.require) - set(measured):
             option = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
             raise ValueError(f"require must be among what is measured; {metric} is not: add it by {option}")
-        for name in ("steps", "num_images", "batch_size", "baseline_images", "path_length_intervals"):
-            value, lowest = getattr(self, name), 2 if name == "num_images" else 1
-            if value is not None and value < lowest:
-                raise ValueError(f"{name} must be at least {lowest}, got {value}")
-        if self.path_length_pairs < 0:
-            raise ValueError(f"path_length_pairs must be at least 0, got {self.path_length_pairs}")
+        lowest = {
+            "num_images": 2,
+            "batch_size": 1,
+            "baseline_images": 1,
+            "path_length_pairs": 0,
+            "path_length_intervals": 1,
+        }
+        for name, least in lowest.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {self.seed}")
         fitted = [name for name in self.baselines if name != "jpeg"] + ([self.probe] if self.probe else [])
@@ -104,7 +104,7 @@ class EvaluationOptions:
     @property
     def modes(self) -> tuple[str, ...]:
         """The kinds of reconstruction that `mode` stands for."""
-        return ("stochastic", "inversion") if self.mode == "both" else (self.mode,)
+        return _MODES[self.mode]
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -127,10 +127,3 @@ class EvaluationOptions:
         found = read_json(folder / _FILE, names)
         values = {name: tuple(found[name]) if isinstance(found[name], list) else found[name] for name in names}
         return cls(**{**values, "output": folder})
-
-
-def _choices(hint: Any) -> tuple[str, ...]:
-    """The values of the `Literal` in a type, if there is one."""
-    if typing.get_origin(hint) is Literal:
-        return typing.get_args(hint)
-    return tuple(choice for part in typing.get_args(hint) for choice in _choices(part))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..codes.fingerprints import weights_fingerprint
-from ..codes.shards import encode_dataset, encode_images, stored_codes
+from ..codes.shards import encode_dataset, encode_images
 from ..data.open_dataset import load_rows, open_dataset
 from ..data.transform import ImageTransform
 from ..devices import find_device, load_pipeline, processor_name
 from ..files import SETTINGS, check_new_or_continued, check_output, keep_settings, write_png, write_text
-from ..images import film_strip
+from ..images import image_grid
 from ..metrics.lpips import PerceptualDistance
 from ..metrics.perceptual_path_length import perceptual_path_length
 from ..metrics.weights import WeightsUnavailable
@@ -34,8 +33,8 @@ from ..pipelines.interpolation import slerp
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..schedulers.compatibility import with_solver
 from .baselines import fit_mean_image, fit_pca, jpeg_reconstruct, latent_code_bytes
-from .evaluation_folder import EvaluationFolder, StageClock, batches
-from .options import PATH_LENGTH, EvaluationOptions
+from .evaluation_folder import EvaluationFolder, batches
+from .options import EvaluationOptions
 
 _NUM_INTERPOLATIONS, _NUM_FRAMES = 3, 9
 
@@ -58,7 +57,6 @@ class _Run:
     options: EvaluationOptions
     state: PartialState
     folder: EvaluationFolder
-    clock: StageClock
     images: _Images
     count: int
     show_progress: bool
@@ -98,9 +96,12 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
             "images": number,
             "pca_components": min(config.latent_dim, number, config.in_channels * config.sample_size**2),
         }
+    labelled = {}
     if options.probe:
-        for source, split in ((options.train_dataset, options.train_split), (options.dataset, options.split)):
-            open_dataset(source, split, options.image_column, False, options.label_columns)
+        labelled["train"] = options.train_dataset, options.train_split, None
+        labelled["test"] = options.dataset, options.split, count
+    for source, split, _ in labelled.values():
+        open_dataset(source, split, options.image_column, False, options.label_columns)
 
     settings = {"weights": weights, "dataset_images": len(images.rows)}
     for name in ("dataset", "split", "image_column", "crop", "solver", "steps", "seed", "dtype"):
@@ -114,11 +115,21 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
                 keep_settings(options.output / name, part, f"an evaluation ({name})", write=state.is_main_process)
 
     folder = EvaluationFolder(options.output, state.process_index)
-    clock = StageClock(options.output / "timings.json" if state.is_main_process else None)
-    run = _Run(options, state, folder, clock, images, count, show_progress and state.is_main_process)
-    if options.probe:
-        _encode(run, pipeline, "train", options.train_dataset, options.train_split, None)
-        _encode(run, pipeline, "test", options.dataset, options.split, count)
+    run = _Run(options, state, folder, images, count, show_progress and state.is_main_process)
+    for name, (source, split, limit) in labelled.items():
+        encode_dataset(
+            pipeline,
+            source,
+            options.output / f"codes_{name}",
+            split=split,
+            image_column=options.image_column,
+            columns=options.label_columns,
+            crop=options.crop,
+            num_images=limit,
+            shard_size=5_000,
+            state=state,
+            show_progress=run.show_progress,
+        )
     for mode in options.modes:
         _sample(run, pipeline, mode, mode)
         if other is not None:
@@ -164,11 +175,9 @@ def path_lengths(folder: EvaluationFolder, options: EvaluationOptions, count: in
     return {pair: found[pair] for pair in pairs if pair in found}
 
 
-def interpolations(options: EvaluationOptions, count: int) -> list[tuple[tuple[int, int], Path]]:
-    """The pairs of images that are interpolated for the report, and the files of their strips."""
-    folder = options.output / "interpolations"
-    pairs = image_pairs(count, _NUM_INTERPOLATIONS, options.seed)
-    return [(pair, folder / f"{pair[0]:07d}_{pair[1]:07d}.png") for pair in pairs]
+def interpolation_picture(folder: Path, count: int) -> Path:
+    """The file of interpolations between some of the first so many images."""
+    return folder / f"interpolation_{count}.png"
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
@@ -216,45 +225,20 @@ def _between(
 # ---- stages ----------------------------------------------------------------------------------------------------------
 
 
-def _encode(
-    run: _Run, pipeline: DiffusionAutoencoderPipeline, name: str, source: str, split: str, limit: int | None
-) -> None:
-    """The codes of one data set, for the probe."""
-    folder, started = run.options.output / f"codes_{name}", time.monotonic()
-    stored = stored_codes(folder)
-    count = encode_dataset(
-        pipeline,
-        source,
-        folder,
-        split=split,
-        image_column=run.options.image_column,
-        columns=run.options.label_columns,
-        crop=run.options.crop,
-        num_images=limit,
-        shard_size=5_000,
-        state=run.state,
-        show_progress=run.show_progress,
-    )
-    run.clock.add(f"encoding_{name}", max(0, count - stored), started)
-
-
 def _sample(run: _Run, pipeline: DiffusionAutoencoderPipeline, method: str, mode: str) -> None:
     """Reconstructs the images that the folder does not have."""
     waiting = run.mine(range(run.count), run.folder.scores(method))
     steps, seed = run.options.steps, run.options.seed
     with tqdm(total=len(waiting), unit="img", desc=method, disable=not run.show_progress, mininterval=1) as progress:
         for batch in batches(waiting, run.options.batch_size):
-            originals, started = run.images[batch], time.monotonic()
+            originals = run.images[batch]
             codes = encode_images(pipeline, originals)
             if mode == "inversion":
                 noise = {"noise": _invert(pipeline, originals, codes, steps)}
             else:
                 noise = {"generator": [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in batch]}
             reconstructions = _decode(pipeline, codes, steps, **noise).cpu()
-            run.clock.add(f"sampling_{method}", len(batch), started)
-            started = time.monotonic()
             run.folder.add(method, batch, originals / 2 + 0.5, reconstructions)
-            run.clock.add(f"scores_png_{method}", len(batch), started)
             progress.update(len(batch))
 
 
@@ -270,7 +254,7 @@ def _path_lengths(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
     except (WeightsUnavailable, ImportError):
         return  # `measure.py` says so
     for pair in tqdm(waiting, desc="perceptual path length", unit="pair", disable=not run.show_progress):
-        ends, started = run.images[pair], time.monotonic()
+        ends = run.images[pair]
         first, second = (ends / 2 + 0.5).to(pipeline.device)
         paths = {
             "path_length": _between(pipeline, ends, options.steps),
@@ -281,16 +265,17 @@ def _path_lengths(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
             for name, path in paths.items()
         }
         run.folder.append(f"path_lengths_{options.path_length_intervals}", [{"images": list(pair), **lengths}])
-        run.clock.add(PATH_LENGTH, 1, started)
 
 
 def _interpolate(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
-    """A strip of images between both of a pair."""
-    for pair, path in interpolations(run.options, run.count):
-        if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
-            image_at = _between(pipeline, run.images[pair], run.options.steps)
-            write_png(path, film_strip(list(image_at(torch.linspace(0, 1, _NUM_FRAMES)).cpu())))
+    """A picture of some pairs of images, a row each, and what is between them."""
+    path, rows = interpolation_picture(run.options.output, run.count), []
+    if path.is_file():
+        return
+    for pair in image_pairs(run.count, _NUM_INTERPOLATIONS, run.options.seed):
+        image_at = _between(pipeline, run.images[pair], run.options.steps)
+        rows.append(image_at(torch.linspace(0, 1, _NUM_FRAMES)).cpu())
+    write_png(path, image_grid(torch.cat(rows), _NUM_FRAMES))
 
 
 def _baselines(run: _Run, train: _Images | None, fitted: Mapping[str, Any] | None, latent_dim: int) -> None:
@@ -310,10 +295,9 @@ def _baselines(run: _Run, train: _Images | None, fitted: Mapping[str, Any] | Non
         elif name == "pca":
             method = fit_pca(pixels, fitted["pca_components"])
         for batch in tqdm(list(batches(waiting, 500)), desc=name, disable=not run.show_progress):
-            originals, started, sizes = run.images[batch] / 2 + 0.5, time.monotonic(), None
+            originals, sizes = run.images[batch] / 2 + 0.5, None
             if name == "jpeg":
                 reconstructions, sizes = jpeg_reconstruct(originals, latent_code_bytes(latent_dim))
             else:
                 reconstructions = method(originals)
-            run.clock.add(f"baseline_{name}", len(batch), started)
             run.folder.add(name, batch, originals, reconstructions, sizes)

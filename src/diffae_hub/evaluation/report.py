@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
 
 from ..files import new_file, read_json, write_png, write_text
-from ..images import film_strip
+from ..images import image_grid
+from ..model_card import markdown_table
 from . import paper_tables as paper
 from .evaluation_folder import ORIGINALS, EvaluationFolder
 from .options import PATH_LENGTH, EvaluationOptions
-from .reconstruct import interpolations
+from .reconstruct import interpolation_picture
 
 METRIC_NAMES = {
     **paper.METRIC_TITLES,
@@ -29,7 +31,6 @@ METRIC_NAMES = {
 _DECIMALS = {"psnr_db": 2, "ssim": 4, "lpips_alex": 6, "lpips_vgg": 6}
 _PAPER_DATASETS = {32: "CIFAR-10 32", 64: "CelebA 64", 128: "Bedroom 128"}
 _NUM_PICTURES = 10
-_GAP = 4
 
 
 def write_report(path: Path, command: str | None = None) -> dict[str, Any]:
@@ -37,10 +38,9 @@ def write_report(path: Path, command: str | None = None) -> dict[str, Any]:
 
     `command` is how the evaluation was called.
     """
-    figures = read_json(path / "report.json", ("results", "modes", "timings"))
+    figures = read_json(path / "report.json", ("results", "modes"))
     folder, options = EvaluationFolder(path), EvaluationOptions.load(path)
-    pictures = _pictures(folder, options, figures["num_images"])
-    figures |= {"command": command, "pictures": pictures | _plots(folder, options, figures)}
+    figures |= {"command": command, "pictures": _pictures(folder, options, figures["num_images"])}
     page = render_report(figures)
     write_text(path / "report.json", json.dumps(figures, indent=2) + "\n")
     write_text(path / "report.md", page)
@@ -62,20 +62,9 @@ def render_report(figures: Mapping[str, Any]) -> str:
         sections += ["## Perceptual path length", _path_length_table(figures, dataset)]
     if "probe" in results:
         sections += ["## Linear probe of the latent code", _probe_section(results["probe"])]
-    times = [
-        [stage, f"{entry['seconds']:,.1f}", f"{entry['images']:,}", f"{entry['images_per_second']:,.1f}"]
-        for stage, entry in figures["timings"].items()
-    ]
-    header = ["stage (of the first process)", "seconds", "images or pairs", "per second"]
-    sections += ["## Time", markdown_table(header, times), "## Pictures"]
+    sections += ["## Pictures"]
     sections += [f"{caption}:\n\n![{caption}]({name})" for name, caption in figures["pictures"].items()]
     return "\n\n".join(sections) + "\n"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def format_figure(metric: str, figure: Mapping[str, Any] | None, interval: bool = True) -> str:
@@ -102,7 +91,7 @@ def baseline_title(name: str, figures: Mapping[str, Any]) -> str:
 
 
 def _pictures(folder: EvaluationFolder, options: EvaluationOptions, count: int) -> dict[str, str]:
-    """Originals over reconstructions and errors; interpolations."""
+    """Originals over reconstructions and errors; interpolations; PSNR per image, where matplotlib is installed."""
     indices = range(min(_NUM_PICTURES, count))
     originals = folder.read(ORIGINALS, indices)
     rows, names = [originals], ["originals"]
@@ -110,47 +99,25 @@ def _pictures(folder: EvaluationFolder, options: EvaluationOptions, count: int) 
         reconstructions = folder.read(mode, indices)
         rows += [reconstructions, (5 * (reconstructions - originals).abs()).clamp(0, 1)]
         names += ["inverted" if mode == "inversion" else mode, "its error x 5"]
-    _save_rows([film_strip(list(row)) for row in rows], folder.path / "reconstructions.png")
+    write_png(folder.path / "reconstructions.png", image_grid(torch.cat(rows), len(indices)))
     pictures = {"reconstructions.png": ", ".join(names).capitalize()}
     if "inversion" in options.modes:
-        strips = [Image.open(path) for _, path in interpolations(options, count)]
-        _save_rows(strips, folder.path / "interpolation.png")
-        pictures["interpolation.png"] = "Interpolation of code and noise between the images at both ends"
-    return pictures
-
-
-def _save_rows(strips: Sequence[Image.Image], path: Path) -> None:
-    step = strips[0].height + _GAP
-    picture = Image.new(strips[0].mode, (strips[0].width, len(strips) * step - _GAP), "white")
-    for row, strip in enumerate(strips):
-        picture.paste(strip, (0, row * step))
-    write_png(path, picture)
-
-
-def _plots(folder: EvaluationFolder, options: EvaluationOptions, figures: Mapping[str, Any]) -> dict[str, str]:
-    """PSNR per image and AUROC per label, where matplotlib is installed."""
-    try:
+        name = interpolation_picture(folder.path, count).name
+        pictures[name] = "Interpolation of code and noise between the images at both ends"
+    with suppress(ImportError):
         from matplotlib.figure import Figure
-    except ImportError:
-        return {}
-    psnr = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = psnr.subplots()
-    for method in options.methods:
-        values = [score["psnr_db"] for index, score in folder.scores(method).items() if index < figures["num_images"]]
-        axes.hist(values, bins=40, histtype="step", label=method.replace("_", " "))
-    axes.set(xlabel="PSNR (dB)", ylabel="images")
-    axes.legend()
-    plots, captions = {"psnr.png": psnr}, {"psnr.png": "PSNR per image"}
-    if aurocs := _aurocs(figures["results"].get("probe", {"task": None})):
-        auroc = Figure(figsize=(7, 1 + 0.2 * len(aurocs)), layout="constrained")
-        axes = auroc.subplots()
-        axes.barh(list(aurocs)[::-1], [value or 0 for value in aurocs.values()][::-1])
-        axes.set(xlabel="AUROC", xlim=(0.5, 1))
-        plots["auroc.png"], captions["auroc.png"] = auroc, "AUROC of linear probes"
-    for name, figure in plots.items():
-        with new_file(folder.path / name) as temporary:
+
+        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for method in options.methods:
+            values = [score["psnr_db"] for index, score in folder.scores(method).items() if index < count]
+            axes.hist(values, bins=40, histtype="step", label=method.replace("_", " "))
+        axes.set(xlabel="PSNR (dB)", ylabel="images")
+        axes.legend()
+        with new_file(folder.path / "psnr.png") as temporary:
             figure.savefig(temporary, format="png", dpi=110)
-    return captions
+        pictures["psnr.png"] = "PSNR per image"
+    return pictures
 
 
 # ---- sections --------------------------------------------------------------------------------------------------------
@@ -237,16 +204,6 @@ def _path_length_table(figures: Mapping[str, Any], dataset: str) -> str:
     return markdown_table(["", "PPL ↓ (LPIPS-VGG)"], rows)
 
 
-def _aurocs(probe: Mapping[str, Any]) -> dict[str, float | None]:
-    """The AUROC of each label."""
-    if probe["task"] == "multiclass":
-        names = map(str, probe.get("class_names", probe["classes"]))
-        return dict(zip(names, probe["auroc_per_class"], strict=True))
-    if probe["task"] == "multilabel":
-        return dict(zip(probe["labels"], probe["auroc_per_attribute"], strict=True))
-    return {}
-
-
 def _probe_section(probe: Mapping[str, Any]) -> str:
     def decimals(value: float | None) -> str:
         return "n/a" if value is None else f"{value:.4f}"
@@ -256,10 +213,13 @@ def _probe_section(probe: Mapping[str, Any]) -> str:
         header = ["target", "R² ↑", "mean absolute error ↓", "correlation ↑"]
         columns = [map(decimals, probe[key]) for key in ("r_squared", "mean_absolute_error", "pearson")]
         return counts + "\n\n" + markdown_table(header, list(zip(probe["labels"], *columns, strict=True)))
-    aurocs, multiclass = _aurocs(probe), probe["task"] == "multiclass"
-    table, averages = (
-        (paper.TABLE_11, paper.TABLE_11_AVERAGE) if multiclass else (paper.TABLE_10, paper.TABLE_10_AVERAGE)
-    )
+    multiclass = probe["task"] == "multiclass"
+    if multiclass:
+        table, averages = paper.TABLE_11, paper.TABLE_11_AVERAGE
+        aurocs = dict(zip(map(str, probe.get("class_names", probe["classes"])), probe["auroc_per_class"], strict=True))
+    else:
+        table, averages = paper.TABLE_10, paper.TABLE_10_AVERAGE
+        aurocs = dict(zip(probe["labels"], probe["auroc_per_attribute"], strict=True))
     # The paper's figures belong beside its own data only: the ten classes of CIFAR-10, CelebA's forty attributes.
     beside = set(aurocs) == set(table)
     rows = [["AUROC ↑, macro average", f"**{decimals(probe['auroc_macro'])}**", *map(decimals, averages.values())]]

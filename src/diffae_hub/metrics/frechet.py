@@ -22,8 +22,7 @@ from PIL import Image
 from ..network import check_hub_answers, hub_requests
 from .weights import fetching_weights
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _BATCH_SIZE = 64
 
 Files = Sequence[Path]
@@ -77,6 +76,7 @@ def fd_vgg16(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float
     A relative figure for machines without the Inception weights.
     """
     import torchvision
+    from torchvision.transforms.functional import normalize
 
     with fetching_weights("VGG16"):
         weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
@@ -85,7 +85,7 @@ def fd_vgg16(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float
     def features(images: torch.Tensor) -> torch.Tensor:
         if min(images.shape[-2:]) < 16:
             raise ValueError(f"files_a must be images of at least 16 x 16 pixels, got {tuple(images.shape[-2:])}")
-        return network(_normalise(images / 255)).mean(dim=(2, 3))
+        return network(normalize(images / 255, **_IMAGENET)).mean(dim=(2, 3))
 
     return _distance((files_a, files_b), features, device)
 
@@ -98,11 +98,13 @@ def fd_dinov2(
     Images are resized to 224 x 224 pixels (bicubic, with antialiasing) and normalised as on ImageNet. `model` is the
     Hub id or folder of a `transformers.Dinov2Model` with safetensors weights.
     """
+    from torchvision.transforms.functional import normalize
+
     network = _load_dinov2(str(model)).to(device).eval()
 
     def features(images: torch.Tensor) -> torch.Tensor:
         resized = F.interpolate(images / 255, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
-        return network(pixel_values=_normalise(resized)).last_hidden_state[:, 0]
+        return network(pixel_values=normalize(resized, **_IMAGENET)).last_hidden_state[:, 0]
 
     return _distance((files_a, files_b), features, device)
 
@@ -132,11 +134,6 @@ def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     traces = sum(root.square().sum() for root in roots)
     return float((means[0] - means[1]).square().sum() + traces - 2 * shared)
-
-
-def _normalise(images: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (_IMAGENET_MEAN, _IMAGENET_STD))
-    return (images - mean) / std
 
 
 def _load_dinov2(model: str) -> torch.nn.Module:

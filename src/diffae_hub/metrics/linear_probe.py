@@ -1,9 +1,12 @@
 """Linear probes (section 5.2, "Information within latent codes"; tables 10 and 11): what a code says linearly.
 
-Codes are normalised with the mean and standard deviation of the training codes. Models and figures are scikit-learn's,
-solved to convergence from a fixed start: the same codes give the same figures, bit for bit on one machine with one
-number of threads. 50,000 codes of 512 numbers take about half a minute on one core for 10 classes, 5 seconds per
-attribute.
+Codes, finite, (N, D) to train on and (M, D) to test on, are normalised with the mean and standard deviation of the
+training codes. Models and figures are scikit-learn's, solved to convergence from a fixed start: the same codes give the
+same figures. 50,000 codes of 512 numbers take about half a minute on one core for 10 classes, 5 seconds per attribute.
+
+The paper names no regularisation. `inverse_regularization`, scikit-learn's C, weighs the sum over the codes against
+half the squared norm of the weights, so that its influence fades with their number. `left_out` are classes or
+attributes that have one value only, as one that no test code has: their figures are NaN and not in the mean.
 """
 
 from __future__ import annotations
@@ -24,22 +27,11 @@ def multiclass_probe(
     test_labels: np.ndarray,
     inverse_regularization: float = 0.1,
 ) -> dict[str, Any]:
-    """Softmax regression on normalised codes (section 5.2 for CIFAR-10, table 11).
-
-    The paper names no regularisation. `inverse_regularization`, scikit-learn's C, weighs the sum over the codes against
-    half the squared norm of the weights, so that its influence fades with their number.
-
-    Args:
-        train_codes: (N, D), finite.
-        train_labels: (N,), integers or strings.
-        test_codes: (M, D), finite.
-        test_labels: (M,); only classes of the training set.
-        inverse_regularization: Above 0.
+    """Softmax regression (section 5.2 for CIFAR-10, table 11) of labels (N,) and (M,), integers or strings.
 
     Returns:
         `accuracy`; `classes`, the training labels, sorted; `auroc_per_class`, the area under the ROC curve of each
-        class's probability against the rest; `auroc_macro`, their mean (table 11's average); `left_out`, classes that
-        no test code, or every one, has: their AUROC is NaN and not in the mean.
+        class's probability against the rest; `auroc_macro`, their mean (table 11's average); `left_out`.
     """
     from scipy.special import log_softmax
     from sklearn.linear_model import LogisticRegression
@@ -76,16 +68,13 @@ def multilabel_probe(
     test_labels: np.ndarray,
     inverse_regularization: float = 0.1,
 ) -> dict[str, Any]:
-    """A logistic regression per attribute on normalised codes (section 5.2 for CelebA's 40 attributes, table 10).
+    """A logistic regression per attribute (section 5.2 for CelebA's 40 attributes, table 10).
 
-    The arguments are those of [`multiclass_probe`], but for labels (N, A), or (N,) for one attribute, in {0, 1}, or in
-    {-1, 1} as in CelebA's own files.
+    Labels are (N, A), or (N,) for one attribute, in {0, 1}, or in {-1, 1} as in CelebA's own files.
 
     Returns:
         `auroc_per_attribute`; `auroc_macro`, their mean (table 10's average); `average_precision_per_attribute`, which
-        for chance is the share of codes with the attribute; `accuracy_per_attribute` at probability 1/2; `left_out`,
-        the numbers of attributes that have one value only in the training or the test set: they are NaN and not in the
-        mean.
+        for chance is the share of codes with the attribute; `accuracy_per_attribute` at probability 1/2; `left_out`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import average_precision_score, roc_auc_score
@@ -121,15 +110,13 @@ def regression_probe(
     test_targets: np.ndarray,
     regularization: float = 1.0,
 ) -> dict[str, Any]:
-    """Ridge regression of continuous targets (pose, age) on normalised codes; not in the paper.
+    """Ridge regression of continuous targets (pose, age), (N,) or (N, K), finite; not in the paper.
 
-    Codes are (N, D) and (M, D), targets (N,) and (M,) or (N, K) and (M, K), all finite. `regularization` is
-    scikit-learn's alpha, above 0.
+    `regularization` is scikit-learn's alpha.
 
     Returns:
         One entry per target: `r_squared`, at most 1, below 0 if the test mean predicts better; `mean_absolute_error`,
-        in the target's unit; `pearson`, the correlation of prediction and target. NaN where the test set has one value
-        only.
+        in the target's unit; `pearson`, the correlation of prediction and target. NaN for a target of one value.
     """
     from sklearn.linear_model import Ridge
     from sklearn.metrics import mean_absolute_error, r2_score

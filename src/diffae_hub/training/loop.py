@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..data.errors import TrainingError
 from ..files import new_folder, write_png, write_text
-from ..hub.push import ensure_repository, push_pipeline
 from ..images import image_grid
 from ..model_card import figures_of_run, write_model_card
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
+from ..publishing import ensure_repository, push_pipeline
 from .batches import open_batches
 from .checkpoints import (
     check_equal,

@@ -39,7 +39,7 @@ def _experiment(help: str, minimum: int | None = None) -> Any:
 def check_minimums(options: Any) -> None:
     """A ValueError that names the field, if one is below its minimum."""
     for field in dataclasses.fields(options):
-        value, minimum = getattr(options, field.name), field.metadata["minimum"]
+        value, minimum = getattr(options, field.name), field.metadata.get("minimum")
         if minimum is not None and value is not None and value < minimum:
             raise ValueError(f"{field.name} must be at least {minimum}, got {value}")
 

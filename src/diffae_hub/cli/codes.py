@@ -1,0 +1,181 @@
+"""Commands around latent codes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .flags import option
+from .quiet import silence_libraries
+
+
+@dataclass
+class EncodeOptions:
+    """What to encode and how."""
+
+    dataset: str = option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set", positional=True)
+    output: Path = option(MISSING, "folder of the codes, new or to be continued")
+    model: str = option("cifar10-32-small", "bundled model, pipeline folder or Hub id")
+    columns: tuple[str, ...] = option((), 'copied beside the codes; "label" for folders whose subfolders are classes')
+    format: Literal["parquet", "safetensors"] = option("parquet", "of the shards")
+    shard_size: int = option(10_000, "images per shard")
+    batch_size: int = option(100, "images at a time")
+    num_images: int | None = option(None, "the first so many, not all")
+    streaming: bool = option(False, "read the data set while encoding, never all at once")
+    split: str = option("test", "split of the data set")
+    image_column: str = option("image", "its column of images")
+    crop: Literal["center", "d2c"] = option("center", "d2c is the usual crop of CelebA")
+    device: str | None = option(None, "cpu, cuda ... (default: the accelerator if there is one)")
+
+
+def encode(options: EncodeOptions, arguments: Namespace) -> tuple[Any, str] | None:
+    """Write the latent codes of a data set, in shards.
+
+      diffae-hub encode train.parquet --split train --model cifar10-32-small --columns label --output codes
+
+    Given again, the command continues where it stopped. `accelerate launch -m diffae_hub.cli encode ...` shares the
+    work. `diffae_hub.load_codes` reads them.
+    """
+    from ..codes.shards import SUMMARY, encode_dataset
+    from ..devices import find_device, join_processes, load_pipeline
+    from ..files import check_output
+
+    silence_libraries()
+    check_output(options.output, options.dataset)
+    state = join_processes(options.device)
+    names = ("columns", "shard_size", "batch_size", "num_images", "streaming", "split", "image_column", "crop")
+    count = encode_dataset(
+        load_pipeline(options.model, find_device(options.device, state)),
+        options.dataset,
+        options.output,
+        file_format=options.format,
+        state=state,
+        show_progress=state.is_main_process and arguments.show_progress,
+        **{name: getattr(options, name) for name in names},
+    )
+    record = {"output": options.output, "count": count}
+    return (record, f"{count:,} codes, {options.output / SUMMARY}") if state.is_main_process else None
+
+
+@dataclass
+class NeighboursOptions:
+    """What to look for, and where."""
+
+    image: Path = option(MISSING, "image file", positional=True)
+    codes: Path = option(MISSING, "folder of `diffae-hub encode`")
+    model: str = option("cifar10-32-small", "the model that made the codes")
+    num_neighbours: int = option(8, "how many")
+    metric: Literal["cosine", "euclidean"] = option("cosine", "distance between normalised codes")
+    sheet: Path | None = option(None, "a PNG file for a contact sheet, the image first")
+
+
+def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Find the images of an encoded data set that are nearest to one."""
+    import torch
+
+    from ..codes.fingerprints import check_encoder
+    from ..codes.neighbours import nearest_codes
+    from ..codes.shards import codes_summary, load_codes
+    from ..data.open_dataset import load_rows
+    from ..data.transform import ImageTransform
+    from ..devices import load_pipeline
+    from ..files import write_png
+    from ..images import film_strip, read_image
+
+    silence_libraries()
+    image = read_image(options.image)
+    summary, codes = codes_summary(options.codes), load_codes(options.codes, ["source"])
+    pipeline = load_pipeline(options.model, torch.device("cpu"))
+    check_encoder(pipeline, summary)
+    query = pipeline.encode(image).float().numpy()
+    distances, rows = nearest_codes(codes["latent_code"], query, options.num_neighbours, options.metric)
+    found = [
+        {"index": int(codes["index"][row]), "source": str(codes["source"][row]), "distance": float(distance)}
+        for row, distance in zip(rows[0], distances[0], strict=True)
+    ]
+    if options.sheet is not None:
+        config = pipeline.encoder.config
+        transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
+        data = load_rows(summary["dataset"], summary["split"], summary["image_column"])
+        first = pipeline.image_processor.preprocess(image)[0]
+        pictures = [first, *(transform(data[neighbour["index"]]) for neighbour in found)]
+        write_png(options.sheet, film_strip([picture / 2 + 0.5 for picture in pictures]))
+    lines = [f"{neighbour['distance']:.4f}  {neighbour['source']}" for neighbour in found]
+    return {"image": options.image, "neighbours": found}, "\n".join(lines)
+
+
+@dataclass
+class FitAttributesOptions:
+    """What the attributes are found in."""
+
+    codes: Path = option(MISSING, "folder of `diffae-hub encode`", positional=True)
+    output: Path = option(MISSING, "pipeline folder to write: the model with its attributes")
+    model: str = option("cifar10-32-small", "the model that made the codes")
+    labels: tuple[str, ...] = option((), "columns of the codes: one of classes, or several of 0 and 1, or of numbers")
+    without: Path | None = option(None, "codes without an attribute that those of CODES have: no labels are needed")
+    name: str = option("attribute", "what to call that attribute")
+    principal: int | None = option(None, "so many directions in which the codes vary most: no labels are needed")
+    groups: str | None = option(None, "column that says which images belong together, for the held-out figures")
+    method: Literal["logistic", "svm", "means", "ridge"] = option("logistic", "ridge is for numbers such as an age")
+    held_out: float = option(0.2, "share of the codes to measure on")
+    regularization: float = option(1.0, "strength of the penalty on the weights")
+    seed: int = option(0, "of the split")
+
+
+def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Find attributes in latent codes, for `diffae-hub edit`.
+
+    diffae-hub fit-attributes codes --labels label --output mine              from labels
+    diffae-hub fit-attributes smiling --without serious --name smile --method means --output mine
+    diffae-hub fit-attributes codes --principal 10 --output mine              from nothing
+    """
+    import torch
+
+    from ..codes.fingerprints import check_encoder
+    from ..codes.shards import codes_summary
+    from ..devices import load_pipeline
+    from ..files import new_folder
+
+    silence_libraries()
+    if sum((bool(options.labels), options.without is not None, options.principal is not None)) != 1:
+        raise ValueError("--labels, --without or --principal must be given, one of them")
+    pipeline = load_pipeline(options.model, torch.device("cpu"))
+    for folder in filter(None, (options.codes, options.without)):
+        check_encoder(pipeline, codes_summary(folder))
+    pipeline.attribute_classifier = _fit(options)
+    with new_folder(options.output) as folder:
+        pipeline.save_pretrained(folder)
+    config = pipeline.attribute_classifier.config
+    figures = dict(zip(config.attribute_names, config.attribute_scores, strict=True))
+    lines = []
+    for name, scores in figures.items():
+        text = ", ".join(f"{figure} {value:.3f}" for figure, value in scores.items())
+        lines.append(f"{name}: {text or 'too rare to measure'}")
+    return {"output": options.output, "attributes": figures}, "\n".join([*lines, str(options.output)])
+
+
+def _fit(options: FitAttributesOptions) -> Any:
+    """The classifier."""
+    import numpy as np
+
+    from .. import AttributeClassifier
+    from ..codes.shards import codes_summary, load_codes
+
+    names, groups = list(options.labels), options.groups
+    table = load_codes(options.codes, [*names, *([groups] if groups else [])])
+    codes = table["latent_code"]
+    if options.principal is not None:
+        return AttributeClassifier.principal_directions(codes, options.principal)
+    if options.without is not None:
+        others = load_codes(options.without)["latent_code"]
+        labels = np.arange(len(codes) + len(others))[:, None] < len(codes)
+        codes, names = np.concatenate([codes, others]), [options.name]
+    elif len(names) == 1 and options.method != "ridge":
+        classes = codes_summary(options.codes)["class_names"].get(names[0])
+        labels, names = np.array(classes)[table[names[0]]] if classes else table[names[0]], None
+    else:
+        labels = np.stack([table[name] for name in names], axis=1)
+    fit = {name: getattr(options, name) for name in ("method", "held_out", "seed", "regularization")}
+    return AttributeClassifier.fit(codes, labels, names, groups=table[groups] if groups else None, **fit)

@@ -1,0 +1,116 @@
+"""Commands that turn models into files of others, and publish and list them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from argparse import Namespace
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from .flags import option
+from .quiet import silence_diffusers
+
+
+@dataclass
+class ConvertOptions:
+    """The arguments of `convert_official_checkpoint`."""
+
+    checkpoint: Path = option(MISSING, "official autoencoder checkpoint (last.ckpt)", positional=True)
+    output: Path = option(MISSING, "pipeline folder to write", positional=True)
+    latent_checkpoint: Path | None = option(None, "checkpoint of the latent code model")
+    latent_stats: Path | None = option(
+        None, "latent.pkl, for mean and deviation of the codes where the other checkpoints lack them"
+    )
+    classifier_checkpoint: Path | None = option(None, "checkpoint of the classifier")
+    ema: bool = option(True, "take the averaged weights, not the last ones")
+    ema_classifier: bool = option(False, "take the averaged classifier; official editing uses the last one")
+    image_size: int | None = option(
+        None, "pixels of the training images (default: from x_T in the checkpoint, or such that attention is at 16)"
+    )
+    num_attention_heads: int = option(1, "heads of attention")
+    encoder_layers_per_block: int | None = option(None, "residual blocks per encoder level (default: the decoder's)")
+    overwrite: bool = option(False, "replace a pipeline folder that is there already")
+
+
+def convert(options: ConvertOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Turn official checkpoints into a pipeline folder."""
+    from ..conversion.convert import convert_official_checkpoint
+
+    report = convert_official_checkpoint(**vars(options))
+    for warning in report.warnings:
+        print(f"diffae-hub: warning: {warning}", file=sys.stderr)
+    decoder = report.configurations["decoder"]
+    lines = [f"{decoder['sample_size']} pixels, codes of {decoder['latent_dim']}"]
+    lines += [f"  {name}: {parameters:,} parameters" for name, parameters in report.parameters.items()]
+    return dataclasses.asdict(report), "\n".join([*lines, str(report.folder)])
+
+
+@dataclass
+class ExportOfficialOptions:
+    """The arguments of `export_official_checkpoints`."""
+
+    model: str = option(MISSING, "pipeline folder, Hub id or bundled model", positional=True)
+    output: Path = option(MISSING, "folder for the checkpoints", positional=True)
+    overwrite: bool = option(False, "replace such a folder that is there already")
+
+
+def export_official(options: ExportOfficialOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Write checkpoints that the official code loads."""
+    from ..conversion.export_official import export_official_checkpoints
+
+    silence_diffusers()
+    paths = export_official_checkpoints(**vars(options))
+    return paths, "\n".join(f"{name}: {path}" for name, path in paths.items())
+
+
+@dataclass
+class PushOptions:
+    """What to upload, and where."""
+
+    model: str = option(MISSING, "pipeline folder or bundled model", positional=True)
+    repo_id: str = option(MISSING, "name or owner/name; created if it is not there", positional=True)
+    card: Path | None = option(None, "page to upload as README.md, with its pictures")
+    evaluation: Path | None = option(None, "report.json of an evaluation, for the card")
+    license: str | None = option(None, "licence in the card, e.g. cc-by-4.0 (default: none is claimed)")
+    private: bool = option(False, "make a new repository private")
+    message: str = option("Upload diffusion autoencoder", "commit title")
+
+
+def push(options: PushOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Upload a pipeline to the Hugging Face Hub, with its model card.
+
+      diffae-hub push runs/mine/pipeline me/my-autoencoder
+      diffae-hub push cifar10-32-small me/cifar10-32-small --card model_cards/cifar10-32-small.md
+
+    The token is that of `hf auth login` or of the environment variable HF_TOKEN.
+    """
+    from ..pretrained import bundled_model_path, list_models
+    from ..publishing import push_pipeline
+
+    silence_diffusers()
+    is_bundled = options.model in list_models() and not Path(options.model).is_dir()
+    full_id = push_pipeline(
+        bundled_model_path(options.model) if is_bundled else options.model,
+        options.repo_id,
+        private=options.private,
+        commit_message=options.message,
+        card=options.card,
+        license=options.license,
+        evaluation=options.evaluation,
+    )
+    return {"repo_id": full_id}, full_id
+
+
+@dataclass
+class ModelsOptions:
+    """None."""
+
+
+def models(options: ModelsOptions, arguments: Namespace) -> tuple[Any, str]:
+    """List the bundled models."""
+    from ..pretrained import bundled_model_path, list_models
+
+    folders = {name: bundled_model_path(name) for name in list_models()}
+    return folders, "\n".join(folders)

@@ -1,0 +1,287 @@
+"""Commands that decode: the arguments that they share, the model, and the pictures they write."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .flags import option
+from .quiet import silence_diffusers
+
+_MAX_ALONG, _MAX_TILES = 64, 4096  # of a picture: hours on a CPU
+_EXACT = 1e-6  # the tolerance of `--exact`: about what float32 can do
+_MODE_HELP = (
+    "stochastic: decode from random noise, so that a picture shows what the latent code alone holds; inversion: "
+    "decode from the noise that the image itself leads to, nearly exact"
+)
+
+
+@dataclass(kw_only=True)
+class Sampling:
+    """Arguments of commands that decode from random noise."""
+
+    model: str = option("cifar10-32-small", "bundled model (see `diffae-hub models`), pipeline folder or Hub id")
+    steps: int | None = option(
+        None, "1 to 1000 (default: 10; 50 for ddim from random noise, and for official checkpoints)"
+    )
+    solver: Literal["ddim", "dpm"] | None = option(
+        None,
+        "ddim: what inversion inverts, and the paper's; dpm: needs a fifth of the steps from random noise "
+        "(default: the one that fits the mode; ddim for official checkpoints)",
+    )
+    seed: int = option(0, "seed of random noise x_T")
+    output: Path = option(MISSING, "folder for the pictures")
+    device: str | None = option(None, "cpu, cuda, mps ... (default: cuda if there is one, else cpu)")
+
+
+@dataclass(kw_only=True)
+class Inversion(Sampling):
+    """Arguments of commands that can also decode from the noise of images."""
+
+    images: tuple[Path, ...] = option(MISSING, "image files", positional=True)
+    mode: Literal["stochastic", "inversion"] = option("inversion", _MODE_HELP)
+    exact: bool = option(False, "inversion that evaluates the network until each step is exact, with --solver ddim")
+
+
+def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 - the class is imported only here
+    """The pipeline of `--model` on `--device`, with a solver, and what its methods are called with.
+
+    Fills in `--solver` and `--steps`; `--exact` chooses mode and solver.
+    """
+    import torch
+
+    from .. import devices
+    from ..schedulers.compatibility import trained_scheduler, with_solver
+
+    if not 0 <= options.seed < 2**63:
+        raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {options.seed}")
+    can_invert = isinstance(options, Inversion)
+    if can_invert and options.exact:
+        if options.solver == "dpm":
+            raise ValueError("--solver must be ddim with --exact, got dpm")
+        options.mode, options.solver = "inversion", "ddim"
+    silence_diffusers()
+    device = devices.torch_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipeline = devices.load_pipeline(options.model, device)
+    trained = trained_scheduler(pipeline.scheduler)
+    is_official, inverts = trained.config.timestep_spacing == "leading", can_invert and options.mode == "inversion"
+    options.solver = options.solver or ("ddim" if is_official or inverts else "dpm")
+    if options.steps is None:
+        options.steps = 50 if is_official or (options.solver == "ddim" and not inverts) else 10
+    pipeline.scheduler = with_solver(trained, options.solver)
+    pipeline.scheduler.set_timesteps(options.steps)  # fails on a bad number before any picture is worked on
+    pipeline.set_progress_bar_config(disable=not arguments.show_progress, leave=False)
+    settings = {
+        "num_inference_steps": options.steps,
+        "generator": torch.Generator().manual_seed(options.seed),
+        "output_type": "pt",
+    }
+    if can_invert:
+        settings |= {"mode": options.mode, "tolerance": _EXACT if options.exact else None}
+    return pipeline, settings
+
+
+def write_pictures(folder: Path, names: Iterable[str], images: Any) -> list[Path]:
+    """Writes images (C, H, W) in [0, 1] as PNG files of these names, without their ending; returns the paths."""
+    from ..files import write_png
+    from ..images import to_pil
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in names]
+    for path, image in zip(paths, images, strict=True):
+        write_png(path, to_pil(image))
+    return paths
+
+
+@dataclass(kw_only=True)
+class ReconstructOptions(Inversion):
+    """In which way."""
+
+    mode: Literal["stochastic", "inversion"] = option("stochastic", _MODE_HELP)
+    tiles: int | None = option(
+        None,
+        "take the picture in overlapping tiles of the model's size, so many along its shorter side "
+        f"(default: one centre-cropped tile); at most {_MAX_TILES:,} tiles a picture",
+    )
+
+
+def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Encode images and decode them again.
+
+    Writes each reconstruction and a picture side by side. PSNR and SSIM are against what the model was given.
+    """
+    import torch
+
+    from ..files import write_png
+    from ..images import Tiles, pil_to_array, read_image, side_by_side, to_pil, to_uint8, upright
+    from ..metrics.psnr import peak_signal_to_noise_ratio
+    from ..metrics.ssim import structural_similarity
+
+    along = 1 if options.tiles is None else options.tiles
+    if not 1 <= along <= _MAX_ALONG:
+        raise ValueError(f"--tiles must be between 1 and {_MAX_ALONG}, got {along}")
+    shapes = [upright(read_image(path)).size for path in options.images]  # every file, before any work starts
+    pipeline, settings = load_for_sampling(options, arguments)
+    size, channels = pipeline.decoder.config.sample_size, pipeline.decoder.config.in_channels
+    overlap = size // 8
+    pipeline.enable_tiling(overlap)
+    sizes, counts = [], []
+    for path, (width, height) in zip(options.images, shapes, strict=True):
+        scale = (along * size - (along - 1) * overlap) / min(width, height)
+        sizes.append((size, size) if along == 1 else (round(width * scale), round(height * scale)))
+        counts.append(len(Tiles(sizes[-1][1], sizes[-1][0], size, overlap)))
+        if counts[-1] > _MAX_TILES:
+            raise ValueError(f"--tiles must give at most {_MAX_TILES:,} tiles a picture, got {counts[-1]:,} for {path}")
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    records, lines = [], []
+    for path, name, picture_size, count in zip(options.images, _names(options.images), sizes, counts, strict=True):
+        original = torch.from_numpy(pil_to_array(read_image(path), channels, picture_size)).permute(2, 0, 1)
+        settings["generator"].manual_seed(options.seed)  # the same noise for each
+        # Measured on 8-bit pixels, as the file holds them.
+        pixels = to_uint8(pipeline(original[None], **settings).images[0].cpu())
+        result = pixels.float() / 255
+        psnr = float(peak_signal_to_noise_ratio(result[None], original[None]))
+        record = {
+            "image": path,
+            "reconstruction": options.output / f"{name}_{options.mode}.png",
+            "side_by_side": options.output / f"{name}_{options.mode}_side_by_side.png",
+            "width": result.shape[-1],
+            "height": result.shape[-2],
+            "tiles": count,
+            "psnr_db": psnr if math.isfinite(psnr) else None,  # JSON knows no infinity, the PSNR of an exact copy
+            "ssim": float(structural_similarity(result[None], original[None])),
+            "values": pixels.numel(),
+            "equal_values": int((pixels == to_uint8(original)).sum()),
+        }
+        write_png(record["reconstruction"], to_pil(result))
+        write_png(record["side_by_side"], side_by_side(original, result))
+        records.append(record)
+        line = f"{path}: {record['width']}x{record['height']}, PSNR {psnr:.2f} dB, SSIM {record['ssim']:.4f}"
+        equal = f", {record['equal_values']} of {record['values']} 8-bit values equal" if options.exact else ""
+        lines += [line + equal, f"  {record['side_by_side']}"]
+    used = {key: getattr(options, key) for key in ("model", "mode", "solver", "exact", "steps", "seed")}
+    return {**used, "images": records}, "\n".join(lines)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Stems of the files; all numbered where two are the same, so that no picture overwrites another."""
+    stems = [path.stem for path in paths]
+    if len({stem.casefold() for stem in stems}) == len(stems):
+        return stems
+    return [f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
+
+
+@dataclass(kw_only=True)
+class InterpolateOptions(Inversion):
+    """Between two or more images, in their order."""
+
+    frames: int = option(9, "pictures, both ends included; with --grid a side")
+    grid: bool = option(False, "a square of pictures between four images, its corners")
+    gif: bool = option(False, "an animation too, frames.gif")
+
+
+def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Walk from one image to another: writes the frames, and one picture of all of them."""
+    from ..files import new_file, write_png
+    from ..images import film_strip, image_grid, read_image
+
+    images = [read_image(path) for path in options.images]
+    pipeline, settings = load_for_sampling(options, arguments)
+    layout, name = ("grid", "grid") if options.grid else ("path", "strip")
+    frames = pipeline.interpolate(images, num_frames=options.frames, layout=layout, **settings).images.cpu()
+    paths = write_pictures(options.output, (f"frame_{index:03d}" for index in range(len(frames))), frames)
+    overview, animation = options.output / f"{name}.png", options.output / "frames.gif"
+    write_png(overview, image_grid(frames, options.frames) if options.grid else film_strip(frames))
+    document = {"model": options.model, "frames": paths, name: overview}
+    if options.gif:
+        first, *others = (image_grid([frame], 1) for frame in frames)  # enlarged
+        with new_file(animation) as temporary:
+            first.save(temporary, "GIF", save_all=True, append_images=others, duration=100, loop=0)
+        document["gif"] = animation
+    return document, f"{len(paths)} frames, {overview}"
+
+
+@dataclass(kw_only=True)
+class EditOptions(Inversion):
+    """What to change, and how far."""
+
+    attribute: str = option(MISSING, "what to change")
+    strengths: tuple[float, ...] = option((0.3,), "how far, in one direction or the other")
+    keep: tuple[str, ...] = option((), "attributes that shall stay")
+
+
+def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Change an attribute of images.
+
+      diffae-hub edit photo.png --model MODEL --attribute "dark skin tone" --strengths -0.3 0 0.3 --output out
+
+    `diffae-hub fit-attributes` gives a model its attributes.
+    """
+    import torch
+
+    from ..files import write_png
+    from ..images import film_strip, pil_to_array, read_image
+
+    images = [read_image(path) for path in options.images]
+    pipeline, settings = load_for_sampling(options, arguments)
+    strengths = options.strengths
+    edited = pipeline.edit(images, {options.attribute: strengths}, keep=options.keep, **settings).images.cpu()
+    config, records = pipeline.decoder.config, []
+    for number, (path, picture) in enumerate(zip(options.images, images, strict=True)):
+        row = edited[number * len(strengths) : (number + 1) * len(strengths)]
+        name = f"{number:03d}_{path.stem}"
+        files = write_pictures(options.output, (f"{name}_{strength:g}" for strength in strengths), row)
+        original = torch.from_numpy(pil_to_array(picture, config.in_channels, (config.sample_size,) * 2))
+        strip = options.output / f"{name}_strip.png"
+        write_png(strip, film_strip([original.permute(2, 0, 1), *row]))
+        records.append({"image": path, "edited": files, "strip": strip})
+    document = {"attribute": options.attribute, "strengths": strengths, "images": records}
+    return document, "\n".join(str(record["strip"]) for record in records)
+
+
+@dataclass(kw_only=True)
+class VariationsOptions(Sampling):
+    """Of what, and how many."""
+
+    image: Path = option(MISSING, "image file", positional=True)
+    num_images: int = option(8, "how many")
+
+
+def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Decode one code from several noises: a strip, and a picture of the images' spread, 5 times."""
+    from ..files import write_png
+    from ..images import film_strip, image_grid, read_image
+
+    image = read_image(options.image)
+    pipeline, settings = load_for_sampling(options, arguments)
+    output = pipeline.variations(image, options.num_images, **settings)
+    options.output.mkdir(parents=True, exist_ok=True)
+    strip, spread = options.output / "variations.png", options.output / "spread.png"
+    write_png(strip, film_strip(output.images.cpu()))
+    write_png(spread, image_grid([(5 * output.spread.cpu()).clamp(max=1)], 1))
+    return {"strip": strip, "spread": spread}, f"{strip}\n{spread}"
+
+
+@dataclass(kw_only=True)
+class SampleOptions(Sampling):
+    """How many."""
+
+    num_images: int = option(16, "how many")
+
+
+def sample(options: SampleOptions, arguments: Namespace) -> tuple[Any, str]:
+    """Make new images, with the latent code model; and a grid of all."""
+    from ..files import write_png
+    from ..images import image_grid
+
+    pipeline, settings = load_for_sampling(options, arguments)
+    images = pipeline.sample(options.num_images, **settings).images.cpu()
+    paths = write_pictures(options.output, (f"sample_{index:04d}" for index in range(len(images))), images)
+    grid = options.output / "grid.png"
+    write_png(grid, image_grid(images, max(1, round(len(images) ** 0.5))))
+    return {"images": paths, "grid": grid}, str(grid)

@@ -1,1 +1,0 @@
-"""Pushing to the Hugging Face Hub."""
