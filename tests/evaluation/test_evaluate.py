@@ -131,7 +131,7 @@ def test_report_holds_our_figures_and_the_papers(evaluated) -> None:
     assert "| paper: v, SC-4, 2-phase | 30.351 | 0.9552 | 0.003217 | 2.1149 | 2.7153 |" in page
     assert "| paper: v, SC-4, 2-phase | 50.113 | 0.9996 |" in page
     assert "paper: " not in page.split("## Linear probe")[1].split("\n## ")[0]  # of other classes than ours
-    for name in ("reconstructions.png", "interpolation_11.png", "psnr.png"):
+    for name in ("reconstructions.png", "interpolation_11.png", "psnr.png", "auroc.png"):
         assert f"]({name})" in page
         assert min(Image.open(output / name).size) > 16
     assert not list(output.rglob("*.partial"))

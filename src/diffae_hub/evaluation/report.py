@@ -40,7 +40,7 @@ def write_report(path: Path, command: str | None = None) -> dict[str, Any]:
     """
     figures = read_json(path / "report.json", ("results", "modes"))
     folder, options = EvaluationFolder(path), EvaluationOptions.load(path)
-    figures |= {"command": command, "pictures": _pictures(folder, options, figures["num_images"])}
+    figures |= {"command": command, "pictures": _pictures(folder, options, figures)}
     page = render_report(figures)
     write_text(path / "report.json", json.dumps(figures, indent=2) + "\n")
     write_text(path / "report.md", page)
@@ -90,8 +90,9 @@ def baseline_title(name: str, figures: Mapping[str, Any]) -> str:
 # ---- pictures: file name -> caption ----------------------------------------------------------------------------------
 
 
-def _pictures(folder: EvaluationFolder, options: EvaluationOptions, count: int) -> dict[str, str]:
-    """Originals over reconstructions and errors; interpolations; PSNR per image, where matplotlib is installed."""
+def _pictures(folder: EvaluationFolder, options: EvaluationOptions, figures: Mapping[str, Any]) -> dict[str, str]:
+    """Originals over reconstructions and errors; interpolations; plots, where matplotlib is installed."""
+    count = figures["num_images"]
     indices = range(min(_NUM_PICTURES, count))
     originals = folder.read(ORIGINALS, indices)
     rows, names = [originals], ["originals"]
@@ -107,16 +108,25 @@ def _pictures(folder: EvaluationFolder, options: EvaluationOptions, count: int) 
     with suppress(ImportError):
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7, 3.2), layout="constrained")
-        axes = figure.subplots()
+        psnr = Figure(figsize=(7, 3.2), layout="constrained")
+        axes = psnr.subplots()
         for method in options.methods:
             values = [score["psnr_db"] for index, score in folder.scores(method).items() if index < count]
             axes.hist(values, bins=40, histtype="step", label=method.replace("_", " "))
         axes.set(xlabel="PSNR (dB)", ylabel="images")
         axes.legend()
-        with new_file(folder.path / "psnr.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
-        pictures["psnr.png"] = "PSNR per image"
+        plots = {"psnr.png": ("PSNR per image", psnr)}
+        if aurocs := _aurocs(figures["results"].get("probe", {"task": None})):
+            auroc = Figure(figsize=(7, 1 + 0.2 * len(aurocs)), layout="constrained")
+            axes = auroc.subplots()
+            axes.barh(list(aurocs), [value or 0 for value in aurocs.values()])
+            axes.set(xlabel="AUROC", xlim=(0.5, 1))
+            axes.invert_yaxis()
+            plots["auroc.png"] = "AUROC of linear probes", auroc
+        for name, (caption, plot) in plots.items():
+            with new_file(folder.path / name) as temporary:
+                plot.savefig(temporary, format="png", dpi=110)
+            pictures[name] = caption
     return pictures
 
 
@@ -204,6 +214,16 @@ def _path_length_table(figures: Mapping[str, Any], dataset: str) -> str:
     return markdown_table(["", "PPL ↓ (LPIPS-VGG)"], rows)
 
 
+def _aurocs(probe: Mapping[str, Any]) -> dict[str, float | None]:
+    """The AUROC of each label."""
+    if probe["task"] == "multiclass":
+        names = map(str, probe.get("class_names", probe["classes"]))
+        return dict(zip(names, probe["auroc_per_class"], strict=True))
+    if probe["task"] == "multilabel":
+        return dict(zip(probe["labels"], probe["auroc_per_attribute"], strict=True))
+    return {}
+
+
 def _probe_section(probe: Mapping[str, Any]) -> str:
     def decimals(value: float | None) -> str:
         return "n/a" if value is None else f"{value:.4f}"
@@ -213,13 +233,10 @@ def _probe_section(probe: Mapping[str, Any]) -> str:
         header = ["target", "R² ↑", "mean absolute error ↓", "correlation ↑"]
         columns = [map(decimals, probe[key]) for key in ("r_squared", "mean_absolute_error", "pearson")]
         return counts + "\n\n" + markdown_table(header, list(zip(probe["labels"], *columns, strict=True)))
-    multiclass = probe["task"] == "multiclass"
+    aurocs, multiclass = _aurocs(probe), probe["task"] == "multiclass"
+    table, averages = paper.TABLE_10, paper.TABLE_10_AVERAGE
     if multiclass:
         table, averages = paper.TABLE_11, paper.TABLE_11_AVERAGE
-        aurocs = dict(zip(map(str, probe.get("class_names", probe["classes"])), probe["auroc_per_class"], strict=True))
-    else:
-        table, averages = paper.TABLE_10, paper.TABLE_10_AVERAGE
-        aurocs = dict(zip(probe["labels"], probe["auroc_per_attribute"], strict=True))
     # The paper's figures belong beside its own data only: the ten classes of CIFAR-10, CelebA's forty attributes.
     beside = set(aurocs) == set(table)
     rows = [["AUROC ↑, macro average", f"**{decimals(probe['auroc_macro'])}**", *map(decimals, averages.values())]]
