@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..files import check_regular_files, read_json
+from ..files import read_json
 from ..network import INDEX
 from ..pretrained import list_models, model_folder
 
@@ -22,7 +22,10 @@ def pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
             f"pretrained_model_name_or_path must be a pipeline folder with a {INDEX}, a Hub id 'owner/name' or one of "
             f"the bundled models {list_models()}, got {name!r}"
         )
-    check_regular_files(folder)
+    for pattern in ("*.json", "*/*.json", "*/*.safetensors"):
+        for path in folder.glob(pattern):
+            if not path.is_file():  # a pipe or a device: reading it may never end
+                raise ValueError(f"{folder} must hold ordinary files, got {path}")
     index = read_json(folder / INDEX, ("_class_name", "encoder", "decoder", "scheduler"))
     for component, value in index.items():
         if component.startswith("_") or value == [None, None]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers.utils import replace_example_docstring
 
 from ..images import Tiles
 from ..models.attribute_classifier import AttributeClassifier
@@ -27,29 +26,6 @@ from .stages import CallbackFunction, Generators
 logging.getLogger("diffusers.models.modeling_utils").addFilter(
     lambda record: "kept in float32: []" not in record.getMessage()
 )
-
-EXAMPLE_DOC_STRING = """
-    Examples:
-        ```py
-        >>> import torch
-        >>> from PIL import Image
-        >>> from diffae_hub import DiffusionAutoencoderPipeline
-
-        >>> pipe = DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small")
-        >>> image = Image.radial_gradient("L").resize((32, 32))
-
-        >>> # what the latent code alone holds: everything else is drawn at random
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> output = pipe(image, num_inference_steps=10, generator=generator)
-        >>> output.images[0].size
-        (32, 32)
-        >>> output.latent_code.shape
-        torch.Size([1, 512])
-
-        >>> # code and inverted noise together: nearly the image itself
-        >>> image = pipe(image, mode="inversion", num_inference_steps=10).images[0]
-        ```
-"""
 
 
 class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
@@ -203,7 +179,8 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         if latent_code is None:
             latent_code = self._encode(pixels)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        noise = self._invert(pixels, latent_code, num_inference_steps, tolerance, inversion, callback=callback)
+        how = {"tolerance": tolerance, "inversion": inversion, "callback": callback}
+        noise = self._noise(pixels, latent_code, num_inference_steps, **how)
         self.maybe_free_model_hooks()
         return noise
 
@@ -240,7 +217,6 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             return self._output(sample, latent_code, noise, output_type, return_dict)
 
     @torch.no_grad()
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         image: ImageInput,
@@ -264,6 +240,25 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             tolerance: As in [`~DiffusionAutoencoderPipeline.invert`], and `inversion` too.
 
         Examples:
+            ```py
+            >>> import torch
+            >>> from PIL import Image
+            >>> from diffae_hub import DiffusionAutoencoderPipeline
+
+            >>> pipe = DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small")
+            >>> image = Image.radial_gradient("L").resize((32, 32))
+
+            >>> # what the latent code alone holds: everything else is drawn at random
+            >>> generator = torch.Generator().manual_seed(0)
+            >>> output = pipe(image, num_inference_steps=10, generator=generator)
+            >>> output.images[0].size
+            (32, 32)
+            >>> output.latent_code.shape
+            torch.Size([1, 512])
+
+            >>> # code and inverted noise together: nearly the image itself
+            >>> image = pipe(image, mode="inversion", num_inference_steps=10).images[0]
+            ```
 
         Returns:
             [`DiffusionAutoencoderPipelineOutput`], or the tuple (images, latent_code, noise).
@@ -277,10 +272,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
 
         # 2. Image -> z -> x_T -> image
         latent_code = self._encode(pixels, tiles)
-        if mode == "stochastic":
-            noise = self._random_noise(pixels.shape, generator)
-        else:
-            noise = self._invert(pixels, latent_code, num_inference_steps, tolerance, inversion, tiles=tiles)
+        noise = self._noise(pixels, latent_code, num_inference_steps, mode, generator, tolerance, inversion, tiles)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._decode(latent_code, noise, num_inference_steps, generator, tiles, callback)
         return self._output(sample, latent_code, noise, output_type, return_dict)

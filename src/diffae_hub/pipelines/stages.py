@@ -88,21 +88,27 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
             raise ValueError("encoder gave a latent code that is not finite: its weights are damaged, or overflow")
         return latent_code
 
-    def _invert(
+    def _noise(
         self,
         pixels: torch.Tensor,
         latent_code: torch.Tensor,
         num_inference_steps: int,
+        mode: str = "inversion",
+        generator: Generators = None,
         tolerance: float | None = None,
         inversion: str | None = None,
         tiles: Tiles | None = None,
         callback: StepCallback = (None, ()),
     ) -> torch.Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> x_T, along the trained noise schedule, whatever decodes."""
+        """x_T for images (B, C, H, W) in [-1, 1]: random, or theirs, along the trained noise schedule."""
+        if mode == "stochastic":
+            return self._random_noise(pixels.shape, generator)
         if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
             raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
-        inversion = inversion or ("predictor_corrector" if tolerance is not None else None)
-        scheduler = VPDDIMInverseScheduler.from_config(trained_scheduler(self.scheduler).config, inversion=inversion)
+        if tolerance is not None:
+            inversion = "predictor_corrector"
+        given = {} if inversion is None else {"inversion": inversion}
+        scheduler = VPDDIMInverseScheduler.from_config(trained_scheduler(self.scheduler).config, **given)
         scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         return self._walk("invert", scheduler, pixels, latent_code, tiles, callback, tolerance=tolerance)
 
