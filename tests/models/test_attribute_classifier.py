@@ -60,29 +60,10 @@ def test_editing_while_the_weights_are_offloaded(classifier: AttributeClassifier
     assert torch.equal(classifier.edit(code, 1), expected)
 
 
-def test_official_size() -> None:
-    with torch.device("meta"):
-        model = AttributeClassifier()
-    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == {
-        "linear.weight": (40, 512),
-        "linear.bias": (40,),
-        "latent_mean": (512,),
-        "latent_std": (512,),
-    }
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"latent_dim": 0}, "latent_dim"),
-        ({"num_attributes": 0}, "num_attributes"),
-        ({"num_attributes": 3, "attribute_names": NAMES[:2]}, "attribute_names"),
-        ({"num_attributes": 2, "attribute_names": ["a", "a"]}, "attribute_names"),
-    ],
-)
-def test_bad_configuration(options: dict, name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        AttributeClassifier(**options)
+def test_bad_names() -> None:
+    for names in (NAMES[:1], ["a", "a"]):
+        with pytest.raises(ValueError, match="attribute_names"):
+            AttributeClassifier(num_attributes=2, attribute_names=names)
 
 
 def test_bad_edits(classifier: AttributeClassifier) -> None:

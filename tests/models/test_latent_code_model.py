@@ -1,4 +1,4 @@
-"""The latent code model: the published sizes, and its arithmetic against plain torch in float64."""
+"""The latent code model: its arithmetic against plain torch in float64, saving and bad input."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ from diffae_hub import LatentCodeModel
 from ..conftest import randomize
 
 TINY = {"latent_dim": 6, "hidden_dim": 10, "num_layers": 3, "time_sinusoid_dim": 4, "time_embed_dim": 5}
-
-
-@pytest.mark.parametrize(("num_layers", "parameters"), [(10, 54_109_696), (20, 117_106_176)])
-def test_official_parameter_counts(num_layers: int, parameters: int) -> None:
-    with torch.device("meta"):
-        model = LatentCodeModel(num_layers=num_layers)
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
 def test_arithmetic_in_float64() -> None:
@@ -57,15 +50,6 @@ def test_statistics_are_saved(tmp_path) -> None:
     torch.testing.assert_close(loaded.denormalize(loaded.normalize(code)), code)
 
 
-def test_timesteps_are_numbers_scalars_or_one_per_code() -> None:
-    model = randomize(LatentCodeModel(**TINY))
-    z = torch.randn(3, 6)
-    expected = model(z, torch.full((3,), 40)).sample
-    for timestep in (40, 40.0, torch.tensor(40), torch.tensor(40.0)):
-        assert torch.equal(model(z, timestep).sample, expected)
-    assert model(torch.zeros(0, 6), 40).sample.shape == (0, 6)
-
-
 def test_it_compiles_without_graph_breaks() -> None:
     model = randomize(LatentCodeModel(**TINY))
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -73,14 +57,11 @@ def test_it_compiles_without_graph_breaks() -> None:
     assert torch.equal(compiled(z, timestep).sample, model(z, timestep).sample)
 
 
-@pytest.mark.parametrize("name", list(TINY))
-@pytest.mark.parametrize("value", [0, -1, 10_000_000])
-def test_bad_configuration(name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=name):
-        LatentCodeModel(**{**TINY, name: value})
-
-
-def test_bad_timesteps() -> None:
+def test_bad_configuration_and_timesteps() -> None:
+    for name in TINY:
+        for value in (0, 10_000_000):
+            with pytest.raises(ValueError, match=name):
+                LatentCodeModel(**{**TINY, name: value})
     for timestep in (torch.zeros(2), torch.zeros(3, 1)):
         with pytest.raises(ValueError, match="timestep"):
             LatentCodeModel(**TINY)(torch.zeros(3, 6), timestep)

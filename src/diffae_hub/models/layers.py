@@ -216,20 +216,13 @@ class LatentStatisticsMixin:
 
 
 # What the numbers of a configuration may be. The upper ends are generous: they stop absurd cost only.
-RANGES = {
-    "sample_size": (1, 65_536),
-    "in_channels": (1, 65_536),
-    "out_channels": (1, 65_536),
-    "base_channels": (1, 65_536),
-    "patch_size": (1, 65_536),
-    "num_attention_heads": (1, 65_536),
-    "norm_num_groups": (1, 65_536),
+_SIZES = ("sample_size", "in_channels", "out_channels", "base_channels", "patch_size", "num_attention_heads")
+RANGES = dict.fromkeys((*_SIZES, "norm_num_groups", "time_embed_dim"), (1, 65_536)) | {
     "norm_eps": (1e-12, 1),
     "layers_per_block": (1, 64),
     "dropout": (0, 0.9999),
     "latent_dim": (1, 1_000_000),
     "latent_mlp_layers": (0, 64),
-    "time_embed_dim": (1, 65_536),
     "time_sinusoid_dim": (2, 65_536),
     "hidden_dim": (1, 1_000_000),
     "num_layers": (2, 1_000),
