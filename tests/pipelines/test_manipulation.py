@@ -91,23 +91,20 @@ def test_stochastic_frames_share_one_noise_and_batches_change_nothing(tiny_pipel
     torch.testing.assert_close(run().images, whole.images, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ({"num_frames": 2}, "num_frames"),
-        ({"num_frames": 100_000}, "num_frames"),
-        ({"num_frames": 100, "layout": "grid"}, "images"),
-        ({"latent_interpolation": "jump"}, "latent_interpolation"),
-        ({"noise_interpolation": "jump"}, "noise_interpolation"),
-        ({"layout": "star"}, "layout"),
-        ({"mode": "magic"}, "mode"),
-        ({"images": torch.zeros(3, 16, 16)}, "images"),
-        ({"images": torch.zeros(4, 3, 16, 16), "num_frames": 65, "layout": "grid"}, "num_frames"),
-    ],
-)
-def test_bad_interpolation(tiny_pipeline, images, arguments: dict, named: str) -> None:
-    with pytest.raises(ValueError, match=f"^{named}"):
-        tiny_pipeline.interpolate(**{"images": list(images[:3]), **arguments})
+def test_bad_interpolation(tiny_pipeline, images) -> None:
+    for named, bad in (
+        ("num_frames", {"num_frames": 2}),
+        ("num_frames", {"num_frames": 100_000}),
+        ("images", {"num_frames": 100, "layout": "grid"}),
+        ("latent_interpolation", {"latent_interpolation": "jump"}),
+        ("noise_interpolation", {"noise_interpolation": "jump"}),
+        ("layout", {"layout": "star"}),
+        ("mode", {"mode": "magic"}),
+        ("images", {"images": torch.zeros(3, 16, 16)}),
+        ("num_frames", {"images": torch.zeros(4, 3, 16, 16), "num_frames": 65, "layout": "grid"}),
+    ):
+        with pytest.raises(ValueError, match=f"^{named}"):
+            tiny_pipeline.interpolate(**{"images": list(images[:3]), **bad})
 
 
 # ---- editing ---------------------------------------------------------------------------------------------------------

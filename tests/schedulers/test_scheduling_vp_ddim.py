@@ -134,21 +134,6 @@ def test_the_true_output_gives_back_the_image(prediction_type, rng):
     torch.testing.assert_close(result.prev_sample, image, rtol=0, atol=1e-9)
 
 
-@PREDICTION_TYPES
-def test_clip_sample_clamps_the_image_and_derives_the_noise_again(prediction_type, rng):
-    scheduler = VPDDIMScheduler(prediction_type=prediction_type, clip_sample=True)
-    scheduler.set_timesteps(4)
-    here, there = (math.atan(math.tan(math.pi * t / 2) / 4) for t in (0.5, 0.25))
-    image = 2 * torch.randn(2, 3, 4, 4, generator=rng, dtype=torch.float64)
-    noise = torch.randn(image.shape, generator=rng, dtype=torch.float64)
-    sample = math.cos(here) * image + math.sin(here) * noise
-    result = scheduler.step(scheduler.training_target(image, noise, 500.0), 500.0, sample)
-    clamped = image.clamp(-1, 1)
-    torch.testing.assert_close(result.pred_original_sample, clamped)
-    noise = (sample - math.cos(here) * clamped) / math.sin(here)
-    torch.testing.assert_close(result.prev_sample, math.cos(there) * clamped + math.sin(there) * noise)
-
-
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(scheduler_class, dtype, rng):

@@ -73,9 +73,8 @@ def convert_official_checkpoint(
         checkpoint: Official Lightning checkpoint of an autoencoder. A latent code model or a classifier in the same
             file is converted as well.
         output: Folder to write; it appears only when it is complete.
-        latent_checkpoint: Checkpoint of the latent code model.
+        latent_checkpoint, classifier_checkpoint: Those of the latent code model and the attribute classifier.
         latent_stats: The file latent.pkl; for a latent code model or classifier whose checkpoint lacks the statistics.
-        classifier_checkpoint: Checkpoint of the attribute classifier.
         ema: Whether to take the averaged weights `ema_model.*` or `model.*`, of autoencoder and latent code model.
         ema_classifier: Whether to take `ema_classifier.*` or `classifier.*`. Official editing uses the second, because
             the classifier's short training is not long enough for the average.
@@ -90,12 +89,8 @@ def convert_official_checkpoint(
             message names it), the networks do not belong together, or `output` exists and may not be replaced.
     """
     output = Path(output)
-    given = {
-        "checkpoint": checkpoint,
-        "latent_checkpoint": latent_checkpoint,
-        "classifier_checkpoint": classifier_checkpoint,
-        "latent_stats": latent_stats,
-    }
+    given = {"checkpoint": checkpoint, "latent_checkpoint": latent_checkpoint}
+    given |= {"classifier_checkpoint": classifier_checkpoint, "latent_stats": latent_stats}
     paths = {argument: Path(path) for argument, path in given.items() if path is not None}
     check_output_folder(output, overwrite, "model_index.json", *paths.values())
     files = {argument: _read(path, argument) for argument, path in paths.items()}

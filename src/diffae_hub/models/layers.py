@@ -145,11 +145,8 @@ class ConditionedResidualBlock(nn.Module):
     ) -> torch.Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W').
 
-        Args:
-            hidden: The feature map.
-            activated_time: SiLU of the time embedding, (B, time_embed_dim).
-            latent_modulation: This block's `latent_projection` of SiLU of the latent code, (B, C or 2C). It does not
-                depend on the timestep, so the caller computes it once per trajectory.
+        `activated_time` is SiLU of the time embedding, (B, time_embed_dim); `latent_modulation` this block's
+        `latent_projection` of SiLU of the latent code, (B, C or 2C), which the caller computes once per trajectory.
         """
         residual = self.conv_1(_resample(_silu(self.norm_1(hidden)), self.resample))
 
@@ -169,10 +166,9 @@ class ConditionedResidualBlock(nn.Module):
 
 
 class SelfAttentionBlock(nn.Module):
-    """Self-attention over the pixels of a feature map, with a zero-initialised output projection.
+    """Self-attention over the pixels of a feature map; the output projection is zero-initialised.
 
-    GroupNorm, one projection C -> 3C whose output is split into heads first and into query, key and value second, then
-    scaled dot-product attention, projection, plus the input.
+    The output of `qkv` is split into heads first and into query, key and value second.
     """
 
     def __init__(self, channels: int, *, num_heads: int, norm_num_groups: int, norm_eps: float) -> None:

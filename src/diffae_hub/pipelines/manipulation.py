@@ -11,8 +11,14 @@ from ..schedulers.noise_schedules import check_choice
 from .editing import Strength, edited_codes
 from .image_processor import ImageInput
 from .interpolation import INTERPOLATIONS, LAYOUTS
-from .pipeline_output import DiffusionAutoencoderPipelineOutput
-from .stages import BATCH_SIZE, CallbackFunction, DiffusionAutoencoderStages, Generators, StepCallback
+from .stages import (
+    BATCH_SIZE,
+    CallbackFunction,
+    DiffusionAutoencoderPipelineOutput,
+    DiffusionAutoencoderStages,
+    Generators,
+    StepCallback,
+)
 
 # Images that one call decodes: they are held in memory together.
 MAX_FRAMES = 4096

@@ -9,18 +9,19 @@ from typing import Any, Self
 
 import torch
 
+from ..files import read_json
 from ..images import Tiles
 from ..models.attribute_classifier import AttributeClassifier
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.latent_code_model import LatentCodeModel
 from ..models.semantic_encoder import SemanticEncoderModel
+from ..network import INDEX
+from ..pretrained import list_models, model_folder
 from ..publishing import PublishingMixin
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .image_processor import DiffusionAutoencoderImageProcessor, ImageInput
-from .loading import pipeline_folder
 from .manipulation import ManipulationMixin
-from .pipeline_output import DiffusionAutoencoderPipelineOutput
-from .stages import CallbackFunction, Generators
+from .stages import CallbackFunction, DiffusionAutoencoderPipelineOutput, Generators
 
 # diffusers warns at every `.to(dtype)`, even if its list of modules to be kept in float32 is empty.
 logging.getLogger("diffusers.models.modeling_utils").addFilter(
@@ -121,7 +122,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             ValueError: If there is no such pipeline, or its files do not hold exactly what a model's shall.
             OSError: If the Hub cannot be reached, or a file is missing or damaged.
         """
-        folder = pipeline_folder(pretrained_model_name_or_path, kwargs)
+        folder = _pipeline_folder(pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(folder, **kwargs | {"use_safetensors": True})
 
     def enable_tiling(self, overlap: int | None = None) -> None:
@@ -171,8 +172,8 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             tolerance: Evaluates the network again at each update, until a sampling step back misses by at most this
                 much (largest error of a pixel, as a part of the largest value of x_t where that is above 1). 1e-6 is
                 about what float32 can do; one that is not reached is an error.
-            inversion: "predictor_corrector" (one evaluation per update and one more), "plain" (the paper's, less
-                exact), or None for what the scheduler's configuration says. With a tolerance always the former.
+            inversion: "predictor_corrector" (one evaluation per update and one more; always with a tolerance), "plain"
+                (the paper's, less exact), or None for what the scheduler's configuration says.
         """
         pixels = self.image_processor.preprocess(image, resize_mode)
         self.check_inputs(len(pixels), num_inference_steps, latent_code=latent_code)
@@ -276,3 +277,31 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._decode(latent_code, noise, num_inference_steps, generator, tiles, callback)
         return self._output(sample, latent_code, noise, output_type, return_dict)
+
+
+def _pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
+    """The folder of a pipeline, downloaded if it has to be; the Hub's options are taken out of `options`.
+
+    A ValueError, if there is no such pipeline, or its JSON files cannot be those of one.
+    """
+    name = str(source)
+    folder = Path(model_folder(name, options) if name else "")
+    if not name or not (folder / INDEX).is_file():
+        raise ValueError(
+            f"pretrained_model_name_or_path must be a pipeline folder with a {INDEX}, a Hub id 'owner/name' or one of "
+            f"the bundled models {list_models()}, got {name!r}"
+        )
+    for pattern in ("*.json", "*/*.json", "*/*.safetensors"):
+        for path in folder.glob(pattern):
+            if not path.is_file():  # a pipe or a device: reading it may never end
+                raise ValueError(f"{folder} must hold ordinary files, got {path}")
+    index = read_json(folder / INDEX, ("_class_name", "encoder", "decoder", "scheduler"))
+    for component, value in index.items():
+        if component.startswith("_") or value == [None, None]:
+            continue
+        # Only classes of ours and of diffusers are loaded.
+        if not (isinstance(value, list) and len(value) == 2 and value[0] in ("diffae_hub", "diffusers")):
+            raise ValueError(f"{INDEX} in {folder} must give {component} a class of diffae_hub's or diffusers'")
+        for path in (folder / component).glob("*config.json"):
+            read_json(path)
+    return folder

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 from ..images import Tiles
 from ..schedulers.compatibility import network_timestep, trained_scheduler
 from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
-from .pipeline_output import DiffusionAutoencoderPipelineOutput
 
 MODES = ("stochastic", "inversion")
 # How many frames or tiles go through a network at once.
@@ -29,6 +32,26 @@ _ABSURD = 1e4
 Generators = torch.Generator | list[torch.Generator] | None
 CallbackFunction = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 StepCallback = tuple[CallbackFunction | None, Sequence[str]]  # and the names of the tensors that it gets
+
+
+@dataclass
+class DiffusionAutoencoderPipelineOutput(BaseOutput):
+    """What decoding returns.
+
+    Args:
+        images: As `output_type` says: list of PIL images, array (B, H, W, C) or tensor (B, C, H, W) in [0, 1], or the
+            model's own (B, C, H, W), about in [-1, 1].
+        latent_code: z, (B, latent_dim); of a picture in tiles one per tile.
+        noise: x_T that was decoded, (B, C, H, W), float32.
+        spread: Of `variations`: each pixel's standard deviation over the images, (C, H, W), images being in [0, 1].
+    """
+
+    __module__ = "diffae_hub"
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    latent_code: torch.Tensor
+    noise: torch.Tensor
+    spread: torch.Tensor | None = None
 
 
 class DiffusionAutoencoderStages(DiffusionPipeline):
