@@ -237,22 +237,15 @@ def test_one_file_with_everything(tmp_path: Path) -> None:
 
 
 def test_statistics_from_latent_pkl(tmp_path: Path) -> None:
-    state = latent_state(MINIATURE)
+    state, values, file = latent_state(MINIATURE), statistics(MINIATURE, seed=8), tmp_path / "latent.pkl"
     bare = {name: tensor for name, tensor in state.items() if not name.startswith("conds")}
-    checkpoint, file = save_lightning(tmp_path / "last.ckpt", bare), tmp_path / "latent.pkl"
-    with pytest.raises(ValueError, match="latent_stats"):
-        convert_official_checkpoint(checkpoint, tmp_path / "out")
-    values = statistics(MINIATURE, seed=8)
     torch.save({"conds": torch.zeros(5, 12), **values}, file)
-    assert convert_official_checkpoint(checkpoint, tmp_path / "out", latent_stats=file).warnings == []
-    model = load(tmp_path / "out").latent_code_model
+    model = convert(tmp_path, bare, latent_stats=file).latent_code_model
     assert torch.equal(model.latent_mean, values["conds_mean"])
     assert torch.equal(model.latent_std, values["conds_std"])
-
     # The checkpoint's own are taken where it has them.
-    full = save_lightning(tmp_path / "full.ckpt", state)
-    convert_official_checkpoint(full, tmp_path / "full", latent_stats=file)
-    assert torch.equal(load(tmp_path / "full").latent_code_model.latent_mean, state["conds_mean"][0])
+    model = convert(tmp_path, state, latent_stats=file, overwrite=True).latent_code_model
+    assert torch.equal(model.latent_mean, state["conds_mean"][0])
 
 
 def test_parts_that_belong_to_other_encoders_are_warnings(tmp_path: Path) -> None:
@@ -271,11 +264,9 @@ def test_parts_that_belong_to_other_encoders_are_warnings(tmp_path: Path) -> Non
 
 
 def test_image_size_of_the_noise_buffer_and_the_argument(tmp_path: Path) -> None:
-    a = replace(MINIATURE, image_size=32)  # attention at 16, the second level
-    state = autoencoder_state(a)
-    assert convert(tmp_path, state).decoder.config.sample_size == 32
+    state = autoencoder_state(replace(MINIATURE, image_size=32))  # attention at 16, the second level
     state["x_T"] = torch.zeros(4, 3, 64, 64)  # attention at 32 then
-    pipeline = convert(tmp_path, state, overwrite=True)
+    pipeline = convert(tmp_path, state)
     assert (pipeline.decoder.config.sample_size, list(pipeline.decoder.config.attention_resolutions)) == (64, [32])
     assert convert(tmp_path, state, overwrite=True, image_size=16).decoder.config.sample_size == 16
     del state["x_T"]

@@ -60,13 +60,10 @@ def test_editing_while_the_weights_are_offloaded(classifier: AttributeClassifier
     assert torch.equal(classifier.edit(code, 1), expected)
 
 
-def test_bad_names() -> None:
+def test_bad_names_and_edits(classifier: AttributeClassifier) -> None:
     for names in (NAMES[:1], ["a", "a"]):
         with pytest.raises(ValueError, match="attribute_names"):
             AttributeClassifier(num_attributes=2, attribute_names=names)
-
-
-def test_bad_edits(classifier: AttributeClassifier) -> None:
     code = torch.zeros(1, 6)
     for attribute in (3, -1, "Happy"):
         with pytest.raises(ValueError, match="attribute.*Young"):
@@ -115,15 +112,14 @@ def test_numbers_by_ridge(codes: np.ndarray) -> None:
     fitted = AttributeClassifier.fit(codes, (codes - 5) / SCALE @ truth + 40, ["age"], method="ridge")
     assert cosine(fitted.linear.weight[0], truth) > 0.999
     assert fitted.config.attribute_scores[0]["r2"] > 0.999
-    assert float(fitted.linear.bias[0]) == pytest.approx(40, abs=0.3)
+    assert fitted.linear.bias.item() == pytest.approx(40, abs=0.3)
 
 
 def test_classes_become_attributes(codes: np.ndarray) -> None:
     kinds = np.array(["cat", "dog", "bird"])[codes[:, :3].argmax(axis=1)]
     assert AttributeClassifier.fit(codes, kinds, method="means").config.attribute_names == ["bird", "cat", "dog"]
     two = AttributeClassifier.fit(codes, np.where(codes[:, 0] > 5, "up", "down"), method="means")
-    assert two.config.attribute_names == ["up"]
-    assert two.linear.weight[0].argmax() == 0
+    assert (two.config.attribute_names, int(two.linear.weight[0].argmax())) == (["up"], 0)
 
 
 def test_relatives_stay_together(codes: np.ndarray) -> None:
