@@ -16,7 +16,7 @@ _LAZY = {
     "AttributeClassifier": "diffae_hub.models.attribute_classifier",
     "ConditionedUNet2DModel": "diffae_hub.models.conditioned_unet_2d",
     "DiffusionAutoencoderPipeline": "diffae_hub.pipelines.pipeline_diffusion_autoencoder",
-    "DiffusionAutoencoderPipelineOutput": "diffae_hub.pipelines.pipeline_output",
+    "DiffusionAutoencoderPipelineOutput": "diffae_hub.pipelines.stages",
     "LatentCodeModel": "diffae_hub.models.latent_code_model",
     "ModelMixin": "diffusers",
     "SchedulerMixin": "diffusers",

@@ -23,14 +23,6 @@ def user_path(text: str) -> Path:
         return Path(text)
 
 
-def check_regular_files(folder: Path) -> None:
-    """Refuses a model folder whose files are pipes, devices or broken links: opening one may wait for ever."""
-    for pattern in ("*.json", "*/*.json", "*/*.safetensors"):
-        for path in folder.glob(pattern):
-            if not path.is_file():
-                raise ValueError(f"{folder} must hold ordinary files, got {path}")
-
-
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, under which the body writes a file; it replaces `path` at the end.

@@ -77,17 +77,11 @@ def pil_to_array(
     EXIF orientation is applied, transparency is composited on white, palette, CMYK, grayscale and 16-bit pictures are
     converted.
 
-    Args:
-        image: The picture.
-        channels: 1 (grayscale) or 3 (RGB).
-        size: (width, height) of the result; None keeps the picture's.
-        resize_mode: How to reach `size`: "crop" cuts the centre to the aspect ratio, then resizes; "stretch" resizes
-            each axis by itself; "none" demands that the picture has it.
+    `size` is (width, height); None keeps the picture's. One of `RESIZE_MODES` leads there: "crop" cuts the centre to
+    the aspect ratio, then resizes; "stretch" resizes each axis by itself; "none" demands that the picture has it.
     """
     if channels not in (1, 3):
         raise ValueError(f"image must be a tensor or array for a model of {channels} channels; PIL serves 1 or 3")
-    if resize_mode not in RESIZE_MODES:
-        raise ValueError(f"resize_mode must be one of {RESIZE_MODES}, got {resize_mode!r}")
     image = _eight_bit(image, channels)
     if size is not None and image.size != tuple(size):
         if resize_mode == "none":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,19 +26,3 @@ def memory_growth() -> Callable[[Callable[[], object]], int]:
         return status("VmHWM") - before
 
     return run
-
-
-@pytest.fixture
-def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
-    """Writing more than so many bytes to a file fails meanwhile, as on a full disk."""
-
-    @contextmanager
-    def limit(size: int) -> Iterator[None]:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limit

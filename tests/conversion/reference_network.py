@@ -305,39 +305,25 @@ def predict_latent_noise(w: Tensors, a: Architecture, x: torch.Tensor, t: torch.
 
 # ---- trajectories ----------------------------------------------------------------------------------------------------
 
-LINEAR_BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-CONSTANT_BETAS = torch.full((1000,), 0.008, dtype=torch.float64)
 
-
-def _indices(steps: int) -> list[int]:
-    stride = next(stride for stride in range(1, 1001) if len(range(0, 1000, stride)) == steps)
-    return list(range(0, 1000, stride))
-
-
-def _ddim(predict, x: torch.Tensor, betas: torch.Tensor, clip: bool, indices: list[int], end: float) -> torch.Tensor:
+def _ddim(
+    w: Tensors, a: Architecture, x: torch.Tensor, z: torch.Tensor, indices: list[int], end: float
+) -> torch.Tensor:
     """Updates at the indices, each to the alpha_bar of the next one, the last to `end`."""
-    alpha_bars = torch.cumprod(1 - betas, dim=0)
+    alpha_bars = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0)
     targets = [*(float(alpha_bars[index]) for index in indices[1:]), end]
     for index, target in zip(indices, targets, strict=True):
         alpha_bar = float(alpha_bars[index])
-        noise = predict(x, torch.full((x.shape[0],), index))
-        x_0 = (x - math.sqrt(1 - alpha_bar) * noise) / math.sqrt(alpha_bar)
-        if clip:
-            x_0 = x_0.clamp(-1, 1)
+        noise = predict_noise(w, a, x, torch.full((x.shape[0],), index), z)
+        x_0 = ((x - math.sqrt(1 - alpha_bar) * noise) / math.sqrt(alpha_bar)).clamp(-1, 1)
         noise = (x - math.sqrt(alpha_bar) * x_0) / math.sqrt(1 - alpha_bar)
         x = math.sqrt(target) * x_0 + math.sqrt(1 - target) * noise
     return x
 
 
 def decode(w: Tensors, a: Architecture, x_t: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
-    return _ddim(lambda x, t: predict_noise(w, a, x, t, z), x_t, LINEAR_BETAS, True, _indices(steps)[::-1], 1.0)
+    return _ddim(w, a, x_t, z, list(range(0, 1000, 1000 // steps))[::-1], 1.0)
 
 
 def invert(w: Tensors, a: Architecture, x_0: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
-    return _ddim(lambda x, t: predict_noise(w, a, x, t, z), x_0, LINEAR_BETAS, True, _indices(steps), 0.0)
-
-
-def sample_latent(w: Tensors, a: Architecture, noise: torch.Tensor, steps: int) -> torch.Tensor:
-    """Normalised codes."""
-    indices = _indices(steps)[::-1]
-    return _ddim(lambda x, t: predict_latent_noise(w, a, x, t), noise, CONSTANT_BETAS, False, indices, 1.0)
+    return _ddim(w, a, x_0, z, list(range(0, 1000, 1000 // steps)), 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from diffae_hub.conversion.official_configuration import OFFICIAL_SCHEDULER, inf
 
 from . import reference_network as reference
 from .official_files import autoencoder_state, classifier_state, latent_state, of_group, save_lightning
-from .reference_network import MINIATURE, Architecture
+from .reference_network import MINIATURE
 
 STATES = {"autoencoder": autoencoder_state, "latent": latent_state, "classifier": classifier_state}
 
@@ -91,24 +90,9 @@ def test_layout_of_lightning_and_shared_storage(exported) -> None:
     assert len(distinct) == len(names)  # the two groups, and the layer that has two names, are stored once
 
 
-def test_an_exported_network_computes_the_same(pipeline_folder: Path, exported) -> None:
-    w, pipeline = (
-        of_group(state_dict(exported["autoencoder"]), "ema_model"),
-        DiffusionAutoencoderPipeline.from_pretrained(pipeline_folder),
-    )
-    generator = torch.Generator().manual_seed(0)
-    x, t = torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([5, 700])
-    with torch.no_grad():
-        code = pipeline.encoder(x).latent_code
-        noise = pipeline.decoder(x, t, code).sample
-    torch.testing.assert_close(code.double(), reference.encode(w, MINIATURE, x.double()), atol=1e-4, rtol=0)
-    expected = reference.predict_noise(w, MINIATURE, x.double(), t, code.double())
-    torch.testing.assert_close(noise.double(), expected, atol=1e-4, rtol=0)
-
-
-def small(a: Architecture = MINIATURE, encoder: dict | None = None, decoder: dict | None = None, **scheduler):
+def small(encoder: dict | None = None, decoder: dict | None = None, **scheduler):
     """A pipeline of untrained networks with the official options, but for those given."""
-    encoder_config, decoder_config = infer_autoencoder_configuration(reference.autoencoder_shapes(a))
+    encoder_config, decoder_config = infer_autoencoder_configuration(reference.autoencoder_shapes(MINIATURE))
     return DiffusionAutoencoderPipeline(
         SemanticEncoderModel(**encoder_config | (encoder or {})),
         ConditionedUNet2DModel(**decoder_config | (decoder or {})),
@@ -117,13 +101,11 @@ def small(a: Architecture = MINIATURE, encoder: dict | None = None, decoder: dic
 
 
 def test_a_pipeline_of_two_networks_in_half_precision(tmp_path: Path) -> None:
-    a = replace(MINIATURE, image_size=32, encoder_multipliers=(1, 2))
-    pipeline = small(a).to(torch.float16)
+    pipeline = small().to(torch.float16)
     exported = export_official_checkpoints(pipeline, tmp_path / "out")
     assert list(exported) == ["autoencoder"]
     tensors = of_group(state_dict(exported["autoencoder"]), "model", torch.float32)
     assert torch.equal(tensors["out.2.weight"], pipeline.decoder.conv_out.weight.float())
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == reference.autoencoder_shapes(a)
 
 
 @pytest.mark.parametrize(
@@ -158,29 +140,20 @@ def test_latent_code_models_without_an_official_counterpart(tmp_path: Path, pipe
         export_official_checkpoints(pipeline, tmp_path / "out")
 
 
-def test_command_and_output_folders(pipeline_folder: Path, tmp_path: Path, capsys, file_size_limit) -> None:
+def test_command_and_output_folders(pipeline_folder: Path, tmp_path: Path, capsys) -> None:
     words = ["export-official", str(pipeline_folder), str(tmp_path / "out")]
     assert main(words) == 0
     assert f"latent: {tmp_path / 'out' / 'latent.ckpt'}" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert main(words) == 2
-    with file_size_limit(50_000):  # a full disk leaves what was there
-        assert main([*words, "--overwrite"]) == 2
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    assert capsys.readouterr().err.count("\n") == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert main([*words, "--overwrite", "--json"]) == 0
     paths = json.loads(capsys.readouterr().out)
     assert set(paths) == {"autoencoder", "latent", "classifier"}
     assert all(Path(path).is_file() for path in paths.values())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_other_folders_are_never_replaced(pipeline_folder: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "thesis.tex").write_text("x")
-    for output in (tmp_path, pipeline_folder):
-        assert main(["export-official", str(pipeline_folder), str(output), "--overwrite"]) == 2
-        captured = capsys.readouterr()
-        assert (captured.out, captured.err.count("\n")) == ("", 1)
-        assert "output" in captured.err
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    for output in (tmp_path, pipeline_folder):  # other folders are never replaced
+        assert main([*words[:2], str(output), "--overwrite"]) == 2
+        assert "output" in capsys.readouterr().err
     assert (pipeline_folder / "model_index.json").is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -47,27 +46,6 @@ def test_incomplete_damaged_and_pickled_weights(tiny_pipeline, tmp_path: Path) -
     torch.save(tiny_pipeline.decoder.state_dict(), weights.with_suffix(".bin"))
     weights.unlink()
     with pytest.raises((OSError, ValueError)):
-        DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "named"),
-    [
-        ("model_index.json", "{}", "model_index.json"),
-        ("model_index.json", "[" * 100_000, "model_index.json"),
-        ("model_index.json", {"encoder": 3}, "model_index.json.*encoder"),
-        ("model_index.json", {"encoder": ["os", "system"]}, "model_index.json.*encoder"),
-        ("encoder/config.json", "[]", "encoder/config.json"),
-        ("scheduler/scheduler_config.json", "null", "scheduler_config.json"),
-        ("encoder/config.json", {"channel_multipliers": []}, "channel_multipliers"),
-        ("scheduler/scheduler_config.json", {"noise_schedule": "moonlight"}, "noise_schedule"),
-    ],
-)
-def test_bad_configuration_files(tiny_pipeline, tmp_path: Path, file: str, text: str | dict, named: str) -> None:
-    tiny_pipeline.save_pretrained(tmp_path)
-    path = tmp_path / file
-    path.write_text(text if isinstance(text, str) else json.dumps({**json.loads(path.read_text()), **text}))
-    with pytest.raises(ValueError, match=named):
         DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
 
 

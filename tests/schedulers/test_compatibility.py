@@ -1,4 +1,4 @@
-"""diffusers' solvers in place of ours, on the bundled model: each decodes the same image along the same flow."""
+"""diffusers' solvers in place of ours: they walk the model's noise schedule, or are refused."""
 
 from __future__ import annotations
 
@@ -8,39 +8,11 @@ import diffusers
 import pytest
 import torch
 
-from diffae_hub import ConditionedUNet2DModel, VPDDIMInverseScheduler, VPDDIMScheduler, VPDPMSolverMultistepScheduler
+from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler, VPDPMSolverMultistepScheduler
 from diffae_hub.schedulers.compatibility import network_timestep, trained_scheduler
 
-NAME = "cifar10-32-small"
 SOLVERS = ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "DDIMScheduler",
            "EulerDiscreteScheduler"]  # fmt: skip
-
-
-@torch.no_grad()
-def decode(decoder: ConditionedUNet2DModel, scheduler, num_steps: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    conditioning = decoder.prepare_latent(torch.randn(1, decoder.config.latent_dim, generator=generator))
-    scheduler.set_timesteps(num_steps)
-    x = torch.randn(1, 3, 32, 32, generator=generator) * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t)
-        output = decoder(scaled, network_timestep(scheduler, t), None, latent_conditioning=conditioning).sample
-        x = scheduler.step(output, t, x).prev_sample
-    return x
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(10 * torch.log10(4 / (a - b).square().mean()))
-
-
-def test_solvers_of_diffusers_follow_the_flow() -> None:
-    decoder = ConditionedUNet2DModel.from_pretrained(NAME, subfolder="decoder").eval()
-    scheduler = VPDDIMScheduler.from_pretrained(NAME, subfolder="scheduler")
-    flow = decode(decoder, VPDPMSolverMultistepScheduler.from_config(scheduler.config, lambda_max=5.0), 30)
-    ours = psnr(decode(decoder, scheduler, 20), flow)
-    for name in SOLVERS:
-        solver = getattr(diffusers, name).from_config(scheduler.config)
-        assert psnr(decode(decoder, solver, 20), flow) > ours - 0.3, name
 
 
 @pytest.mark.parametrize("name", [*SOLVERS, "DDPMScheduler"])

@@ -34,14 +34,6 @@ def test_variance_preserving_monotonic_and_exact_at_the_ends(name, scaling_facto
     assert ((float(alpha[-1]), float(sigma[-1])) == (0.0, 1.0)) == ends_in_noise
 
 
-def test_constant_beta_is_the_running_product_of_its_betas():
-    alpha, sigma = constant_beta(torch.arange(1001, dtype=torch.float64) / 1000)
-    expected = np.concatenate([[1.0], np.cumprod(np.full(1000, 1 - 0.008))])
-    np.testing.assert_allclose(alpha.numpy() ** 2, expected, rtol=1e-10)
-    np.testing.assert_allclose(sigma.numpy() ** 2, 1 - expected, rtol=1e-10, atol=1e-12)
-    assert float(alpha[-1]) == pytest.approx(0.0180, abs=5e-5)
-
-
 @pytest.mark.parametrize("scaling_factor", [0.125, 1.0, 4.0, 16.0])
 def test_shifted_cosine_is_the_formula_of_the_paper(scaling_factor):
     argument = -2 * np.log(np.tan(np.pi * INSIDE.numpy() / 2)) + 2 * np.log(scaling_factor)
@@ -61,13 +53,18 @@ def test_order_of_the_curves_in_figure_1():
     assert (shifted_cosine(t, 32 / 256)[1] > shifted_cosine(t, 1.0)[1]).all()
 
 
-def test_linear_beta_table_against_numpy_and_diffusers():
-    alpha, sigma = linear_beta(torch.arange(1001, dtype=torch.float64) / 1000)
-    table = np.concatenate([[1.0], np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))])
-    np.testing.assert_allclose(alpha.numpy() ** 2, table, rtol=1e-12)
-    np.testing.assert_allclose(sigma.numpy() ** 2, 1 - table, rtol=1e-10, atol=1e-15)
-    theirs = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear").alphas_cumprod
-    torch.testing.assert_close(alpha[1:].float() ** 2, theirs, rtol=2e-5, atol=1e-7)
+@pytest.mark.parametrize(
+    ("schedule", "betas"),
+    [(linear_beta, np.linspace(1e-4, 0.02, 1000)), (constant_beta, np.full(1000, 0.008))],
+    ids=["linear", "constant"],
+)
+def test_betas_against_numpy_and_diffusers(schedule, betas):
+    alpha, sigma = schedule(torch.arange(1001, dtype=torch.float64) / 1000)
+    table = np.concatenate([[1.0], np.cumprod(1 - betas)])
+    np.testing.assert_allclose(alpha.numpy() ** 2, table, rtol=1e-10)
+    np.testing.assert_allclose(sigma.numpy() ** 2, 1 - table, rtol=1e-10, atol=1e-12)
+    theirs = DDIMScheduler(trained_betas=betas.astype(np.float32)).alphas_cumprod
+    torch.testing.assert_close(alpha[1:].float() ** 2, theirs, rtol=1e-4, atol=1e-7)
 
 
 def test_linear_beta_interpolates_the_logarithm_between_entries():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .official_configuration import (
     infer_autoencoder_configuration,
     infer_latent_code_model_configuration,
 )
-from .official_names import NAMES, STATISTICS
+from .official_names import STATISTICS, official_tensors
 
 _CLASSES = {
     "encoder": SemanticEncoderModel,
@@ -37,7 +37,6 @@ _CLASSES = {
 _PREFIXES = ("model.", "ema_model.", "classifier.", "ema_classifier.")
 _OTHER_NAMES = ("x_T", "conds", *STATISTICS)
 _LATENT = "latent_net."
-_SHOWN = 5  # names in a message
 
 Tensors = dict[str, torch.Tensor]
 
@@ -74,9 +73,8 @@ def convert_official_checkpoint(
         checkpoint: Official Lightning checkpoint of an autoencoder. A latent code model or a classifier in the same
             file is converted as well.
         output: Folder to write; it appears only when it is complete.
-        latent_checkpoint: Checkpoint of the latent code model.
+        latent_checkpoint, classifier_checkpoint: Those of the latent code model and the attribute classifier.
         latent_stats: The file latent.pkl; for a latent code model or classifier whose checkpoint lacks the statistics.
-        classifier_checkpoint: Checkpoint of the attribute classifier.
         ema: Whether to take the averaged weights `ema_model.*` or `model.*`, of autoencoder and latent code model.
         ema_classifier: Whether to take `ema_classifier.*` or `classifier.*`. Official editing uses the second, because
             the classifier's short training is not long enough for the average.
@@ -91,12 +89,8 @@ def convert_official_checkpoint(
             message names it), the networks do not belong together, or `output` exists and may not be replaced.
     """
     output = Path(output)
-    given = {
-        "checkpoint": checkpoint,
-        "latent_checkpoint": latent_checkpoint,
-        "classifier_checkpoint": classifier_checkpoint,
-        "latent_stats": latent_stats,
-    }
+    given = {"checkpoint": checkpoint, "latent_checkpoint": latent_checkpoint}
+    given |= {"classifier_checkpoint": classifier_checkpoint, "latent_stats": latent_stats}
     paths = {argument: Path(path) for argument, path in given.items() if path is not None}
     check_output_folder(output, overwrite, "model_index.json", *paths.values())
     files = {argument: _read(path, argument) for argument, path in paths.items()}
@@ -175,7 +169,7 @@ def _read(path: Path, argument: str) -> Tensors:
         raise ValueError(f"{argument} must hold a state_dict, but {path} does not")
     unknown = [str(name) for name in state if not str(name).startswith(_PREFIXES) and name not in _OTHER_NAMES]
     if unknown:
-        raise ValueError(f"{argument} must hold tensors of official DiffAE, but {path} has unknown {_list(unknown)}")
+        raise ValueError(f"{argument} must hold tensors of official DiffAE, but {path} has {shown(unknown[0])}")
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or not is_whole(tensor):
             raise ValueError(f"{argument} must hold whole tensors, but {shown(name)} in {path} is none")
@@ -196,40 +190,30 @@ def _networks(
 ) -> dict[str, nn.Module]:
     """Networks of these configurations, with the tensors as their weights; `found` must hold exactly theirs."""
     networks: dict[str, nn.Module] = {}
-    unknown, problems = dict.fromkeys(found), []
+    unknown = dict.fromkeys(found)
     for component, configuration in configurations.items():
         with torch.device("meta"):
             network = _CLASSES[component](**configuration)
-        state, weights = network.state_dict(), dict(statistics or {})
-        for entry in NAMES[component](network.config):
-            shape = state[entry.name].shape
-            for name in entry.official_names:
+        weights = dict(statistics or {})
+        for ours, names, shape in official_tensors(network):
+            for name in names:
                 unknown.pop(name, None)
-                if problem := _problem(found.get(name), entry.official_shape(shape)):
-                    problems.append(f"{group}{name} {problem}")
-            if not problems:
-                first, *aliases = (found[name] for name in entry.official_names)
-                if not all(torch.equal(first, alias) for alias in aliases):
-                    problems.append(" and ".join(f"{group}{name}" for name in entry.official_names) + " differ")
-                weights[entry.name] = first.reshape(shape)
-        networks[component] = network
-        if not problems:
-            network.load_state_dict(weights, assign=True)
-            network.float()
-    problems += [f"{group}{name} is unknown" for name in unknown]
-    if problems:
-        raise ValueError(f"{argument} must hold exactly the official network's tensors, but {_list(problems)}")
+                _check_tensor(f"{argument} must hold {group}{name}", found.get(name), shape, found.get(names[0]))
+            weights[ours] = found[names[0]].reshape(network.get_parameter(ours).shape)
+        network.load_state_dict(weights, assign=True)
+        networks[component] = network.float()
+    if unknown:
+        raise ValueError(f"{argument} must hold official networks only, got {group}{shown(next(iter(unknown)))}")
     return networks
 
 
-def _problem(tensor: torch.Tensor | None, shape: tuple[int, ...]) -> str:
-    if tensor is None:
-        return "is missing"
-    if tensor.shape != shape:
-        return f"has the shape {tuple(tensor.shape)} instead of {shape}"
-    if not tensor.is_floating_point():
-        return f"has the type {tensor.dtype}"
-    return "" if tensor.isfinite().all() else "is not finite"
+def _check_tensor(must: str, tensor: torch.Tensor | None, shape: tuple[int, ...], same: torch.Tensor | None) -> None:
+    if tensor is None or tensor.shape != shape:
+        raise ValueError(f"{must} of shape {shape}, got {'none' if tensor is None else tuple(tensor.shape)}")
+    if not tensor.is_floating_point() or not tensor.isfinite().all():
+        raise ValueError(f"{must} as finite floating-point numbers")
+    if not torch.equal(tensor, same):
+        raise ValueError(f"{must} with the values of the same layer's other name")
 
 
 def _statistics(tensors: Tensors, latent_dim: int) -> Tensors:
@@ -247,10 +231,3 @@ def _statistics(tensors: Tensors, latent_dim: int) -> Tensors:
 
 def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _list(words: Iterable[str]) -> str:
-    """The first words, and how many more there are."""
-    words = list(words)
-    listed = ", ".join(map(shown, words[:_SHOWN]))
-    return f"{listed} and {len(words) - _SHOWN} more" if len(words) > _SHOWN else listed

@@ -12,7 +12,7 @@ from torch import nn
 from ..files import check_output_folder, new_folder
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .official_configuration import NORM_EPS, NORM_NUM_GROUPS, OFFICIAL_LATENT_SCHEDULER, OFFICIAL_SCHEDULER
-from .official_names import NAMES, STATISTICS
+from .official_names import STATISTICS, official_tensors
 
 # The official model holds noise for this many pictures in a buffer, which strict loading asks for.
 _NOISE_BATCH = 32
@@ -66,10 +66,9 @@ def export_official_checkpoints(
 def _official_tensors(pipeline: DiffusionAutoencoderPipeline, component: str) -> dict[str, torch.Tensor]:
     """Official name, relative to the model -> tensor, float32; a tensor with two names stays one tensor."""
     model, tensors = getattr(pipeline, component), {}
-    for entry in NAMES[component](model.config):
-        tensor = model.get_parameter(entry.name).detach().to("cpu", torch.float32).contiguous()
-        tensor = tensor.reshape(entry.official_shape(tensor.shape))
-        tensors |= dict.fromkeys(entry.official_names, tensor)
+    for ours, names, shape in official_tensors(model):
+        tensor = model.get_parameter(ours).detach().to("cpu", torch.float32).contiguous()
+        tensors |= dict.fromkeys(names, tensor.reshape(shape))
     return tensors
 
 

@@ -2,8 +2,7 @@
 
 Widths and depths are all there. What no tensor shows has the value that every published checkpoint has: one attention
 head, decoder dropout 0.1, 32 groups, attention at resolution 16. The last gives the image size, because the tensors
-show at which level the attention is. Only the number of heads, the image size (and with it the resolutions of
-attention) and the encoder's blocks per level can be given instead.
+show at which level the attention is.
 
 A tensor that the configuration is read off and that is missing or misshapen is a ValueError. That all others fit is
 for the conversion to check.
@@ -21,6 +20,7 @@ ATTENTION_RESOLUTION = 16
 DECODER_DROPOUT = 0.1
 NORM_NUM_GROUPS = 32
 NORM_EPS = 1e-5
+TIME_EMBEDDING = "time_embed.time_embed.0.weight"
 
 # The order of the rows of the official classifiers: the attributes of CelebA, as its annotation file lists them.
 CELEBA_ATTRIBUTES = tuple(
@@ -51,12 +51,8 @@ def infer_autoencoder_configuration(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of `SemanticEncoderModel` and those of `ConditionedUNet2DModel`.
 
-    Args:
-        shapes: Official name, relative to the model ("input_blocks.0.0.weight", "encoder.out.3.weight"), -> shape.
-        image_size: Height and width of the training images; None for 16 * 2^level, `level` being the one that has the
-            attention.
-        num_attention_heads: Heads of each attention block.
-        encoder_layers_per_block: Residual blocks per level of the encoder; None for as many as the decoder has.
+    `shapes` are by official name, relative to the model ("input_blocks.0.0.weight", "encoder.out.3.weight"). Without an
+    `image_size` it is 16 * 2^level, `level` being the one that has the attention.
     """
     decoder, decoder_attention = _decoder_structure(shapes)
     depth = decoder["layers_per_block"] if encoder_layers_per_block is None else encoder_layers_per_block
@@ -103,7 +99,6 @@ def infer_attribute_classifier_configuration(shapes: Shapes, argument: str = "ch
 
 def _decoder_structure(shapes: Shapes) -> tuple[dict[str, Any], list[int]]:
     """What the tensors say about the decoder, and the levels that have attention."""
-    time_embed_dim, base_channels = _shape(shapes, "time_embed.time_embed.0.weight", 2)
     # Only the way up shows where a level ends: there an entry has a second residual block, the one that upsamples.
     entries = _count(shapes, "output_blocks.{}.0.in_layers.2.weight")
     ends = [
@@ -118,40 +113,45 @@ def _decoder_structure(shapes: Shapes) -> tuple[dict[str, Any], list[int]]:
             f"checkpoint must hold equally many output_blocks, two or more, at each of {levels} levels, got {entries}"
         )
     firsts = [f"output_blocks.{(levels - 1 - level) * depth}" for level in range(levels)]
-    widths = [_shape(shapes, f"{first}.0.in_layers.2.weight", 4)[0] for first in firsts]
-    structure = {
+    structure, attention = _levels(shapes, firsts)
+    structure |= {
         "in_channels": _shape(shapes, "input_blocks.0.0.weight", 4)[1],
         "out_channels": _shape(shapes, "out.2.weight", 4)[0],
         "latent_dim": _shape(shapes, "middle_block.0.cond_emb_layers.1.weight", 2)[1],
-        "base_channels": base_channels,
-        "channel_multipliers": tuple(width // base_channels for width in widths),
         "layers_per_block": depth - 1,
-        "time_embed_dim": time_embed_dim,
+        "time_embed_dim": _shape(shapes, TIME_EMBEDDING, 2)[0],
         "latent_scale_shift": False,
         "latent_mlp_layers": 0,
     }
-    return structure, [level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in shapes]
+    return structure, attention
 
 
 def _encoder_structure(shapes: Shapes, depth: int) -> tuple[dict[str, Any], list[int]]:
     """What the tensors say about the encoder, and the levels that have attention."""
-    base_channels = _shape(shapes, "time_embed.time_embed.0.weight", 2)[1]
     # Entry 0 is the stem. A level has `depth` entries, and one that downsamples if it is not the last.
     entries = _count(shapes, "encoder.input_blocks.{}.0.in_layers.2.weight", start=1)
     if depth < 1 or (entries + 1) % (depth + 1):
         raise ValueError(
             f"encoder_layers_per_block must fit {entries} encoder.input_blocks after the stem, got {depth}"
         )
-    firsts = [f"encoder.input_blocks.{index}" for index in range(1, entries + 1, depth + 1)]
-    widths = [_shape(shapes, f"{first}.0.in_layers.2.weight", 4)[0] for first in firsts]
-    structure = {
+    structure, attention = _levels(
+        shapes, [f"encoder.input_blocks.{index}" for index in range(1, entries + 1, depth + 1)]
+    )
+    structure |= {
         "in_channels": _shape(shapes, "encoder.input_blocks.0.0.weight", 4)[1],
         "latent_dim": _shape(shapes, "encoder.out.3.weight", 4)[0],
-        "base_channels": base_channels,
-        "channel_multipliers": tuple(width // base_channels for width in widths),
         "layers_per_block": depth,
     }
-    return structure, [level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in shapes]
+    return structure, attention
+
+
+def _levels(shapes: Shapes, firsts: list[str]) -> tuple[dict[str, Any], list[int]]:
+    """The widths of levels that begin with these entries, and which levels have attention."""
+    base_channels = _shape(shapes, TIME_EMBEDDING, 2)[1]
+    widths = [_shape(shapes, f"{first}.0.in_layers.2.weight", 4)[0] for first in firsts]
+    multipliers = tuple(width // base_channels for width in widths)
+    attention = [level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in shapes]
+    return {"base_channels": base_channels, "channel_multipliers": multipliers}, attention
 
 
 def _shape(shapes: Shapes, name: str, dimensions: int, argument: str = "checkpoint") -> tuple[int, ...]:

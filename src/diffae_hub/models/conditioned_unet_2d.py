@@ -52,18 +52,11 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
 
     Args:
         sample_size: Height and width of the training images, in pixels. Fixes where attention is placed.
-        in_channels: Channels of x_t.
-        out_channels: Channels of the prediction.
-        latent_dim: Width of the latent code.
         base_channels: Channels of the first level before its multiplier, and the dimension of the time sinusoid.
         channel_multipliers: One per level; each level after the first halves the resolution.
         layers_per_block: Residual blocks per level on the way down (one more on the way up).
         attention_resolutions: Resolutions, in pixels, after whose residual blocks self-attention follows.
-        num_attention_heads: Heads of each attention block.
-        dropout: Dropout probability in the residual blocks.
         norm_num_groups: Groups of each group norm (at most one per channel).
-        norm_eps: Epsilon of each group norm.
-        time_embed_dim: Width of the time embedding.
         latent_scale_shift: Whether the latent code gives a scale and a shift (the paper) or a scale only (official).
         latent_mlp_layers: Linear layers of an MLP (SiLU between) applied to the latent code first; 0 for none.
         latent_spatial_size: Height and width of a feature map to which the latent code is projected too, and which is

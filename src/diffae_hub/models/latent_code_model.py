@@ -45,12 +45,7 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
     size of the official model for FFHQ and CelebA (54,109,696 parameters); horse and bedroom have 20 layers
     (117,106,176).
 
-    Args:
-        latent_dim: Width of the latent code.
-        hidden_dim: Width of the hidden layers.
-        num_layers: Number of layers, the last one included; at least 2.
-        time_sinusoid_dim: Dimension of the time sinusoid; at least 2.
-        time_embed_dim: Width of the time embedding.
+    `num_layers` counts the last one, too.
     """
 
     __module__ = "diffae_hub"

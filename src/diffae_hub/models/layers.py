@@ -145,11 +145,8 @@ class ConditionedResidualBlock(nn.Module):
     ) -> torch.Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W').
 
-        Args:
-            hidden: The feature map.
-            activated_time: SiLU of the time embedding, (B, time_embed_dim).
-            latent_modulation: This block's `latent_projection` of SiLU of the latent code, (B, C or 2C). It does not
-                depend on the timestep, so the caller computes it once per trajectory.
+        `activated_time` is SiLU of the time embedding, (B, time_embed_dim); `latent_modulation` this block's
+        `latent_projection` of SiLU of the latent code, (B, C or 2C), which the caller computes once per trajectory.
         """
         residual = self.conv_1(_resample(_silu(self.norm_1(hidden)), self.resample))
 
@@ -169,10 +166,9 @@ class ConditionedResidualBlock(nn.Module):
 
 
 class SelfAttentionBlock(nn.Module):
-    """Self-attention over the pixels of a feature map, with a zero-initialised output projection.
+    """Self-attention over the pixels of a feature map; the output projection is zero-initialised.
 
-    GroupNorm, one projection C -> 3C whose output is split into heads first and into query, key and value second, then
-    scaled dot-product attention, projection, plus the input.
+    The output of `qkv` is split into heads first and into query, key and value second.
     """
 
     def __init__(self, channels: int, *, num_heads: int, norm_num_groups: int, norm_eps: float) -> None:
@@ -216,20 +212,13 @@ class LatentStatisticsMixin:
 
 
 # What the numbers of a configuration may be. The upper ends are generous: they stop absurd cost only.
-RANGES = {
-    "sample_size": (1, 65_536),
-    "in_channels": (1, 65_536),
-    "out_channels": (1, 65_536),
-    "base_channels": (1, 65_536),
-    "patch_size": (1, 65_536),
-    "num_attention_heads": (1, 65_536),
-    "norm_num_groups": (1, 65_536),
+_SIZES = ("sample_size", "in_channels", "out_channels", "base_channels", "patch_size", "num_attention_heads")
+RANGES = dict.fromkeys((*_SIZES, "norm_num_groups", "time_embed_dim"), (1, 65_536)) | {
     "norm_eps": (1e-12, 1),
     "layers_per_block": (1, 64),
     "dropout": (0, 0.9999),
     "latent_dim": (1, 1_000_000),
     "latent_mlp_layers": (0, 64),
-    "time_embed_dim": (1, 65_536),
     "time_sinusoid_dim": (2, 65_536),
     "hidden_dim": (1, 1_000_000),
     "num_layers": (2, 1_000),

@@ -36,14 +36,10 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
 
     Args:
         sample_size: Height and width of the training images, in pixels. Fixes where attention is placed.
-        in_channels: Channels of the image.
-        latent_dim: Width of the latent code.
         base_channels: Channels of the first level before its multiplier.
         channel_multipliers: One per level; each level after the first halves the resolution.
         layers_per_block: Residual blocks per level.
         attention_resolutions: Resolutions, in pixels, after whose residual blocks self-attention follows.
-        num_attention_heads: Heads of each attention block.
-        dropout: Probability of dropping an activation before each convolution.
         norm_num_groups: Groups of each group norm (at most one per channel).
         latent_head: `"pool"` averages the last feature map over space (the paper and the official networks);
             `"flatten"` projects it, which keeps position but fixes the image size to `sample_size` (beyond the paper).

@@ -11,8 +11,14 @@ from ..schedulers.noise_schedules import check_choice
 from .editing import Strength, edited_codes
 from .image_processor import ImageInput
 from .interpolation import INTERPOLATIONS, LAYOUTS
-from .pipeline_output import DiffusionAutoencoderPipelineOutput
-from .stages import BATCH_SIZE, CallbackFunction, DiffusionAutoencoderStages, Generators, StepCallback
+from .stages import (
+    BATCH_SIZE,
+    CallbackFunction,
+    DiffusionAutoencoderPipelineOutput,
+    DiffusionAutoencoderStages,
+    Generators,
+    StepCallback,
+)
 
 # Images that one call decodes: they are held in memory together.
 MAX_FRAMES = 4096
@@ -66,10 +72,9 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         _check_count("num_frames", num_frames, least, most)
 
         codes = self._encode(pixels)
+        noises = self._noise(pixels, codes, num_inference_steps, mode, generator, tolerance)
         if mode == "stochastic":
-            noises = self._random_noise(pixels.shape, generator)[:1].expand(count, -1, -1, -1)
-        else:
-            noises = self._invert(pixels, codes, num_inference_steps, tolerance)
+            noises = noises[:1].expand_as(noises)
         codes = LAYOUTS[layout](codes, num_frames, INTERPOLATIONS[latent_interpolation])
         noises = LAYOUTS[layout](noises, num_frames, INTERPOLATIONS[noise_interpolation])
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -118,10 +123,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
             raise ValueError(f"strength must give at most {MAX_FRAMES} images in all, got {count}")
 
         codes = self._encode(pixels)
-        if mode == "stochastic":
-            noises = self._random_noise(pixels.shape, generator)
-        else:
-            noises = self._invert(pixels, codes, num_inference_steps, tolerance)
+        noises = self._noise(pixels, codes, num_inference_steps, mode, generator, tolerance)
         codes, noises = edited_codes(codes, *how), noises.repeat_interleave(count // len(pixels), dim=0)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._decode_batches(codes, noises, num_inference_steps, generator, callback)

@@ -8,48 +8,25 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers.utils import replace_example_docstring
 
+from ..files import read_json
 from ..images import Tiles
 from ..models.attribute_classifier import AttributeClassifier
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.latent_code_model import LatentCodeModel
 from ..models.semantic_encoder import SemanticEncoderModel
+from ..network import INDEX
+from ..pretrained import list_models, model_folder
 from ..publishing import PublishingMixin
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .image_processor import DiffusionAutoencoderImageProcessor, ImageInput
-from .loading import pipeline_folder
 from .manipulation import ManipulationMixin
-from .pipeline_output import DiffusionAutoencoderPipelineOutput
-from .stages import CallbackFunction, Generators
+from .stages import CallbackFunction, DiffusionAutoencoderPipelineOutput, Generators
 
 # diffusers warns at every `.to(dtype)`, even if its list of modules to be kept in float32 is empty.
 logging.getLogger("diffusers.models.modeling_utils").addFilter(
     lambda record: "kept in float32: []" not in record.getMessage()
 )
-
-EXAMPLE_DOC_STRING = """
-    Examples:
-        ```py
-        >>> import torch
-        >>> from PIL import Image
-        >>> from diffae_hub import DiffusionAutoencoderPipeline
-
-        >>> pipe = DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small")
-        >>> image = Image.radial_gradient("L").resize((32, 32))
-
-        >>> # what the latent code alone holds: everything else is drawn at random
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> output = pipe(image, num_inference_steps=10, generator=generator)
-        >>> output.images[0].size
-        (32, 32)
-        >>> output.latent_code.shape
-        torch.Size([1, 512])
-
-        >>> # code and inverted noise together: nearly the image itself
-        >>> image = pipe(image, mode="inversion", num_inference_steps=10).images[0]
-        ```
-"""
 
 
 class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
@@ -145,7 +122,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             ValueError: If there is no such pipeline, or its files do not hold exactly what a model's shall.
             OSError: If the Hub cannot be reached, or a file is missing or damaged.
         """
-        folder = pipeline_folder(pretrained_model_name_or_path, kwargs)
+        folder = _pipeline_folder(pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(folder, **kwargs | {"use_safetensors": True})
 
     def enable_tiling(self, overlap: int | None = None) -> None:
@@ -195,15 +172,16 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             tolerance: Evaluates the network again at each update, until a sampling step back misses by at most this
                 much (largest error of a pixel, as a part of the largest value of x_t where that is above 1). 1e-6 is
                 about what float32 can do; one that is not reached is an error.
-            inversion: "predictor_corrector" (one evaluation per update and one more), "plain" (the paper's, less
-                exact), or None for what the scheduler's configuration says. With a tolerance always the former.
+            inversion: "predictor_corrector" (one evaluation per update and one more; always with a tolerance), "plain"
+                (the paper's, less exact), or None for what the scheduler's configuration says.
         """
         pixels = self.image_processor.preprocess(image, resize_mode)
         self.check_inputs(len(pixels), num_inference_steps, latent_code=latent_code)
         if latent_code is None:
             latent_code = self._encode(pixels)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        noise = self._invert(pixels, latent_code, num_inference_steps, tolerance, inversion, callback=callback)
+        how = {"tolerance": tolerance, "inversion": inversion, "callback": callback}
+        noise = self._noise(pixels, latent_code, num_inference_steps, **how)
         self.maybe_free_model_hooks()
         return noise
 
@@ -240,7 +218,6 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             return self._output(sample, latent_code, noise, output_type, return_dict)
 
     @torch.no_grad()
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         image: ImageInput,
@@ -264,6 +241,25 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             tolerance: As in [`~DiffusionAutoencoderPipeline.invert`], and `inversion` too.
 
         Examples:
+            ```py
+            >>> import torch
+            >>> from PIL import Image
+            >>> from diffae_hub import DiffusionAutoencoderPipeline
+
+            >>> pipe = DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small")
+            >>> image = Image.radial_gradient("L").resize((32, 32))
+
+            >>> # what the latent code alone holds: everything else is drawn at random
+            >>> generator = torch.Generator().manual_seed(0)
+            >>> output = pipe(image, num_inference_steps=10, generator=generator)
+            >>> output.images[0].size
+            (32, 32)
+            >>> output.latent_code.shape
+            torch.Size([1, 512])
+
+            >>> # code and inverted noise together: nearly the image itself
+            >>> image = pipe(image, mode="inversion", num_inference_steps=10).images[0]
+            ```
 
         Returns:
             [`DiffusionAutoencoderPipelineOutput`], or the tuple (images, latent_code, noise).
@@ -277,10 +273,35 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
 
         # 2. Image -> z -> x_T -> image
         latent_code = self._encode(pixels, tiles)
-        if mode == "stochastic":
-            noise = self._random_noise(pixels.shape, generator)
-        else:
-            noise = self._invert(pixels, latent_code, num_inference_steps, tolerance, inversion, tiles=tiles)
+        noise = self._noise(pixels, latent_code, num_inference_steps, mode, generator, tolerance, inversion, tiles)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._decode(latent_code, noise, num_inference_steps, generator, tiles, callback)
         return self._output(sample, latent_code, noise, output_type, return_dict)
+
+
+def _pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
+    """The folder of a pipeline, downloaded if it has to be; the Hub's options are taken out of `options`.
+
+    A ValueError, if there is no such pipeline, or its JSON files cannot be those of one.
+    """
+    name = str(source)
+    folder = Path(model_folder(name, options) if name else "")
+    if not name or not (folder / INDEX).is_file():
+        raise ValueError(
+            f"pretrained_model_name_or_path must be a pipeline folder with a {INDEX}, a Hub id 'owner/name' or one of "
+            f"the bundled models {list_models()}, got {name!r}"
+        )
+    for pattern in ("*.json", "*/*.json", "*/*.safetensors"):
+        for path in folder.glob(pattern):
+            if not path.is_file():  # a pipe or a device: reading it may never end
+                raise ValueError(f"{folder} must hold ordinary files, got {path}")
+    index = read_json(folder / INDEX, ("_class_name", "encoder", "decoder", "scheduler"))
+    for component, value in index.items():
+        if component.startswith("_") or value == [None, None]:
+            continue
+        # Only classes of ours and of diffusers are loaded.
+        if not (isinstance(value, list) and len(value) == 2 and value[0] in ("diffae_hub", "diffusers")):
+            raise ValueError(f"{INDEX} in {folder} must give {component} a class of diffae_hub's or diffusers'")
+        for path in (folder / component).glob("*config.json"):
+            read_json(path)
+    return folder

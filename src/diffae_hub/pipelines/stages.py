@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 from ..images import Tiles
 from ..schedulers.compatibility import network_timestep, trained_scheduler
 from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
-from .pipeline_output import DiffusionAutoencoderPipelineOutput
 
 MODES = ("stochastic", "inversion")
 # How many frames or tiles go through a network at once.
@@ -29,6 +32,26 @@ _ABSURD = 1e4
 Generators = torch.Generator | list[torch.Generator] | None
 CallbackFunction = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 StepCallback = tuple[CallbackFunction | None, Sequence[str]]  # and the names of the tensors that it gets
+
+
+@dataclass
+class DiffusionAutoencoderPipelineOutput(BaseOutput):
+    """What decoding returns.
+
+    Args:
+        images: As `output_type` says: list of PIL images, array (B, H, W, C) or tensor (B, C, H, W) in [0, 1], or the
+            model's own (B, C, H, W), about in [-1, 1].
+        latent_code: z, (B, latent_dim); of a picture in tiles one per tile.
+        noise: x_T that was decoded, (B, C, H, W), float32.
+        spread: Of `variations`: each pixel's standard deviation over the images, (C, H, W), images being in [0, 1].
+    """
+
+    __module__ = "diffae_hub"
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    latent_code: torch.Tensor
+    noise: torch.Tensor
+    spread: torch.Tensor | None = None
 
 
 class DiffusionAutoencoderStages(DiffusionPipeline):
@@ -88,21 +111,27 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
             raise ValueError("encoder gave a latent code that is not finite: its weights are damaged, or overflow")
         return latent_code
 
-    def _invert(
+    def _noise(
         self,
         pixels: torch.Tensor,
         latent_code: torch.Tensor,
         num_inference_steps: int,
+        mode: str = "inversion",
+        generator: Generators = None,
         tolerance: float | None = None,
         inversion: str | None = None,
         tiles: Tiles | None = None,
         callback: StepCallback = (None, ()),
     ) -> torch.Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> x_T, along the trained noise schedule, whatever decodes."""
+        """x_T for images (B, C, H, W) in [-1, 1]: random, or theirs, along the trained noise schedule."""
+        if mode == "stochastic":
+            return self._random_noise(pixels.shape, generator)
         if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
             raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
-        inversion = inversion or ("predictor_corrector" if tolerance is not None else None)
-        scheduler = VPDDIMInverseScheduler.from_config(trained_scheduler(self.scheduler).config, inversion=inversion)
+        if tolerance is not None:
+            inversion = "predictor_corrector"
+        given = {} if inversion is None else {"inversion": inversion}
+        scheduler = VPDDIMInverseScheduler.from_config(trained_scheduler(self.scheduler).config, **given)
         scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         return self._walk("invert", scheduler, pixels, latent_code, tiles, callback, tolerance=tolerance)
 

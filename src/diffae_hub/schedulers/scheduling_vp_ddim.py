@@ -118,7 +118,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
-        """Whose options diffusers keeps in the configuration, for the way back, although this class has them not."""
+        """Whose options diffusers keeps in the configuration, for the way back."""
         import diffae_hub
 
         return [getattr(diffae_hub, name) for name in OWN_CLASSES]
@@ -134,10 +134,9 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     # ---- noise levels -----------------------------------------------------------------------------------------------
 
     def alpha_sigma(self, timesteps: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(alpha, sigma) at timesteps such as the network gets, of any shape, integer or float.
+        """(alpha, sigma) at timesteps such as the network gets, of any shape; float64 where the device has it.
 
-        With "uniform" spacing they are num_train_timesteps * t, in [0, num_train_timesteps]; with "leading" spacing
-        official indices, in [0, num_train_timesteps - 1]. The result is float64 where the device has it. Timesteps out
+        With "uniform" spacing they are num_train_timesteps * t, with "leading" spacing official indices. Timesteps out
         of range are errors, but not under `torch.compile`.
         """
         if not isinstance(timesteps, torch.Tensor):
@@ -165,12 +164,9 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
     ) -> torch.Tensor:
-        """x_t = alpha_t x_0 + sigma_t noise (Algorithm 2, line 7).
+        """x_t = alpha_t x_0 + sigma_t noise (Algorithm 2, line 7), of the dtype of x_0, computed in float32 at least.
 
-        Args:
-            original_samples: x_0, (B, ...), floating point. The result is of its dtype, computed in float32 at least.
-            noise: shaped as x_0.
-            timesteps: one number, or (B,); see `alpha_sigma`.
+        x_0 and noise are (B, ...), timesteps one number or (B,); see `alpha_sigma`.
         """
         alpha, sigma, x, eps = self._prepare_training(original_samples, noise, timesteps)
         return (alpha * x + sigma * eps).to(original_samples.dtype)
@@ -214,12 +210,10 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         self.begin_index = begin_index
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Lay out the walk: `timesteps`, and alpha and sigma at each of them and at its end (in float64).
+        """Lay out the walk of K updates: `timesteps`, and alpha and sigma at each of them and at its end (in float64).
 
-        Args:
-            num_inference_steps: the number K of updates, 1 to num_train_timesteps. With "leading" spacing only those
-                that an integer stride over the training timesteps gives (1000: 20, 50, 100, 250, but not 60).
-            device: where `timesteps` shall be.
+        With "leading" spacing only those K that an integer stride over the training timesteps gives (1000: 20, 50, 100,
+        250, but not 60).
         """
         highest = self.config.num_train_timesteps
         if not 1 <= num_inference_steps <= highest:
@@ -275,14 +269,12 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Move `sample` to the next noise level of the walk.
+        """Move `sample`, x_t, to the next noise level of the walk.
 
         Args:
-            model_output: f(x_t, t, z), what the network says for this sample and timestep, shaped as the sample.
+            model_output: f(x_t, t, z), shaped as the sample.
             timestep: the one of `timesteps` that the first step starts from; later steps follow it in order.
-            sample: x_t, (B, ...), floating point.
             generator: not used, all our walks are deterministic; for loops that pass one to every scheduler.
-            return_dict: whether to return diffusers' output or a tuple.
 
         Returns:
             `prev_sample`, the next sample, and `pred_original_sample`, x0_hat, both shaped and typed as `sample`. Half
@@ -309,8 +301,6 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
             if not len(positions):
                 raise ValueError(f"timestep must be one of those in scheduler.timesteps, got {float(timestep):g}")
             self.step_index = int(positions[0])
-        if self.step_index >= len(self.timesteps):
-            raise ValueError("timestep lies after the last step: call set_timesteps before the next loop")
 
     def _update(
         self, index: int, model_output: torch.Tensor, sample: torch.Tensor

@@ -20,9 +20,7 @@ class VPDPMSolverMultistepScheduler(VPDDIMScheduler):
     that is nearer), with timesteps in continuous time. With "leading" spacing the timesteps are official indices, with
     fractions.
 
-    Args:
-        lambda_min: lambda of the second evaluation.
-        lambda_max: lambda of the last evaluation.
+    `lambda_min` belongs to the second evaluation, `lambda_max` to the last.
     """
 
     __module__ = "diffae_hub"
@@ -45,8 +43,7 @@ class VPDPMSolverMultistepScheduler(VPDDIMScheduler):
         if not lambda_min < lambda_max:
             raise ValueError(f"lambda_min must be below lambda_max, got {lambda_min} and {lambda_max}")
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Lay out the walk with K evaluations, 1 to num_train_timesteps; see `VPDDIMScheduler.set_timesteps`."""
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:  # noqa: D102
         super().set_timesteps(num_inference_steps, device)
         self._last_original: torch.Tensor | None = None  # x0_hat of the step before
 
