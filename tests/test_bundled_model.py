@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from diffae_hub import ConditionedUNet2DModel, DiffusionAutoencoderPipeline, SemanticEncoderModel
+from diffae_hub import (
+    ConditionedUNet2DModel,
+    DiffusionAutoencoderPipeline,
+    SchedulerMixin,
+    SemanticEncoderModel,
+    VPDPMSolverMultistepScheduler,
+)
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 from diffae_hub.pretrained import bundled_model_path, list_models
 from diffae_hub.training.presets import preset_named
 
 NAME = "cifar10-32-small"
+SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "DDIMScheduler",
+           "EulerDiscreteScheduler")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +72,23 @@ def test_stochastic_reconstruction_beats_the_mean_colour_and_another_images_code
     assert (own > mean_colour + 3).all()
     swapped = pipeline.decode(output.latent_code.flip(0), noise=output.noise, **options).images
     assert (own > psnr(swapped, photographs) + 5).all()
+
+
+def test_solvers_of_diffusers_follow_the_flow_and_leave_inversion_alone(photographs: torch.Tensor) -> None:
+    pipe, image = DiffusionAutoencoderPipeline.from_pretrained(NAME), photographs[:1] / 2 + 0.5
+    pipe.set_progress_bar_config(disable=True)
+    code, noise = pipe.encode(image), torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ours, inverted = pipe.scheduler, pipe.invert(image, num_inference_steps=5)
+
+    def decode(scheduler: SchedulerMixin, steps: int = 20) -> torch.Tensor:
+        pipe.scheduler = scheduler
+        return pipe.decode(code, noise, num_inference_steps=steps, output_type="latent").images
+
+    flow = decode(VPDPMSolverMultistepScheduler.from_config(ours.config, lambda_max=5.0), 30)
+    least = psnr(decode(ours), flow) - 0.3
+    for name in SOLVERS:
+        assert psnr(decode(getattr(diffusers, name).from_config(ours.config)), flow) > least, name
+        assert torch.equal(pipe.invert(image, num_inference_steps=5), inverted)
 
 
 # ---- noto-emoji-64 -------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,19 @@ def test_crop_takes_the_centre_and_stretch_takes_all(processor) -> None:
     assert float(stretched.mean()) == pytest.approx(-1 / 3, abs=0.02)
     assert processor.preprocess(wide, resize_mode="crop").min() == 1.0
     assert processor.preprocess(wide).shape[-2:] == (16, 48)  # arrays are never resized unasked
+
+
+def test_resizing_is_said_once(processor) -> None:
+    diffusers.utils.logging.set_verbosity_warning()  # the command line, in another test, wants errors only
+    records, handler = [], logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("diffusers.diffae_hub")
+    logger.addHandler(handler)
+    for _ in range(2):
+        processor.preprocess(Image.new("RGB", (53, 21)))
+    logger.removeHandler(handler)
+    (record,) = records
+    assert {"53x21", "16x16"} <= set(record.getMessage().rstrip(".").split())
 
 
 @pytest.mark.parametrize(

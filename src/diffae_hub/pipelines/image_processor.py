@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
 from PIL import Image
 
 from ..images import RESIZE_MODES, pil_to_array
+
+logger = logging.get_logger("diffusers.diffae_hub")  # follows diffusers' verbosity
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -35,6 +38,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         self.channels = channels
         self.downsampling_factor = downsampling_factor
         self.fixed_size = fixed_size
+        self._resizing_said = False
 
     def preprocess(self, image: ImageInput, resize_mode: str | None = None, keep_larger: bool = False) -> torch.Tensor:
         """Images as a batch (B, C, H, W) in [-1, 1], float32 on the device of the input.
@@ -71,10 +75,12 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         size = self.sample_size
         if isinstance(image, Image.Image):
             mode = "none" if keep_larger and min(image.size) >= size else resize_mode or "crop"
+            self._say_resizing(mode, *image.size)
             array = pil_to_array(image, self.channels, None if mode == "none" else (size, size), mode)
             return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None]
         tensor = self._checked(image)
         height, width = tensor.shape[-2:]
+        self._say_resizing(resize_mode or "none", width, height)
         if resize_mode in (None, "none") or (height, width) == (size, size):
             return tensor
         if resize_mode == "crop":
@@ -106,6 +112,12 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
             hint = "map [-1, 1] by x / 2 + 0.5" if low < 0 else "divide 8-bit values by 255"
             raise ValueError(f"image must be in [0, 1] if floating point, got values in [{low:g}, {high:g}]; {hint}")
         return tensor
+
+    def _say_resizing(self, mode: str, width: int, height: int) -> None:
+        size = self.sample_size
+        if mode != "none" and (width, height) != (size, size) and not self._resizing_said:
+            self._resizing_said = True
+            logger.warning(f"An image of {width}x{height} pixels is resized ({mode}) to this model's {size}x{size}.")
 
     def check_output_type(self, output_type: str) -> None:
         """Raises ValueError for an unknown output type, or "pil" where the channel count has no PIL mode."""
