@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 NOTEBOOKS = Path(__file__).parents[2] / "examples" / "notebooks"
-# The same on less.
-SMALLER = {'"960"': '"480"', '"240"': '"120"', "num_inference_steps=20": "num_inference_steps=8"}
 
 
 def run(name: str) -> dict[str, Any]:
     """Executes the code cells; what they defined."""
     notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
-    code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
-    for original, smaller in SMALLER.items():
-        code = code.replace(original, smaller)
     namespace: dict[str, Any] = {}
-    exec(compile(code, f"{name}.ipynb", "exec"), namespace)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{name}.ipynb", "exec"), namespace)
     return namespace
 
 
