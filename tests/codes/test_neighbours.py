@@ -26,10 +26,6 @@ def test_neighbours_are_those_of_brute_force(metric: str) -> None:
     np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :5], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [("num_neighbours", {"num_neighbours": 51}), ("metric", {"metric": "dot"}), ("queries", {"queries": np.ones(6)})],
-)
-def test_bad_input_is_named(name: str, change: dict) -> None:
-    with pytest.raises(ValueError, match=name):
-        nearest_codes(**{"codes": np.eye(50, 6), "queries": np.ones((1, 6)), **change})
+def test_queries_of_another_width() -> None:
+    with pytest.raises(ValueError, match="queries"):
+        nearest_codes(np.eye(50, 6), np.ones((1, 1)))

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -32,8 +34,7 @@ def expected(tiny_pipeline, test_images: str) -> np.ndarray:
     return torch.cat([tiny_pipeline.encode(image) for image in images]).numpy()
 
 
-@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("file_format", "streaming"), [("parquet", True), ("safetensors", False)])
 def test_codes_are_the_encoders(
     file_format: str, streaming: bool, model: str, test_images: str, expected: np.ndarray, tmp_path: Path, capsys
 ) -> None:
@@ -66,8 +67,6 @@ def test_a_folder_of_classes_gives_labels_and_paths(tiny_pipeline, tmp_path: Pat
     assert summary["encoder"] == encoder_fingerprint(tiny_pipeline)
     expected = tiny_pipeline.encode([Image.open(path) for path in paths]).numpy()
     np.testing.assert_allclose(codes["latent_code"], expected, atol=1e-5)
-    assert encode_dataset(tiny_pipeline, str(tmp_path / "photos"), str(tmp_path / "unlabelled")) == 6
-    assert load_codes(tmp_path / "unlabelled", ["source"])["source"].tolist() == paths
 
 
 def test_codes_of_another_encoder_are_told_apart(tiny_pipeline, test_images: str, tmp_path: Path) -> None:
@@ -81,14 +80,11 @@ def test_codes_of_another_encoder_are_told_apart(tiny_pipeline, test_images: str
     assert encoder_fingerprint(tiny_pipeline) != before
     with pytest.raises(ValueError, match="encoder"):
         encode_dataset(tiny_pipeline, test_images, tmp_path / "codes")
-
-
-def test_codes_that_are_not_finite_are_never_written(tiny_pipeline, test_images: str, tmp_path: Path) -> None:
     with torch.no_grad():
         tiny_pipeline.encoder.head.bias[0] = torch.nan
     with pytest.raises(ValueError, match="finite"):
-        encode_dataset(tiny_pipeline, test_images, tmp_path / "codes")
-    assert [path.name for path in (tmp_path / "codes").iterdir()] == ["settings.json"]
+        encode_dataset(tiny_pipeline, test_images, tmp_path / "broken")
+    assert [path.name for path in (tmp_path / "broken").iterdir()] == ["settings.json"]
 
 
 def test_bad_input(model: str, test_images: str, tmp_path: Path, capsys) -> None:
@@ -102,22 +98,18 @@ def test_bad_input(model: str, test_images: str, tmp_path: Path, capsys) -> None
         load_codes(tmp_path)
     with pytest.raises(ValueError, match="columns"):
         load_codes(folder, ["other"])
-    for broken in ("{", "[]", "{}"):
-        (folder / "codes.json").write_text(broken)
-        with pytest.raises(ValueError, match="codes.json"):
-            load_codes(folder)
+    (folder / "codes.json").write_text("{}")
+    with pytest.raises(ValueError, match="codes.json"):
+        load_codes(folder)
 
 
 @pytest.mark.parametrize(
     ("more", "argument"),
     [
         (["--columns", "nonsense"], "columns"),
-        (["--columns", "label", "label"], "columns"),
         (["--columns", "image"], "columns"),
         (["--num-images", "0"], "num_images"),
         (["--crop", "d2c"], "178x218"),
-        (["--device", "nonsense"], "device"),
-        (["--model", "nonsense"], "nonsense"),
     ],
 )
 def test_what_is_refused_leaves_the_folder_free(
@@ -167,17 +159,13 @@ def test_number_of_images_may_change_and_missing_shards_are_made(
     np.testing.assert_allclose(load_codes(folder)["latent_code"], expected, atol=1e-5)
 
 
-def test_column_named_like_a_part_of_the_image(model: str, test_images: str, expected: np.ndarray, tmp_path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def test_column_named_like_a_part_of_the_image(tiny_pipeline, test_images: str, expected, tmp_path: Path) -> None:
     table = pq.read_table(test_images)
     names = [f"name {index}" for index in range(len(table))]
-    table = table.append_column("path", pa.array(names)).append_column("bytes", pa.array(names))
+    for name in ("path", "bytes"):
+        table = table.append_column(name, pa.array(names))
     pq.write_table(table, tmp_path / "named.parquet")
-    assert (
-        main([*encode(str(tmp_path / "named.parquet"), model, tmp_path / "codes"), "--columns", "path", "bytes"]) == 0
-    )
+    encode_dataset(tiny_pipeline, tmp_path / "named.parquet", tmp_path / "codes", columns=["path", "bytes"])
     codes = load_codes(tmp_path / "codes", ["path", "bytes"])
     assert codes["path"].tolist() == codes["bytes"].tolist() == names
     np.testing.assert_allclose(codes["latent_code"], expected, atol=1e-5)

@@ -14,7 +14,7 @@ from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, tr
 from diffae_hub.data.open_dataset import load_rows
 from diffae_hub.data.transform import ImageTransform
 
-from .pictures import GRADIENT, encoded, grayscale_values, save, table
+from .pictures import BAD, GRADIENT, encoded, grayscale_values, save, table
 
 
 def test_every_epoch_visits_every_image_once() -> None:
@@ -63,12 +63,13 @@ def test_unreadable_files_are_named_and_replaced(bad_folder: str) -> None:
 
 
 def test_damaged_rows_are_named(tmp_path: Path) -> None:
-    images = [encoded(), {"bytes": b"damaged", "path": "inner/name.png"}, {"bytes": b"", "path": None}]
-    table(images).to_parquet(tmp_path / "a.parquet")
-    rows = load_rows(str(tmp_path / "a.parquet"))
-    _, (first, second) = ImageTensorDataset(rows, ImageTransform(8, 1), skip_bad_images=True)[1]
-    assert "name.png" in first
-    assert "row 2" in second
+    for count, images in ((1, [{"bytes": b"damaged", "path": "inner/name.png"}, BAD, encoded()]), (2, [BAD, BAD])):
+        table(images).to_parquet(tmp_path / f"{count}.parquet")
+    transform, rows = ImageTransform(8, 1), load_rows(str(tmp_path / "1.parquet"))
+    _, (first, second) = ImageTensorDataset(rows, transform, skip_bad_images=True)[0]
+    assert "name.png" in first and "row 1" in second
+    with pytest.raises(TrainingError, match="row 0"):
+        ImageTensorDataset(load_rows(str(tmp_path / "2.parquet")), transform, skip_bad_images=True)[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -81,12 +82,6 @@ def test_what_stops_the_training_is_raised(bad_folder: str, workers: int) -> Non
         with pytest.raises(kind, match=r"\d\.png") as caught:
             list(training_loader(dataset, sampler, workers))
         assert "Traceback" not in str(caught.value)
-
-
-def test_nothing_readable(tmp_path: Path) -> None:
-    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(TrainingError, match=r"a\.png"):
-        ImageTensorDataset(load_rows(str(tmp_path)), ImageTransform(8), skip_bad_images=True)[0]
 
 
 def test_loader_processes_change_nothing(bad_folder: str) -> None:

@@ -136,7 +136,9 @@ def _child(argv: list[str], output: str, environment: dict[str, str], prepare: C
 
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["diffae_hub.training.loop", "diffae_hub.cli.train", "torch.utils.tensorboard"])
+_context.set_forkserver_preload(
+    ["diffae_hub.training.loop", "diffae_hub.cli.train", "datasets", "matplotlib.figure", "torch.utils.tensorboard"]
+)
 
 
 def run(argv: list[str], prepare: Callable[[], object] | None = None, processes: int = 1) -> tuple[int, str]:

@@ -1,10 +1,8 @@
-"""Images that cannot be read, and crops that are not for them, end a run with one line, or are skipped."""
+"""Images that cannot be read end a run with one line, or are skipped."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import pytest
 
 from .runner import arguments, run, write_images
 
@@ -22,15 +20,3 @@ def test_unreadable_image_stops_or_is_skipped(tmp_path: Path) -> None:
         assert code == 0, text
         assert text.count("007.png") == 1
         assert "\n1 unreadable images were skipped" in text
-
-
-@pytest.mark.parametrize("flag", ["--crop=d2c", "--skip-bad-images", "--streaming"])
-def test_nothing_that_can_be_used(tmp_path: Path, flag: str) -> None:
-    folder = write_images(tmp_path / "images", count=3)
-    if flag != "--crop=d2c":  # which is for images of another size
-        for path in folder.iterdir():
-            path.write_bytes(b"broken")
-    code, text = run(arguments(folder, tmp_path / "run", "--skip-bad-images", "--num-workers=1", flag))
-    assert code == 1, text
-    assert ("crop" if "crop" in flag else "image") in text.splitlines()[-1]
-    assert "Traceback" not in text

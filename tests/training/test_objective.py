@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from torch import nn
 
 from diffae_hub import VPDDIMScheduler
-from diffae_hub.training.objective import denoising_loss, derived_seed, phase_at, sample_timesteps
+from diffae_hub.training.objective import denoising_loss, derived_seed, sample_timesteps
 
 
 class Constant(nn.Module):
@@ -77,12 +77,6 @@ def test_algorithm_1(rng: torch.Generator) -> None:
         assert torch.equal(losses, torch.zeros(4))
 
 
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
-def test_official_convention_in_phase_1(prediction_type: str, rng: torch.Generator) -> None:
-    scheduler = VPDDIMScheduler(prediction_type=prediction_type, timestep_spacing="leading")
-    assert sample_timesteps(3, 1, scheduler, rng).tolist() == [999.0] * 3
-
-
 def test_t_is_uniform() -> None:
     """Kolmogorov-Smirnov, over the batches of a training: each draws from a generator of its own."""
     scheduler = VPDDIMScheduler()
@@ -100,16 +94,13 @@ def test_t_is_uniform() -> None:
 
 def test_official_timesteps_are_uniform_integers(rng: torch.Generator) -> None:
     scheduler = VPDDIMScheduler(prediction_type="epsilon", noise_schedule="linear_beta", timestep_spacing="leading")
+    assert sample_timesteps(3, 1, scheduler, rng).tolist() == [999.0] * 3
     timesteps = sample_timesteps(50_000, 2, scheduler, rng)
     assert torch.equal(timesteps, timesteps.round())
     counts = torch.bincount(timesteps.long(), minlength=1000)
     assert len(counts) == 1000
     chi_square = float(((counts - 50.0) ** 2 / 50.0).sum())
     assert abs(chi_square - 999) < 5 * math.sqrt(2 * 999)
-
-
-def test_phases_count_examples() -> None:
-    assert [phase_at(seen, 250) for seen in (0, 249, 250, 999)] == [1, 1, 2, 2]
 
 
 def test_derived_seeds() -> None:

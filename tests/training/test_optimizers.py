@@ -10,20 +10,15 @@ import torch
 from diffae_hub.training.optimizers import Muon, learning_rate_at, newton_schulz
 
 
-def test_warm_up() -> None:
-    """Linear over 128,000 examples, then constant (section 8)."""
+def test_learning_rates() -> None:
+    """Linear over 128,000 examples, then constant (section 8); or other schedules after a warm-up of 100."""
     for seen, rate in ((256, 2e-7), (64_000, 5e-5), (127_744, 9.98e-5), (128_000, 1e-4), (64_000_000, 1e-4)):
         assert learning_rate_at(seen, 1e-4, "constant", 128_000, 64_000_000) == pytest.approx(rate, rel=1e-12)
     assert learning_rate_at(256, 1e-4, "constant", 0, 64_000_000) == 1e-4
-
-
-def test_schedules() -> None:
     for seen in (50, 100, 250, 900):
         warm, progress = min(1, seen / 100), max(0, (seen - 100) / 900)
-        assert learning_rate_at(seen, 2.0, "cosine", 100, 1000) == pytest.approx(
-            2 * warm * (1 + math.cos(math.pi * progress)) / 2
-        )
-        assert learning_rate_at(seen, 2.0, "linear", 100, 1000) == pytest.approx(2 * warm * (1 - progress))
+        for name, share in (("cosine", (1 + math.cos(math.pi * progress)) / 2), ("linear", 1 - progress)):
+            assert learning_rate_at(seen, 2.0, name, 100, 1000) == pytest.approx(2 * warm * share)
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 30), (30, 4)])

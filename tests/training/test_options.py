@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,29 +11,21 @@ from diffae_hub.cli.main import main
 
 from .runner import arguments, parsed
 
-CHANNELS = ("encoder.in_channels", "decoder.in_channels", "decoder.out_channels")
 BAD_COMMAND_LINES = [  # flags, and the word that the message must have
     ("--preset=cifar", "preset"),
     ("--training-examples=1.5", "--training-examples"),
     ("--output=", "--output"),
-    ("--seed=9223372036854775808", "seed"),
     ("--seed=-1", "seed"),
-    ("--batch_size=0", "batch_size"),
     ("--gradient-accumulation-steps=17", "batch_size"),
-    ("--phase1-fraction=2", "phase1_fraction"),
     ("--prediction-type=epsilon --dataset=nowhere", "phase1_fraction"),  # before any data is read
     ("--prediction-type=noise", "--prediction-type"),
     ("--scaling-factor=-1", "scaling_factor"),
     ("--set=decoder.dropout", "set"),
-    ("--set=decoder.dropout=2", "dropout"),
-    ("--set=epochs=2", "epochs"),
     ("--config=nowhere.json", "nowhere.json"),
     ("--validation-steps=1001", "validation_steps"),
     ("--keep-checkpoints=0", "keep_checkpoints"),
     ("--mixed-precision=fp16", "mixed_precision"),
-    ("--compile", "no-such-compiler"),
     ("--hub-license=My", "hub_license"),
-    (" ".join(f"--set={part}=4" for part in CHANNELS), "in_channels"),
     ("--resume-from-checkpoint=nowhere", "resume_from_checkpoint"),
     ("--dataset=nowhere", "dataset"),
     ("--pretrained-model=nowhere", "nowhere"),
@@ -45,23 +36,17 @@ BAD_COMMAND_LINES = [  # flags, and the word that the message must have
 
 
 @pytest.mark.parametrize(("flags", "word"), BAD_COMMAND_LINES)
-def test_bad_command_lines(
-    image_folder: Path, tmp_path: Path, capsys, monkeypatch, on_cpu: None, flags: str, word: str
-) -> None:
+def test_bad_command_lines(image_folder: Path, tmp_path: Path, capsys, on_cpu: None, flags: str, word: str) -> None:
     """Exit code 2, one line on stderr, no traceback, nothing trained."""
-    monkeypatch.setenv("CXX", "no-such-compiler")
     assert main(["train", *arguments(image_folder, tmp_path / "run", *flags.split())]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert word in line
     assert not (tmp_path / "run").exists()
 
 
-def test_neither_preset_nor_model(tmp_path: Path, capsys) -> None:
-    assert main(["train", "--dataset=x", f"--output={tmp_path}"]) == 2
+def test_no_preset_and_an_output_among_the_data_are_refused(image_folder: Path, capsys, on_cpu: None) -> None:
+    assert main(["train", "--dataset=x", f"--output={image_folder / 'run'}"]) == 2
     assert "pretrained_model" in capsys.readouterr().err
-
-
-def test_an_output_among_the_data_is_refused(image_folder: Path, capsys, on_cpu: None) -> None:
     argv = [*arguments(image_folder, image_folder.parent / "run"), f"--output={image_folder / 'run'}"]
     assert main(["train", *argv]) == 2
     assert str(image_folder) in capsys.readouterr().err
@@ -83,19 +68,3 @@ def test_a_folder_below_the_home_folder(tmp_path: Path, monkeypatch) -> None:
     for flag in ("--output", "--output-dir", "--output_dir"):
         options, _ = parsed(["--preset=cifar10-32", "--dataset=x", f"{flag}=~/run"])
         assert options.output == tmp_path / "run"
-
-
-def test_flags_have_choices(capsys) -> None:
-    with pytest.raises(SystemExit) as exit_information:
-        main(["train", "--help"])
-    assert exit_information.value.code == 0
-    text = capsys.readouterr().out
-    for part in ("--phase1-fraction", "{adam,adamw,muon}", "{center,random,d2c}", "--no-ema-warmup", "small-64"):
-        assert part in text
-
-
-def test_a_run_is_json(tmp_path: Path) -> None:
-    options, _ = parsed(["--preset=cifar10-32", "--dataset=x", f"--output={tmp_path}", "--learning-rate=1e-3"])
-    values = json.loads(json.dumps(options.to_dict()))
-    assert (values["learning_rate"], values["output"]) == (1e-3, str(tmp_path))
-    assert "batch_size" not in values

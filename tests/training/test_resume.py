@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
 import resource
 import shutil
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffae_hub.cli.main import main
 from diffae_hub.training.checkpoints import checkpoint_files, examples_of, load_checkpoint
 
 from .runner import arguments, interrupt, records, run, write_images
 
-LENGTH = 384  # 24 steps; phase 1 ends after 96 examples
+LENGTH = 256  # 16 steps; phase 1 ends after 64 examples
 CALLS_OF_TWO_STEPS = 66_000
 CALLS_OF_A_WRITE = 250_000
 LATEST = "--resume-from-checkpoint=latest"
@@ -37,10 +35,10 @@ def undisturbed(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def folder(undisturbed: Path, tmp_path: Path) -> Path:
-    """What a run leaves that was killed after 256 examples."""
+    """What a run leaves that was killed after 192 examples."""
     folder = tmp_path / "run"
     folder.mkdir()
-    for examples in (192, 256):
+    for examples in (128, 192):
         shutil.copy(undisturbed / f"checkpoint-{examples}.pt", folder)
     shutil.copy(undisturbed / "metrics.jsonl", folder)
     return folder
@@ -82,46 +80,39 @@ def losses(folder: Path) -> dict[int, float]:
     return {record["examples"]: record["loss"] for record in found}
 
 
-def test_killed_at_any_moment(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_killed_at_any_moment_and_damaged(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "run"
     argv = arguments(image_folder, folder, LATEST, training_examples=LENGTH)
     seed = random.randrange(2**32)
     print(f"random.Random({seed})")  # shown if the test fails
     rng = random.Random(seed)
     # Examples after which to kill, at a random moment or inside the next write of a checkpoint: before the first
-    # checkpoint, in phase 1, in phase 2 with the newest checkpoint of phase 1 (written at 64), and later.
-    moments = [(rng.randint(1, 16), False), (64, True), (rng.randint(97, 110), False), (rng.randint(192, 256), True)]
+    # checkpoint, at the end of phase 1, in phase 2 with the newest checkpoint of phase 1, and later.
+    moments = [(rng.randint(1, 16), False), (64, True), (rng.randint(81, 94), False), (rng.randint(129, 192), True)]
     for after, writing in moments:
         calls = rng.randint(1, CALLS_OF_A_WRITE if writing else CALLS_OF_TWO_STEPS)
         code, text = run(argv, partial(interrupt, after, calls, writing))
         assert code == -signal.SIGKILL, text
         assert not (folder / "pipeline").exists()
-    code, text = run(argv)
-    assert code == 0, text
-    assert "resumed from" in text
-    assert_same_end(folder, undisturbed)
-    assert not list(folder.glob(".checkpoint-*"))
-
-
-def test_damaged_newest_checkpoint(image_folder: Path, folder: Path, undisturbed: Path) -> None:
     older, newest = checkpoint_files(folder)
     content = bytearray(newest.read_bytes())
     weight = load_checkpoint(newest)["model"]["encoder.head.weight"].numpy().tobytes()
     content[content.index(weight)] ^= 1  # a single bit
     newest.write_bytes(content)
-    code, text = run(arguments(image_folder, folder, LATEST, training_examples=LENGTH))
+    code, text = run(argv)
     assert code == 0, text
     assert f"WARNING: checkpoint {newest}" in text
     assert f"resumed from {older}" in text
     assert_same_end(folder, undisturbed)
+    assert not list(folder.glob(".checkpoint-*"))
 
 
 def test_sigterm_saves_and_ends(image_folder: Path, folder: Path, undisturbed: Path) -> None:
     """Sent to the whole group, as a scheduler does, the loader's process too."""
     argv = arguments(image_folder, folder, LATEST, "--num-workers=1", training_examples=LENGTH)
-    calls = random.randint(1, CALLS_OF_TWO_STEPS)
+    calls = random.randint(1, 10_000)  # about a step's: the loader's process has most of them
     print(f"{calls} calls")
-    code, text = run(argv, partial(interrupt, 288, calls, number=signal.SIGTERM))
+    code, text = run(argv, partial(interrupt, 208, calls, number=signal.SIGTERM))
     assert code == 0, text
     assert "stopped by SIGTERM" in text
     assert "Traceback" not in text
@@ -135,16 +126,12 @@ def test_sigterm_saves_and_ends(image_folder: Path, folder: Path, undisturbed: P
     assert_same_end(folder, undisturbed)
 
 
-def full_disk(size: int) -> Callable[[], None]:
-    """For any file beyond that many bytes."""
-    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
 def test_full_disk_leaves_the_older_checkpoint(image_folder: Path, folder: Path, undisturbed: Path) -> None:
     argv = arguments(image_folder, folder, LATEST, training_examples=LENGTH)
     good = checkpoint_files(folder)[-1]
     before = good.read_bytes()
-    code, text = run(argv, full_disk(50_000))  # a checkpoint has about 250,000 bytes
+    full_disk = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    code, text = run(argv, full_disk)  # a checkpoint has about 250,000 bytes
     assert code == 1, text
     assert text.splitlines()[-1].endswith(f"the last good checkpoint is {good}")
     assert "Traceback" not in text
@@ -156,14 +143,10 @@ def test_full_disk_leaves_the_older_checkpoint(image_folder: Path, folder: Path,
     assert code == 0, text
     assert_same_end(folder, undisturbed)
 
-    shutil.rmtree(folder / "pipeline")
-    code, text = run(argv, full_disk(10_000))  # the last checkpoint is there, the pipeline does not fit
-    assert code == 1, text
-    assert text.splitlines()[-1].endswith(f"the last good checkpoint is {folder / f'checkpoint-{LENGTH}.pt'}")
-    assert not list(folder.glob("*pipeline*")) + list(folder.glob(".pipeline*"))
 
-
-def test_another_experiment_or_other_data_is_refused(image_folder: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_another_experiment_or_other_data_is_refused(
+    image_folder: Path, tmp_path: Path, undisturbed: Path, capsys, on_cpu: None
+) -> None:
     """And nothing of the run is touched."""
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
     other_images = write_images(tmp_path / "other", count=41)
@@ -173,14 +156,13 @@ def test_another_experiment_or_other_data_is_refused(image_folder: Path, tmp_pat
         (image_folder, [LATEST, "--seed=1"], "seed"),
         (image_folder, [LATEST, "--scaling-factor=2"], "scheduler.scaling_factor"),
         (image_folder, [LATEST, "--streaming"], "streaming"),
-        (image_folder, [LATEST, "--training-examples=256"], "training_examples"),
+        (image_folder, [LATEST, "--training-examples=128"], "training_examples"),
         (other_images, [LATEST], "num_images"),
         (other_bytes, [LATEST], "fingerprint"),
         (image_folder, [], "--resume-from-checkpoint"),
     ):
-        code, text = run([*arguments(dataset, undisturbed, training_examples=LENGTH), *flags])
-        assert code == 2, text
-        assert name in text.splitlines()[-1]
+        assert main(["train", *arguments(dataset, undisturbed, training_examples=LENGTH), *flags]) == 2
+        assert name in capsys.readouterr().err.splitlines()[-1]
         assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
@@ -197,7 +179,7 @@ def test_moved_data_and_spelled_out_defaults(
     assert_same_end(folder, undisturbed, same_data=False)
 
     write_images(moved, count=41)
-    code, text = run([*argv, "--allow-changed-data", "--training-examples=400"])
+    code, text = run([*argv, "--allow-changed-data", "--training-examples=272"])
     assert code == 0, text
     assert "WARNING: num_images" in text
     assert f"at {LENGTH} examples" in text
@@ -221,25 +203,8 @@ def test_going_back_to_an_older_checkpoint(image_folder: Path, tmp_path: Path) -
     code, text = run(argv)
     assert code == 0, text
     assert f"resumed from {stopped} at" in text
-    # The progress bar: examples, time left, examples a second, loss and phase.
-    assert re.search(r"160/160 \[\d+:\d+<\d+:\d+, +[\d.]+img/s, loss=[\d.]+, phase=2\]", text), text
     assert [examples_of(path) for path in checkpoint_files(folder)][-2:] == [128, 160]
     events = EventAccumulator(str(folder / "logs" / "two_phase"), size_guidance={"scalars": 0})
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(16, 161, 16))
     assert list(losses(folder)) == list(range(16, 161, 16))
-
-
-def test_a_validation_that_was_missed_is_made_up_for(every_step: Path, image_folder: Path, tmp_path: Path) -> None:
-    """Killed after the last checkpoint, before the validation: the resumed run has the figures all the same."""
-    folder = tmp_path / "run"
-    shutil.copytree(every_step, folder, ignore=shutil.ignore_patterns("logs", "pipeline"))
-    whole = (folder / "metrics.jsonl").read_text().splitlines()
-    assert "psnr_inversion" in whole[-1]
-    (folder / "metrics.jsonl").write_text("\n".join(whole[:-1]) + "\n")
-    flags = (LATEST, f"--validation-dataset={image_folder}", "--validation-steps=2")
-    for _ in range(2):  # once is enough
-        code, text = run(arguments(image_folder, folder, *flags, training_examples=128, ema_decay=0.5))
-        assert code == 0, text
-        assert records(folder)[-1] == pytest.approx(json.loads(whole[-1]), rel=1e-6)
-        assert len(records(folder)) == len(whole)

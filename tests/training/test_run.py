@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.cli.main import main
 from diffae_hub.metrics.ssim import structural_similarity
 
-from .runner import TINY_EXPERIMENT, WITHOUT_DROPOUT, arguments, parsed, records, run, states
+from .runner import WITHOUT_DROPOUT, arguments, parsed, records, run, states
 
 
 def test_pipeline_has_the_averaged_weights(every_step: Path) -> None:
@@ -43,6 +42,8 @@ def test_records_pictures_and_tracker(every_step: Path) -> None:
     assert Image.open(every_step / "validation" / "0000000032.png").size == (8 * 264 - 8, 2 * 264 - 8)
     assert Image.open(every_step / "training.png").size == (800, 350)
 
+    card = (every_step / "pipeline" / "README.md").read_text()
+    assert "license: cc-by-4.0\n" in card and "2 DDIM steps" in card
     events = EventAccumulator(str(every_step / "logs" / "two_phase"), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     assert {event.step: pytest.approx(event.value, rel=1e-6) for event in events.Scalars("loss")} == losses
@@ -51,27 +52,24 @@ def test_records_pictures_and_tracker(every_step: Path) -> None:
 
 
 def test_validation_is_of_the_averaged_weights(every_step: Path, image_folder: Path) -> None:
-    """The last one's figures and pictures, made again with the saved pipeline."""
+    """The last one's figures, found again with the saved pipeline."""
     pixels = np.stack([np.asarray(Image.open(path), dtype=np.float64) for path in sorted(image_folder.iterdir())])
     originals = torch.from_numpy(pixels).float()[:, None] / 255
     (record,) = (r for r in records(every_step) if r["examples"] == 128 and "loss" not in r)
-    grid = np.asarray(Image.open(every_step / "validation" / "0000000128.png"), dtype=np.float64)
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(every_step / "pipeline")
-    for row, mode in enumerate(("stochastic", "inversion"), start=1):
+    for mode in ("stochastic", "inversion"):
         generator = torch.Generator().manual_seed(0)
         images = pipeline(originals, mode=mode, num_inference_steps=2, generator=generator, output_type="pt").images
         errors = (images.double().numpy()[:, 0] - pixels / 255) ** 2
         psnr = float(np.mean(-10 * np.log10(errors.mean(axis=(1, 2)))))
         assert record[f"psnr_{mode}"] == pytest.approx(psnr, rel=1e-5)
         assert record[f"ssim_{mode}"] == pytest.approx(float(structural_similarity(images, originals).mean()), rel=1e-4)
-        for column in range(8):
-            shown = grid[264 * row + 16 : 264 * row + 256 : 32, 264 * column + 16 : 264 * column + 256 : 32]
-            np.testing.assert_allclose(shown, 255 * images[column, 0].numpy(), atol=0.51)
-    np.testing.assert_array_equal(grid[16:256:32, 7 * 264 + 16 : 7 * 264 + 256 : 32], pixels[7])
 
 
 def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) -> None:
-    extra = ("--set=decoder.dropout=0.25", "--learning_rate=0.002", "--prediction-type=sample", "--scaling-factor=2")
+    """In a run of one phase that predicts noise."""
+    extra = ("--set=decoder.dropout=0.25", "--learning_rate=0.002", "--noise-schedule=inverted", "--phase1-fraction=0")
+    extra += ("--prediction-type=epsilon",)
     code, text = run(arguments(image_folder, tmp_path / "run", *extra, training_examples=16))
     assert code == 0, text
     saved = json.loads((tmp_path / "run" / "configuration.json").read_text())
@@ -79,7 +77,9 @@ def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) 
     assert experiment["decoder"]["dropout"] == 0.25
     assert experiment["decoder"]["base_channels"] == 8  # the JSON file's
     assert experiment["learning_rate"] == 0.002
-    assert (experiment["scheduler"]["scaling_factor"], experiment["scheduler"]["prediction_type"]) == (2.0, "sample")
+    assert {record["phase"] for record in records(tmp_path / "run")} == {2}
+    config = DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "run" / "pipeline").scheduler.config
+    assert (config.prediction_type, config.noise_schedule) == ("epsilon", "inverted")
     assert experiment["encoder"]["latent_head"] == "pool"  # the class's default
     assert experiment["ema_decay"] == 0.9999  # the preset's
     assert saved["run"]["output"] == str(tmp_path / "run")
@@ -105,35 +105,24 @@ def test_options_of_the_machine(image_folder: Path, tmp_path: Path) -> None:
     assert bf16 != plain
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_run(image_folder: Path, tmp_path: Path, monkeypatch, on_cpu: None) -> None:
-    """--compile changes nothing but rounding, through both phases and in the saved names."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # -O0: the C++ compiler's time is the test's
+    """--compile changes nothing but rounding, through both phases and in the saved names; there is one graph.
+
+    What torch's own compiler makes of the graph is torch's, and takes minutes.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.compiler.reset()  # of other tests in this process
     counters.clear()
-    networks = {  # as small as can be: each kernel goes through the C++ compiler
-        part: {**TINY_EXPERIMENT[part], "channel_multipliers": [1], "dropout": 0.0} for part in ("encoder", "decoder")
-    }
+    networks = {part: {**network, "channel_multipliers": [1]} for part, network in WITHOUT_DROPOUT.items()}
     ends = {}
     for name, flags in {"eager": (), "compiled": ("--compile",)}.items():
         argv = arguments(image_folder, tmp_path / name, *flags, training_examples=64, **networks)
         assert main(["train", *argv]) == 0
         (ends[name],) = states(tmp_path / name)
-        DiffusionAutoencoderPipeline.from_pretrained(tmp_path / name / "pipeline")
     assert len(counters["graph_break"]) == 0
     assert counters["stats"]["unique_graphs"] == 1
     for name, weight in ends["eager"]["model"].items():
         torch.testing.assert_close(ends["compiled"]["model"][name], weight, rtol=1e-4, atol=1e-6)
-
-
-def test_one_phase_noise_prediction_runs(image_folder: Path, tmp_path: Path) -> None:
-    flags = ("--prediction-type=epsilon", "--noise-schedule=inverted", "--phase1-fraction=0")
-    code, text = run(arguments(image_folder, tmp_path / "run", *flags, training_examples=16))
-    assert code == 0, text
-    assert {record["phase"] for record in records(tmp_path / "run")} == {2}
-    config = DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "run" / "pipeline").scheduler.config
-    assert (config.prediction_type, config.noise_schedule) == ("epsilon", "inverted")
 
 
 def test_diverging_loss_stops_the_run(image_folder: Path, tmp_path: Path) -> None:
@@ -150,9 +139,3 @@ def test_diverging_loss_stops_the_run(image_folder: Path, tmp_path: Path) -> Non
     assert "Traceback" not in text + more
     for state in states(tmp_path / "run"):
         assert all(bool(value.isfinite().all()) for value in state["model"].values())
-
-
-def test_card_of_a_run(every_step: Path) -> None:
-    card = (every_step / "pipeline" / "README.md").read_text()
-    assert "license: cc-by-4.0\n" in card
-    assert "2 DDIM steps" in card

@@ -28,13 +28,6 @@ def test_a_folder_in_use(image_folder: Path, tmp_path: Path, capsys, monkeypatch
     assert not folder.exists()
 
 
-def test_the_error_that_matters_is_shown(tmp_path: Path, capsys, monkeypatch, on_cpu: None) -> None:
-    """Where the folder of a run that is refused cannot be removed."""
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", *arguments(tmp_path / "missing", tmp_path / "run"), "--output=."]) == 2
-    assert "dataset" in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_checkpoints_that_appear_while_a_run_waits(
     image_folder: Path, tmp_path: Path, monkeypatch, on_cpu: None
 ) -> None:

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from ..data.open_dataset import open_dataset
+from ..data.open_dataset import image_of, open_dataset
 from ..data.transform import ImageTransform
 from ..files import SETTINGS, check_new_or_continued, check_output, keep_settings, new_file, read_json, write_text
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
@@ -184,10 +184,8 @@ def codes_summary(folder: str | Path) -> dict[str, Any]:
 
 def _image(index: int, row: dict[str, Any], image_column: str) -> dict[str, Any]:
     """`{"path", "bytes", "source"}`: the image of a row, undecoded, and where it is from."""
-    image = row[image_column] or {}
-    path, content = image.get("path"), image.get("bytes")
-    source = str(Path(path).absolute()) if path and content is None else path or f"row {index}"
-    return {"path": path or source, "bytes": content, "source": source}
+    image = image_of(row, image_column, index)
+    return {**image, "source": image["path"] if image["bytes"] is not None else str(Path(image["path"]).absolute())}
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------

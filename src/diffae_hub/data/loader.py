@@ -13,7 +13,7 @@ import signal
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -122,9 +122,6 @@ class TrainingDataLoader(DataLoader):
     needs them until its next checkpoint. They end with the program: multiprocessing alone would wait for them for ever.
     """
 
-    _running: weakref.WeakSet[Any] = weakref.WeakSet()
-    _processes: ClassVar[list[Any]] = []  # also of iterators that are gone, whose processes ignored SIGTERM
-
     def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, **options: Any) -> None:
         super().__init__(
             dataset,
@@ -138,21 +135,16 @@ class TrainingDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         batches = super().__iter__()
-        if self.num_workers:
-            self._running.add(batches)
-            self._processes.extend(batches._workers)
+        if self.num_workers:  # before multiprocessing's own, which was registered earlier
+            atexit.register(_end_processes, weakref.ref(batches), batches._workers)
         return _raising(batches)
 
-    @classmethod
-    def end_all(cls) -> None:
-        """Ends the processes of all loaders."""
-        for batches in list(cls._running):
-            batches._shutdown_workers()
-        for process in cls._processes:
-            process.kill()  # one that hangs in reading
 
-
-atexit.register(TrainingDataLoader.end_all)  # after, and therefore run before, multiprocessing's own
+def _end_processes(batches: weakref.ref, processes: list[Any]) -> None:
+    if batches() is not None:  # else they may linger all the same: they ignored SIGTERM
+        batches()._shutdown_workers()
+    for process in processes:
+        process.kill()  # one that hangs in reading
 
 
 def _as_it_is(batch: Batch | Exception) -> Batch | Exception:

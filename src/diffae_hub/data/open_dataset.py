@@ -6,7 +6,6 @@ Images stay encoded: `images.py` alone decodes them, behind its list of formats.
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,27 +34,21 @@ class ImageRows(Sequence):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.dataset[index][self.column] or {}
-        return {"path": row.get("path") or f"row {index}", "bytes": row.get("bytes")}
+        return image_of(self.dataset[index], self.column, index)
+
+
+def image_of(row: Mapping[str, Any], column: str, index: int | str) -> dict[str, Any]:
+    """`{"path": ..., "bytes": ...}` of a row; the path is at least a name for messages."""
+    image = row[column] or {}
+    return {"path": image.get("path") or f"row {index}", "bytes": image.get("bytes")}
 
 
 def load_rows(source: str, split: str = "train", image_column: str = "image") -> Sequence[Mapping[str, Any]]:
-    """The rows of a data set with random access, each `{"path": ..., "bytes": ...}`, still encoded.
-
-    The arguments are those of [`open_dataset`]. A data set without images is a ValueError.
-    """
+    """The rows of a data set, as of [`open_dataset`], with random access; a ValueError if there are none."""
     rows = ImageRows(open_dataset(source, split, image_column, streaming=False), image_column)
     if not len(rows):
         raise ValueError(f"dataset must hold at least one image, got none in split {split!r} of {source!r}")
     return rows
-
-
-def where_from(rows: Sequence[Mapping[str, Any]], source: str, split: str) -> str:
-    """How many images there are and where, in words: `1,234 images in pictures/train`."""
-    first, last = rows[0], rows[len(rows) - 1]  # of files, which are sorted
-    folder = os.path.commonpath([first["path"], last["path"]]) if first["bytes"] is last["bytes"] is None else None
-    place = f"in {folder}" if folder else f"of {source}, split {split}"
-    return f"{len(rows):,} images {place}"
 
 
 def open_dataset(
@@ -67,8 +60,7 @@ def open_dataset(
         source: A folder of images, a parquet file, a folder of parquet files, a folder of `Dataset.save_to_disk` or
             the name of a Hub dataset. `~` is the home folder.
         split: Its split, with a slice (`"train[:90%]"`) unless streaming: see
-            [`~diffae_hub.data.sources.image_folder`] and [`~diffae_hub.data.sources.parquet_files`]. A single parquet
-            file, and a dataset saved without splits, is any split.
+            [`~diffae_hub.data.sources.image_folder`] and [`~diffae_hub.data.sources.parquet_files`].
         image_column: The column that holds the images. A folder of images has any, with metadata files "image".
         streaming: Whether to read it while training, without a copy on the disk.
         columns: Columns to keep beside the images. Those of a folder of images are in its metadata files (metadata.csv,
@@ -173,7 +165,14 @@ def _undecoded(
     names, features = dataset.column_names, dataset.features or {}
     if names is not None and image_column not in names:
         raise ValueError(f"image_column must be one of {names}, got {image_column!r}")
-    with_images = [name for name, feature in features.items() if _holds_images(feature)]
+    # Marked as such, or plain bytes with or without a path.
+    with_images = [
+        name
+        for name, kind in features.items()
+        if isinstance(kind, datasets.Image)
+        or (isinstance(kind, dict) and "bytes" in kind)
+        or getattr(kind, "dtype", None) in ("binary", "large_binary")
+    ]
     if features and image_column not in with_images:
         raise ValueError(f"image_column must hold images, as {with_images} do, got {image_column!r}")
     if missing := [name for name in columns if names is not None and name not in names]:
@@ -181,15 +180,6 @@ def _undecoded(
     if encoded := [name for name in columns if name in features and require_decoding(features[name])]:
         raise ValueError(f"columns must hold numbers, texts or lists of these, got {encoded}")
     return dataset.select_columns([image_column, *columns]).cast_column(image_column, datasets.Image(decode=False))
-
-
-def _holds_images(feature: Any) -> bool:
-    """Whether a column holds encoded images: marked as such, or as plain bytes with or without a path."""
-    import datasets
-
-    if isinstance(feature, dict):
-        return "bytes" in feature
-    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
 @contextmanager

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from ..data.fingerprint import data_fingerprint
 from ..data.loader import ImageTensorDataset, ResumableBatchSampler, process_share, training_loader
-from ..data.open_dataset import load_rows, open_dataset, where_from
-from ..data.sources import local_path
+from ..data.open_dataset import is_saved, load_rows, open_dataset
+from ..data.sources import files_below, image_folder, local_path, parquet_files, split_name
 from ..data.streaming import StreamedBatches, streaming_loader
 from ..data.transform import ImageTransform
 from .checkpoints import check_equal
@@ -52,18 +54,17 @@ def open_batches(
     )
     process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     if not options.streaming:
-        accelerator.print(f"training on {where_from(rows, *source[:2])}")
+        accelerator.print(f"training on {len(rows):,} images of {options.dataset}, split {options.split}")
         dataset = ImageTensorDataset(rows, transform, options.skip_bad_images)
         length = {"start": state["examples_seen"] if state is not None else 0, "stop": preset.training_examples}
         sampler = ResumableBatchSampler(len(rows), preset.batch_size, **length, seed=options.seed, **process)
         return training_loader(dataset, sampler, options.num_workers), data
 
-    accelerator.print(f"training on a stream from {source[0]}, split {source[1]}: {rows.num_shards} files or shards")
+    accelerator.print(f"training on {rows.num_shards} shards of {options.dataset}, split {options.split}")
     positions = state["stream_positions"] if state is not None else [None] * accelerator.num_processes
     if len(positions) != accelerator.num_processes:
         raise ValueError(
-            f"a streaming run must resume with as many processes as it had, {len(positions)}, "
-            f"got {accelerator.num_processes}"
+            f"a streaming run must resume with {len(positions)} processes as before, got {accelerator.num_processes}"
         )
     share = process_share(preset.batch_size, **process)
     stream = StreamedBatches(
@@ -90,3 +91,30 @@ def _check_same_data(
     for name in loose:
         if saved[name] != current[name]:
             warn(f"WARNING: {name} was {saved[name]!r} of the data of the checkpoint, this run has {current[name]!r}")
+
+
+def data_fingerprint(source: str, split: str, rows: Any) -> str:
+    """A text that changes if the files of a data set change, but not if they are moved with their times.
+
+    It is made without reading the images: of the names, sizes and times of a split's files on this disk, else of the
+    fingerprint of `datasets`, of a stream's shards' names, which hold the revision. `rows` are the opened data set.
+    """
+    path, parts = local_path(source), []
+    if path.exists():
+        split = split_name(split)
+        files = list(map(Path, parquet_files(path, split)))
+        folder = files[0].parent if files else path if is_saved(path) else image_folder(path, split)
+        for file in files or sorted(Path(entry.path) for _, entry in files_below(folder)):
+            status = file.stat() if file.exists() else None  # it may be a link to nothing
+            parts.append((os.path.relpath(file, folder), status and (status.st_size, status.st_mtime_ns)))
+    elif hasattr(rows, "dataset"):
+        parts.append(rows.dataset._fingerprint)
+    else:
+        stream = rows._ex_iterable
+        while hasattr(stream, "ex_iterable"):  # the choice of columns is wrapped around it
+            stream = stream.ex_iterable
+        for name, value in sorted(getattr(stream, "kwargs", {}).items()):
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                parts.append((name, value))
+        parts.append(rows.num_shards)
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()

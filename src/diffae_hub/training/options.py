@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,15 +24,21 @@ if TYPE_CHECKING:
 _EVERY = "default: a hundredth of the training, but at least 100000"
 
 
+# The options that belong to a part of the preset.
+_OF_COMPONENTS = {
+    "encoder": ("latent_dim",),
+    "decoder": ("latent_dim",),
+    "scheduler": ("prediction_type", "noise_schedule", "scaling_factor"),
+}
+
+
 def option(group: str, default: Any, help: str, minimum: float | None = None, aliases: Sequence[str] = ()) -> Any:
     """A dataclass field with what its flag needs; see [`check_minimums`]."""
     metadata = {"help": help, "group": group, "minimum": minimum, "aliases": aliases}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def _experiment(help: str, minimum: int | None = None) -> Any:
-    """An option that, where it is None, the preset decides."""
-    return option("experiment", None, help, minimum)
+_experiment = partial(option, "experiment", None)  # the preset decides
 
 
 def check_minimums(options: Any) -> None:
@@ -107,29 +112,20 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         check_minimums(self)
-        if self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if self.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.hub_license):
             raise ValueError(f"hub_license must be an id like 'mit' or 'cc-by-4.0', got {self.hub_license!r}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"report_to {self.report_to} needs the package: pip install {self.report_to}")
 
-    def given(self, names: Sequence[str]) -> dict[str, Any]:
-        """Those of the named options that are not None."""
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
     def to_dict(self) -> dict[str, Any]:
         """What was given or has a default, for JSON."""
-        values = self.given([field.name for field in dataclasses.fields(self)])
+        values = {name: value for name, value in vars(self).items() if value is not None}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def check(self, preset: TrainingPreset, num_processes: int, device_type: str) -> None:
         """Checks what depends on the experiment and the machine, before any data is read."""
         if self.mixed_precision == "fp16" and device_type == "cpu":
             raise ValueError("mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'")
-        compiler = os.environ.get("CXX", "g++")
-        if self.compile and device_type == "cpu" and shutil.which(compiler) is None:
-            raise ValueError(f"compile needs a C++ compiler on the CPU (g++, or $CXX), got {compiler!r}, not found")
         parts = num_processes * self.gradient_accumulation_steps
         if preset.batch_size < parts:
             raise ValueError(
@@ -168,15 +164,11 @@ def resolve_experiment(
         preset = preset.with_overrides(overrides.get("experiment", overrides))
     if options.resolution is not None:
         preset = preset.at_resolution(options.resolution)
-    plain = [field.name for field in dataclasses.fields(preset) if field.name not in COMPONENTS]
-    preset = preset.with_overrides(
-        {
-            "encoder": options.given(["latent_dim"]),
-            "decoder": options.given(["latent_dim"]),
-            "scheduler": options.given(["prediction_type", "noise_schedule", "scaling_factor"]),
-            **options.given(plain),
-        }
-    )
+    given = options.to_dict()
+    overrides = {field.name: given[field.name] for field in dataclasses.fields(preset) if field.name in given}
+    for component, names in _OF_COMPONENTS.items():
+        overrides[component] = {name: given[name] for name in names if name in given}
+    preset = preset.with_overrides(overrides)
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:

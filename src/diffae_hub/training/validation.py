@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..data.open_dataset import load_rows, open_dataset, where_from
+from ..data.open_dataset import image_of, open_dataset
 from ..data.sources import local_path, split_name
 from ..data.transform import ImageTransform
 from ..files import new_file
@@ -25,14 +25,12 @@ _CHUNK = 64
 def load_validation_images(options: TrainingOptions, preset: TrainingPreset) -> torch.Tensor:
     """The first images of the validation data, (B, C, H, W), in [-1, 1]."""
     dataset, split, column = options.validation_dataset, options.validation_split, options.image_column
-    if local_path(dataset).exists() or split != split_name(split):
-        rows = load_rows(dataset, split, column)
-    else:  # of a Hub data set's split no more than is used
-        stream = islice(open_dataset(dataset, split, column, streaming=True), options.validation_images)
-        rows = [{"path": f"row {index}", "bytes": row[column]["bytes"]} for index, row in enumerate(stream)]
+    # Of a Hub data set's split no more is downloaded than is used.
+    streaming = not local_path(dataset).exists() and split == split_name(split)
+    rows = islice(open_dataset(dataset, split, column, streaming), options.validation_images)
     transform = ImageTransform(preset.encoder["sample_size"], preset.encoder["in_channels"], crop=preset.crop)
-    images = [transform(rows[index]) for index in range(min(options.validation_images, len(rows)))]
-    print(f"validation on the first {len(images):,} of {where_from(rows, dataset, split)}", flush=True)
+    images = [transform(image_of(row, column, index)) for index, row in enumerate(rows)]
+    print(f"validation on {len(images):,} images of {dataset}, split {split}", flush=True)
     return torch.stack(images)
 
 
