@@ -32,6 +32,14 @@ TINY = {
 }
 
 
+SLOW_FIRST = ("test_notebooks.py", "test_end_to_end_digits.py", "test_guides.py", "test_replicate_tables.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with one long test begin, so that no process ends long after the other."""
+    items.sort(key=lambda item: item.path.name not in SLOW_FIRST)
+
+
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     """Gives every parameter a random value, the zero-initialised ones too, so that outputs depend on all inputs."""
     generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import imageio
 import numpy as np
 import pytest
 import torch
@@ -165,6 +166,9 @@ def test_interpolate(model: str, photo: str, tmp_path: Path, capsys) -> None:
     assert len(list(out.glob("frame_*.png"))) == 7
     assert Image.open(out / "strip.png").size == (7 * 256 + 6 * 8, 256)
     assert Image.open(out / "frames.gif").n_frames >= 1  # equal frames become one
+    assert main([*arguments, "--frames", "7", "--mp4"]) == 0
+    assert imageio.v3.improps(out / "frames.mp4", plugin="FFMPEG").shape[1:] == (256, 256, 3)
+    assert len(imageio.v3.imread(out / "frames.mp4", plugin="FFMPEG")) == 7
     assert main([*arguments, "--frames", "1000", "--grid"]) == 2
     assert "num_frames" in capsys.readouterr().err
 

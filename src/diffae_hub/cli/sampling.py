@@ -183,6 +183,7 @@ class InterpolateOptions(Inversion):
     frames: int = option(9, "pictures, both ends included; with --grid a side")
     grid: bool = option(False, "a square of pictures between four images, its corners")
     gif: bool = option(False, "an animation too, frames.gif")
+    mp4: bool = option(False, "a film too, frames.mp4; needs the extra video")
 
 
 def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any, str]:
@@ -195,14 +196,20 @@ def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any,
     layout, name = ("grid", "grid") if options.grid else ("path", "strip")
     frames = pipeline.interpolate(images, num_frames=options.frames, layout=layout, **settings).images.cpu()
     paths = write_pictures(options.output, (f"frame_{index:03d}" for index in range(len(frames))), frames)
-    overview, animation = options.output / f"{name}.png", options.output / "frames.gif"
+    overview = options.output / f"{name}.png"
     write_png(overview, image_grid(frames, options.frames) if options.grid else film_strip(frames))
     document = {"model": options.model, "frames": paths, name: overview}
+    first, *others = enlarged = [image_grid([frame], 1) for frame in frames]
     if options.gif:
-        first, *others = (image_grid([frame], 1) for frame in frames)  # enlarged
-        with new_file(animation) as temporary:
+        document["gif"] = options.output / "frames.gif"
+        with new_file(document["gif"]) as temporary:
             first.save(temporary, "GIF", save_all=True, append_images=others, duration=100, loop=0)
-        document["gif"] = animation
+    if options.mp4:
+        from imageio.v3 import imwrite
+
+        document["mp4"] = options.output / "frames.mp4"
+        with new_file(document["mp4"]) as temporary:
+            temporary.write_bytes(imwrite("<bytes>", enlarged, extension=".mp4", plugin="FFMPEG", fps=10))
     return document, f"{len(paths)} frames, {overview}"
 
 
