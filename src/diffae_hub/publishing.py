@@ -77,10 +77,11 @@ def publish(
     measured = {**(json.loads(given.read_text()) if given.is_file() else {}), **(figures or {})}
     page = Path(card or folder / "README.md")
     if card is not None or (page.is_file() and not given.is_file()):
-        files = _linked_files(page) | files  # a card replaces none of them
-        files["README.md"] = card_with_header(page, {"model_name": repo_id, **measured}).encode()
+        root, text = page.parent, card_with_header(page, {"model_name": repo_id, **measured})
     else:
-        files["README.md"] = render_model_card({**_described(files), **measured, "model_name": repo_id}).encode()
+        root, text = folder, render_model_card({**_described(files), **measured, "model_name": repo_id})
+    files = _linked_files(text, root.resolve()) | files  # a card replaces none of them
+    files["README.md"] = text.encode()
     operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
     with hub_requests(f"repo_id {repo_id!r} cannot be written"):
         return HfApi(token=token).create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
@@ -179,10 +180,9 @@ def _described(files: Mapping[str, Path | bytes]) -> dict[str, Any]:
     return {"networks": networks} | ({} if INDEX in files else {"class_name": next(iter(networks))})
 
 
-def _linked_files(page: Path) -> dict[str, Path | bytes]:
-    """Name in the repository -> file, of the pictures and pages below its folder that a page links to."""
-    root = page.parent.resolve()
-    names = _MARKDOWN_TARGET.findall(page.read_text(encoding="utf-8"))
+def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
+    """Name in the repository -> file, of the pictures and pages below `root` that a page links to."""
+    names = _MARKDOWN_TARGET.findall(page)
     paths = [(root / name).resolve() for name in names if name.lower().endswith(_PICTURES_AND_PAGES)]
     return {path.relative_to(root).as_posix(): path for path in paths if path.is_file() and path.is_relative_to(root)}
 

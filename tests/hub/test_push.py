@@ -64,6 +64,8 @@ def test_train_push_and_load_by_id(hub: HubServer, client: Client, tmp_path: Pat
     assert 'from_pretrained("tester/tiny-digits")' in page
     results = ModelCard(page).data.eval_results
     assert psnr in [result.metric_value for result in results if result.metric_type == "psnr"]
+    assert files["validation.png"] == max((run_folder / "validation").iterdir()).read_bytes()
+    assert files["training.png"][:4] == b"\x89PNG"
 
 
 def component_files(*components: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -280,7 +281,15 @@ class _Run:
             pipeline_folder = self.folder / "pipeline"
             with self.trainer.averaged_weights(), new_folder(pipeline_folder) as partial:
                 self.trainer.pipeline().save_pretrained(partial)
-                write_model_card(partial, self._figures())
+                figures = self._figures()
+                if self.validation_images is not None:
+                    curves, last = self.folder / "training.png", max((self.folder / "validation").iterdir())
+                    shutil.copy(last, partial / "validation.png")
+                    figures["evaluation"] += "\n\n![Held-out images over their reconstructions](validation.png)"
+                    if curves.is_file():  # matplotlib is not needed to train
+                        shutil.copy(curves, partial)
+                        figures["evaluation"] += "\n\n![Loss and validation over the examples](training.png)"
+                write_model_card(partial, figures)
             print(f"pipeline saved to {pipeline_folder}")
             if self.hub_model_id:
                 try:
