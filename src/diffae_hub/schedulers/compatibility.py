@@ -14,7 +14,6 @@ SOLVERS = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}
 DISTILLED_ONLY = ("LCMScheduler", "TCDScheduler")
 # The first step, from alpha = 0, is infinitely long for a Runge-Kutta step in sigma / alpha: Heun's reached 6 dB.
 SINGULAR_AT_PURE_NOISE = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
-PURE_NOISE = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
 PURE_NOISE = 1e-6
 # alphas_cumprod in float32 is a product of up to 1000 rounded factors.
 ALPHA_BAR_TOLERANCE = 1e-4
