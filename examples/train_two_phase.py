@@ -18,7 +18,7 @@ The data set is a folder of images, a parquet file, a `datasets` folder or a Hub
 experiment; a JSON file (--config), named flags and --set KEY=VALUE override it, the later of these the earlier.
 `--help` lists the flags. To read on:
 
-    training/presets.py      the experiments: the paper's tables, the official networks, small ones
+    training/presets.json    the experiments: the paper's tables, the official networks, small ones
     training/loop.py         the loop: resume, train, record, validate, save
     training/trainer.py      one step: Algorithms 1 and 2, Adam, averaged weights
     training/objective.py    the loss

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .files import write_text
+from .files import read_json, write_text
 from .model_card import card_with_header, render_model_card, results_of_evaluation
 from .network import CONFIGURATIONS, INDEX, WEIGHTS, component_folders, hub_requests
 
@@ -122,7 +122,9 @@ def push_pipeline(
     pipeline(image, num_inference_steps=1)
     figures = {"license": license} if license else {}
     if evaluation is not None:
-        figures["results"] = results_of_evaluation(json.loads(Path(evaluation).read_text()))
+        figures["results"] = results_of_evaluation(
+            read_json(Path(evaluation), ("dataset", "num_images", "modes", "results"))
+        )
     full_id = ensure_repository(repo_id, private, token)
     publish(folder, full_id, token=token, commit_message=commit_message, card=card, figures=figures)
     return full_id

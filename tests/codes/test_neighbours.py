@@ -26,6 +26,9 @@ def test_neighbours_are_those_of_brute_force(metric: str) -> None:
     np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :5], atol=1e-5)
 
 
-def test_queries_of_another_width() -> None:
+def test_bad_arguments() -> None:
+    for number in (0, 51):
+        with pytest.raises(ValueError, match="num_neighbours"):
+            nearest_codes(np.eye(50, 6), np.ones((1, 6)), number)
     with pytest.raises(ValueError, match="queries"):
         nearest_codes(np.eye(50, 6), np.ones((1, 1)))

@@ -16,6 +16,8 @@ BAD_COMMAND_LINES = [  # flags, and the word that the message must have
     ("--training-examples=1.5", "--training-examples"),
     ("--output=", "--output"),
     ("--seed=-1", "seed"),
+    ("--seed=9223372036854775808", "seed"),
+    ("--compile", "no-such-compiler"),
     ("--gradient-accumulation-steps=17", "batch_size"),
     ("--prediction-type=epsilon --dataset=nowhere", "phase1_fraction"),  # before any data is read
     ("--prediction-type=noise", "--prediction-type"),
@@ -36,8 +38,11 @@ BAD_COMMAND_LINES = [  # flags, and the word that the message must have
 
 
 @pytest.mark.parametrize(("flags", "word"), BAD_COMMAND_LINES)
-def test_bad_command_lines(image_folder: Path, tmp_path: Path, capsys, on_cpu: None, flags: str, word: str) -> None:
+def test_bad_command_lines(
+    image_folder: Path, tmp_path: Path, capsys, monkeypatch, on_cpu: None, flags: str, word: str
+) -> None:
     """Exit code 2, one line on stderr, no traceback, nothing trained."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
     assert main(["train", *arguments(image_folder, tmp_path / "run", *flags.split())]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert word in line

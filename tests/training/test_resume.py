@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import resource
 import shutil
@@ -208,3 +209,16 @@ def test_going_back_to_an_older_checkpoint(image_folder: Path, tmp_path: Path) -
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(16, 161, 16))
     assert list(losses(folder)) == list(range(16, 161, 16))
+
+
+def test_a_validation_that_was_missed_is_made_up_for(every_step: Path, image_folder: Path, tmp_path: Path) -> None:
+    """Killed after the last checkpoint, before the validation: the resumed run has the figures all the same."""
+    folder = tmp_path / "run"
+    shutil.copytree(every_step, folder, ignore=shutil.ignore_patterns("logs", "pipeline"))
+    *others, last = records(folder)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in others))
+    flags = (LATEST, f"--validation-dataset={image_folder}", "--validation-steps=2")
+    for _ in range(2):  # once is enough
+        code, text = run(arguments(image_folder, folder, *flags, training_examples=128, ema_decay=0.5))
+        assert code == 0, text
+        assert records(folder) == [*others, pytest.approx(last, rel=1e-6)]

@@ -57,7 +57,8 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
         if not required:
             settings["default"] = default
             if default not in (None, False, ()):
-                settings["help"] += f" (default: {default})".replace("%", "%%")
+                shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+                settings["help"] += f" (default: {shown})".replace("%", "%%")
         kind = hints[field.name]
         if type(None) in typing.get_args(kind):
             kind = next(part for part in typing.get_args(kind) if part is not type(None))

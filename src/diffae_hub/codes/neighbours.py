@@ -18,6 +18,8 @@ def nearest_codes(
     from sklearn.neighbors import NearestNeighbors
 
     codes, queries = np.asarray(codes, np.float32), np.asarray(queries, np.float32)
+    if not 1 <= num_neighbours <= len(codes):
+        raise ValueError(f"num_neighbours must be between 1 and {len(codes)}, got {num_neighbours}")
     if queries.ndim != 2 or queries.shape[1] != codes.shape[1]:
         raise ValueError(f"queries must have shape (number, {codes.shape[1]}), got {queries.shape}")
     mean, std = codes.mean(axis=0), codes.std(axis=0).clip(min=1e-6)

@@ -77,7 +77,9 @@ def load_checkpoint(path: str | Path, argument: str = "checkpoint") -> Any:
 
 def _read_pickle(path: Path) -> bytes:
     """The pickle of a checkpoint, after all checksums in the file have been compared."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file():
+        raise ValueError("it is not a file")
+    if not zipfile.is_zipfile(path):
         raise ValueError("it is not a zip file, as torch 1.6 and later write it, or is truncated")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()

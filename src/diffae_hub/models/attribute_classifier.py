@@ -94,6 +94,8 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         labels, names = _attributes(np.asarray(labels), names, method, len(normalized))
         if not 0 < held_out < 1:
             raise ValueError(f"held_out must be in (0, 1), got {held_out}")
+        if not regularization > 0:
+            raise ValueError(f"regularization must be above 0, got {regularization}")
         groups = np.arange(len(normalized)) if groups is None else np.asarray(groups)
         splitter = GroupShuffleSplit(1, test_size=held_out, random_state=seed)
         train, test = next(splitter.split(normalized, groups=groups))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from functools import partial
@@ -112,6 +114,8 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         check_minimums(self)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if self.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.hub_license):
             raise ValueError(f"hub_license must be an id like 'mit' or 'cc-by-4.0', got {self.hub_license!r}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
@@ -126,6 +130,9 @@ class TrainingOptions:
         """Checks what depends on the experiment and the machine, before any data is read."""
         if self.mixed_precision == "fp16" and device_type == "cpu":
             raise ValueError("mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'")
+        compiler = os.environ.get("CXX", "g++")
+        if self.compile and device_type == "cpu" and shutil.which(compiler) is None:
+            raise ValueError(f"compile needs a C++ compiler on the CPU (g++, or $CXX), got {compiler!r}, not found")
         parts = num_processes * self.gradient_accumulation_steps
         if preset.batch_size < parts:
             raise ValueError(

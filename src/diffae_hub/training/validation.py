@@ -30,6 +30,8 @@ def load_validation_images(options: TrainingOptions, preset: TrainingPreset) -> 
     rows = islice(open_dataset(dataset, split, column, streaming), options.validation_images)
     transform = ImageTransform(preset.encoder["sample_size"], preset.encoder["in_channels"], crop=preset.crop)
     images = [transform(image_of(row, column, index)) for index, row in enumerate(rows)]
+    if not images:
+        raise ValueError(f"validation_dataset must hold at least one image, got none in split {split!r} of {dataset!r}")
     print(f"validation on {len(images):,} images of {dataset}, split {split}", flush=True)
     return torch.stack(images)
 
