@@ -100,10 +100,10 @@ class LatentTrainer(Trainer):
         return loss.detach()
 
     @torch.no_grad()
-    def sampled_codes(self, count: int, num_inference_steps: int = 50) -> torch.Tensor:
-        """Normalised codes (count, latent_dim) drawn by the network as it is, on the CPU."""
+    def sampled_codes(self, count: int) -> torch.Tensor:
+        """Normalised codes (count, latent_dim) drawn by the network as it is, in 50 steps, on the CPU."""
         device = self.accelerator.device
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(50, device=device)
         noise = torch.randn(count, self.codes.shape[1], generator=torch.Generator().manual_seed(self.seed))
         codes = noise.to(device)
         for timestep in self.scheduler.timesteps:
@@ -158,10 +158,8 @@ def train_latent(
         rewind_metrics(run_folder, trainer.examples_seen)
     losses = []
     while not trainer.finished:
-        before = trainer.examples_seen // options.checkpoint_every
         losses.append(trainer.step())
-        due = trainer.finished or trainer.examples_seen // options.checkpoint_every != before
-        if due and accelerator.is_main_process:
+        if trainer.due(options.checkpoint_every) and accelerator.is_main_process:
             figures = {"loss": float(torch.stack(losses).mean()) * accelerator.num_processes, **trainer.validate()}
             if not np.isfinite(figures["loss"]):
                 raise ValueError(f"learning_rate must be such that the loss stays finite, got {options.learning_rate}")
