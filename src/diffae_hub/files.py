@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,24 @@ def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool 
                 f"output must be a new folder or hold {what} of the same settings; {path.parent} has "
                 f"{key}={found.get(key)!r}, got {wanted.get(key)!r}"
             )
+
+
+def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Adds records to a file of one JSON object a line."""
+    lines = [json.dumps(record) + "\n" for record in records]
+    if path.is_file() and not (path.read_bytes() or b"\n").endswith(b"\n"):
+        lines.insert(0, "\n")  # after half a line of a killed process the next one stands alone
+    with path.open("a") as file:
+        file.writelines(lines)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of such a file, but for half lines; none if there is no such file."""
+    records = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from diffae_hub import (
     list_models,
 )
 from diffae_hub.cli import exchange
-from diffae_hub.cli.flags import add_flags, from_arguments, option, with_hyphens
 from diffae_hub.cli.main import main
 from diffae_hub.data.errors import TrainingError
+from diffae_hub.flags import add_flags, from_values, option, with_hyphens
 
 from ..conftest import TINY, randomize
 
@@ -281,7 +281,7 @@ class Settings:
 def parse(*argv: str) -> Settings:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_flags(parser, Settings)
-    return from_arguments(Settings, parser.parse_args(with_hyphens(list(argv))))
+    return from_values(Settings, vars(parser.parse_args(with_hyphens(list(argv)))))
 
 
 def test_defaults_and_values() -> None:

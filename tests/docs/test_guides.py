@@ -81,8 +81,8 @@ def test_the_loop_of_the_diffusers_page_is_the_pipelines(tmp_path: Path, monkeyp
 
 def test_options_in_tables_are_valid_experiments() -> None:
     """Rows whose cell holds options of `diffae-hub train`: each makes an experiment, and the paper's the paper's."""
-    from diffae_hub.cli.flags import add_flags, from_arguments
     from diffae_hub.cli.train import TrainOptions
+    from diffae_hub.flags import add_flags, from_values
     from diffae_hub.training.options import TrainingOptions, resolve_experiment
 
     parser = argparse.ArgumentParser()
@@ -94,7 +94,7 @@ def test_options_in_tables_are_valid_experiments() -> None:
         ):
             words = shlex.split(f"--preset {preset} --dataset photos --output run {options}")
             arguments = parser.parse_args(words)
-            rows[title] = resolve_experiment(from_arguments(TrainingOptions, arguments), arguments.set)
+            rows[title] = resolve_experiment(from_values(TrainingOptions, vars(arguments)), arguments.set)
     assert len(rows) == 6
     two_phase = [preset for title, preset in rows.items() if "two" in title]
     assert len(two_phase) == 2

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffae_hub.cli.flags import add_flags, from_arguments, with_hyphens
 from diffae_hub.cli.main import main
 from diffae_hub.cli.train import TrainOptions
+from diffae_hub.flags import add_flags, from_values, with_hyphens
 from diffae_hub.training import loop
 from diffae_hub.training.checkpoints import checkpoint_files, load_checkpoint
 from diffae_hub.training.options import TrainingOptions, resolve_experiment
@@ -176,7 +176,7 @@ def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:
     parser = argparse.ArgumentParser()
     add_flags(parser, TrainOptions)
     arguments = parser.parse_args(with_hyphens(argv))
-    options = from_arguments(TrainingOptions, arguments)
+    options = from_values(TrainingOptions, vars(arguments))
     return options, resolve_experiment(options, arguments.set)
 
 

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .flags import option
+from ..flags import option
 from .quiet import silence_libraries
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from .. import __version__
 from ..data.errors import TrainingError
-from .flags import add_flags, from_arguments, with_hyphens
+from ..flags import add_flags, from_values, with_hyphens
 
 # Command -> its module and one line of help. The module is imported when the command is chosen, so that `--help` does
 # not wait for torch, and a missing extra concerns only the command that needs it.
@@ -128,6 +128,6 @@ def _run(argv: list[str]) -> None:
     arguments.command_line = shlex.join(["diffae-hub", *argv])
     arguments.json = getattr(arguments, "json", False)
     arguments.show_progress = sys.stderr.isatty() and not arguments.json
-    if result := function(from_arguments(options, arguments), arguments):
+    if result := function(from_values(options, vars(arguments)), arguments):
         document, text = result
         print(json.dumps(document, indent=2, default=str) if arguments.json else text)

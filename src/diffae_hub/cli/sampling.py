@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .flags import option
+from ..flags import option
 from .quiet import silence_diffusers
 
 _MAX_ALONG, _MAX_TILES = 64, 4096  # of a picture: hours on a CPU

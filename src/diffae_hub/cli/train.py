@@ -9,9 +9,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..flags import from_values, option
 from ..training.latent import LatentOptions
 from ..training.options import TrainingOptions
-from .flags import from_arguments, option
 from .quiet import silence_libraries
 
 
@@ -35,7 +35,7 @@ def train(options: TrainOptions, arguments: Namespace) -> None:
     from ..training import loop
 
     try:
-        loop.train(from_arguments(TrainingOptions, options), options.set)
+        loop.train(from_values(TrainingOptions, vars(options)), options.set)
     except ValueError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             raise
@@ -79,7 +79,7 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     folder = options.run_dir or options.output.with_name(f"{options.output.name}-training")
     model, scheduler = train_latent(
         load_codes(options.codes)["latent_code"],
-        from_arguments(LatentOptions, options),
+        from_values(LatentOptions, vars(options)),
         folder,
         accelerator,
         (lambda line: None) if quiet else lambda line: print(line, file=sys.stderr, flush=True),

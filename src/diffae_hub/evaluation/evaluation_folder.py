@@ -16,7 +16,6 @@ The folder can be continued: an image counts as done once its scores are written
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import write_png
+from ..files import append_json_lines, read_json_lines, write_png
 from ..images import to_pil
 from ..metrics.psnr import peak_signal_to_noise_ratio
 from ..metrics.sharpness import high_pass_energy
 from ..metrics.ssim import structural_similarity
+from .options import EvaluationOptions
 
 ORIGINALS = "originals"
 # What an image that equals its original counts with: an infinite figure has no mean, and JSON no number for it.
@@ -40,6 +40,12 @@ def batches(indices: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
     """The indices in slices of at most `batch_size`."""
     for first in range(0, len(indices), batch_size):
         yield indices[first : first + batch_size]
+
+
+def image_pairs(count: int, num_pairs: int, seed: int) -> list[tuple[int, int]]:
+    """Pairs of different images, drawn by the seed; a longer list begins with the shorter one."""
+    random = np.random.default_rng(seed)
+    return [tuple(random.choice(count, size=2, replace=False).tolist()) for _ in range(num_pairs)]
 
 
 class EvaluationFolder:
@@ -98,19 +104,19 @@ class EvaluationFolder:
 
     def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds records to this process's file of that name."""
-        path = self.path / f"{name}_{self.process_index}.jsonl"
-        # A killed process may have left half a line: the next one stands alone.
-        half = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        with path.open("a") as file:
-            file.write("\n" * bool(half) + "".join(json.dumps(record) + "\n" for record in records))
+        append_json_lines(self.path / f"{name}_{self.process_index}.jsonl", records)
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """The records of that name, of all processes, but for half lines: they are made anew."""
-        found = []
-        for path in sorted(self.path.glob(f"{name}_*.jsonl")):
-            for line in path.read_text().splitlines():
-                try:
-                    found.append(json.loads(line))
-                except ValueError:
-                    continue
-        return found
+        return [record for path in sorted(self.path.glob(f"{name}_*.jsonl")) for record in read_json_lines(path)]
+
+    def path_lengths(self, options: EvaluationOptions, count: int) -> dict[tuple[int, int], dict[str, Any]]:
+        """Of the pairs that are asked for and measured: `path_length`, and `cross_fade`, that of fading."""
+        records = self.records(f"path_lengths_{options.path_length_intervals}")
+        found = {tuple(record["images"]): record for record in records}
+        pairs = image_pairs(count, options.path_length_pairs, options.seed)  # which, depends on the number of images
+        return {pair: found[pair] for pair in pairs if pair in found}
+
+    def interpolation(self, count: int) -> Path:
+        """The picture of what is between some of the first so many images."""
+        return self.path / f"interpolation_{count}.png"

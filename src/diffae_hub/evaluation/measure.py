@@ -24,7 +24,6 @@ from ..metrics.weights import WeightsUnavailable
 from .baselines import latent_code_bytes
 from .evaluation_folder import ORIGINALS, EvaluationFolder, batches
 from .options import IMAGE_METRICS, PATH_LENGTH, EvaluationOptions
-from .reconstruct import path_lengths
 
 _FACTS = ("weights", "num_images", "latent_dim", "sample_size", "baselines_fitted_on", "parameters", "machine")
 
@@ -114,7 +113,7 @@ def _metric(
 def _path_length(
     folder: EvaluationFolder, options: EvaluationOptions, count: int, device: torch.device
 ) -> dict[str, Any]:
-    records = list(path_lengths(folder, options, count).values())
+    records = list(folder.path_lengths(options, count).values())
     if len(records) < options.path_length_pairs:  # the network was not there
         try:
             PerceptualDistance("vgg", device=device)

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import typing
 from dataclasses import MISSING, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ..files import read_json, write_text
+from ..flags import check_minimums, from_values, option
 
 PATH_LENGTH = "perceptual_path_length"
 _FILE = "options.json"
@@ -20,77 +22,65 @@ _FolderMetric = Literal["fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_d
 IMAGE_METRICS, FOLDER_METRICS = typing.get_args(_ImageMetric), typing.get_args(_FolderMetric)
 Metric = Literal[_ImageMetric, _FolderMetric]
 
-
-def _option(default: Any, help: str, group: str | None = None, positional: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "group": group, "positional": positional})
+_data, _measures, _report = (partial(option, group=group) for group in ("data", "measures", "report"))
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
     """What to evaluate and how; each field's help is in its metadata."""
 
-    model: str = _option(MISSING, "bundled model, pipeline folder or Hub id", positional=True)
-    dataset: str = _option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set")
-    output: Path = _option(MISSING, "folder of the evaluation, new or to be continued")
-    mode: Literal["stochastic", "inversion", "both"] = _option("both", "which reconstructions")
-    solver: Literal["ddim", "dpm"] = _option("ddim", "of decoding; the paper's is ddim. Inversion is plain DDIM's")
-    steps: int = _option(50, "of decoding, and of inversion")
-    num_images: int | None = _option(None, "the first so many, not all; the paper uses 50,000")
-    seed: int = _option(0, "of the noise, the pairs and the bootstrap")
-    batch_size: int = _option(50, "images at a time")
-    device: str | None = _option(None, "cpu, cuda ... (default: the accelerator if there is one)")
-    dtype: Literal["float32", "bfloat16", "float16"] = _option("float32", "of the networks")
+    model: str = option(MISSING, "bundled model, pipeline folder or Hub id", positional=True)
+    dataset: str = option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set")
+    output: Path = option(MISSING, "folder of the evaluation, new or to be continued")
+    mode: Literal["stochastic", "inversion", "both"] = option("both", "which reconstructions")
+    solver: Literal["ddim", "dpm"] = option("ddim", "of decoding; the paper's is ddim. Inversion is plain DDIM's")
+    steps: int = option(50, "of decoding, and of inversion")
+    num_images: int | None = option(None, "the first so many, not all; the paper uses 50,000", minimum=2)
+    seed: int = option(0, "of the noise, the pairs and the bootstrap")
+    batch_size: int = option(50, "images at a time", minimum=1)
+    device: str | None = option(None, "cpu, cuda ... (default: the accelerator if there is one)")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the networks")
 
-    split: str = _option("test", "split of the data set", "data")
-    image_column: str = _option("image", "its column of images", "data")
-    crop: Literal["center", "d2c"] = _option("center", "d2c is the usual crop of CelebA", "data")
-    train_dataset: str | None = _option(None, "training data, for baselines and probes", "data")
-    train_split: str = _option("train", "split of the training data", "data")
+    split: str = _data("test", "split of the data set")
+    image_column: str = _data("image", "its column of images")
+    crop: Literal["center", "d2c"] = _data("center", "d2c is the usual crop of CelebA")
+    train_dataset: str | None = _data(None, "training data, for baselines and probes")
+    train_split: str = _data("train", "split of the training data")
 
-    metrics: tuple[Metric, ...] = _option(
+    metrics: tuple[Metric, ...] = _measures(
         ("lpips_alex", "fid_torch_fidelity", "fid_clean_fid"),
         "beyond PSNR, SSIM and sharpness; n/a where a metric's weights cannot be had",
-        "measures",
     )
-    require: tuple[Literal[Metric, "perceptual_path_length"], ...] = _option(
-        (), "fail if the weights of these cannot be had", "measures"
+    require: tuple[Literal[Metric, "perceptual_path_length"], ...] = _measures(
+        (), "fail if the weights of these cannot be had"
     )
-    baselines: tuple[Literal["mean_image", "pca", "jpeg"], ...] = _option(
-        (), "reconstructions without a network; mean_image and pca are fitted on the training data", "measures"
+    baselines: tuple[Literal["mean_image", "pca", "jpeg"], ...] = _measures(
+        (), "reconstructions without a network; mean_image and pca are fitted on the training data"
     )
-    baseline_images: int = _option(50_000, "training images of the baselines, at most", "measures")
-    compare: str | None = _option(None, "another model, measured beside", "measures")
-    path_length_pairs: int = _option(
-        0, "pairs of images for the perceptual path length; the paper uses 200", "measures"
+    baseline_images: int = _measures(50_000, "training images of the baselines, at most", minimum=1)
+    compare: str | None = _measures(None, "another model, measured beside")
+    path_length_pairs: int = _measures(
+        0, "pairs of images for the perceptual path length; the paper uses 200", minimum=0
     )
-    path_length_intervals: int = _option(100, "sub-intervals of a path", "measures")
-    probe: Literal["multiclass", "multilabel", "regression"] | None = _option(
-        None, "linear probe of the latent codes", "measures"
+    path_length_intervals: int = _measures(100, "sub-intervals of a path", minimum=1)
+    probe: Literal["multiclass", "multilabel", "regression"] | None = _measures(
+        None, "linear probe of the latent codes"
     )
-    label_columns: tuple[str, ...] = _option((), "labels of the probe", "measures")
-    dinov2_model: str = _option("facebook/dinov2-large", "Hub id or folder of the network of fd_dinov2", "measures")
+    label_columns: tuple[str, ...] = _measures((), "labels of the probe")
+    dinov2_model: str = _measures("facebook/dinov2-large", "Hub id or folder of the network of fd_dinov2")
 
-    paper_dataset: Literal["CIFAR-10 32", "CelebA 64", "Bedroom 128", "ImageNet 32"] | None = _option(
-        None, "the paper's data set to print beside (default: by image size)", "report"
+    paper_dataset: Literal["CIFAR-10 32", "CelebA 64", "Bedroom 128", "ImageNet 32"] | None = _report(
+        None, "the paper's data set to print beside (default: by image size)"
     )
-    budget: str | None = _option(None, "how the model was trained, in words", "report")
-    data_note: str | None = _option(None, "what is to be known about the data, in words", "report")
+    budget: str | None = _report(None, "how the model was trained, in words")
+    data_note: str | None = _report(None, "what is to be known about the data, in words")
 
     def __post_init__(self) -> None:
+        check_minimums(self)
         measured = self.metrics + (PATH_LENGTH,) * bool(self.path_length_pairs)
         for metric in set(self.require) - set(measured):
-            option = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
-            raise ValueError(f"require must be among what is measured; {metric} is not: add it by {option}")
-        lowest = {
-            "num_images": 2,
-            "batch_size": 1,
-            "baseline_images": 1,
-            "path_length_pairs": 0,
-            "path_length_intervals": 1,
-        }
-        for name, least in lowest.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            flag = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
+            raise ValueError(f"require must be among what is measured; {metric} is not: add it by {flag}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {self.seed}")
         fitted = [name for name in self.baselines if name != "jpeg"] + ([self.probe] if self.probe else [])
@@ -124,6 +114,4 @@ class EvaluationOptions:
     def load(cls, folder: Path) -> EvaluationOptions:
         """Reads options.json."""
         names = [field.name for field in dataclasses.fields(cls)]
-        found = read_json(folder / _FILE, names)
-        values = {name: tuple(found[name]) if isinstance(found[name], list) else found[name] for name in names}
-        return cls(**{**values, "output": folder})
+        return from_values(cls, {**read_json(folder / _FILE, names), "output": folder})

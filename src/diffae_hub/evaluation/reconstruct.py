@@ -11,7 +11,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from ..pipelines.interpolation import slerp
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..schedulers.compatibility import with_solver
 from .baselines import fit_mean_image, fit_pca, jpeg_reconstruct, latent_code_bytes
-from .evaluation_folder import EvaluationFolder, batches
+from .evaluation_folder import EvaluationFolder, batches, image_pairs
 from .options import EvaluationOptions
 
 _NUM_INTERPOLATIONS, _NUM_FRAMES = 3, 9
@@ -161,25 +161,6 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
     write_text(options.output / "run.json", json.dumps(facts, indent=2) + "\n")
 
 
-def image_pairs(count: int, num_pairs: int, seed: int) -> list[tuple[int, int]]:
-    """Pairs of different images, drawn by the seed; a longer list begins with the shorter one."""
-    random = np.random.default_rng(seed)
-    return [tuple(random.choice(count, size=2, replace=False).tolist()) for _ in range(num_pairs)]
-
-
-def path_lengths(folder: EvaluationFolder, options: EvaluationOptions, count: int) -> dict[tuple[int, int], Mapping]:
-    """What the folder has of the pairs that are asked for: `path_length`, and `cross_fade`, that of fading."""
-    records = folder.records(f"path_lengths_{options.path_length_intervals}")
-    found = {tuple(record["images"]): record for record in records}
-    pairs = image_pairs(count, options.path_length_pairs, options.seed)  # which, depends on the number of images
-    return {pair: found[pair] for pair in pairs if pair in found}
-
-
-def interpolation_picture(folder: Path, count: int) -> Path:
-    """The file of interpolations between some of the first so many images."""
-    return folder / f"interpolation_{count}.png"
-
-
 # ---- the model -------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +203,11 @@ def _between(
     return image_at
 
 
+def _cross_fade(first: torch.Tensor, second: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
+    """From fractions (B,) to one image fading into the other, (B, C, H, W)."""
+    return torch.lerp(first, second, fractions.to(first)[:, None, None, None])
+
+
 # ---- stages ----------------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +232,7 @@ def _path_lengths(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
     """Perceptual path length of pairs of images (section 10), and of one image fading into the other, to compare."""
     options = run.options
     pairs = image_pairs(run.count, options.path_length_pairs, options.seed)
-    waiting = run.mine(pairs, path_lengths(run.folder, options, run.count))
+    waiting = run.mine(pairs, run.folder.path_lengths(options, run.count))
     if not waiting:
         return
     try:
@@ -255,10 +241,9 @@ def _path_lengths(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
         return  # `measure.py` says so
     for pair in tqdm(waiting, desc="perceptual path length", unit="pair", disable=not run.show_progress):
         ends = run.images[pair]
-        first, second = (ends / 2 + 0.5).to(pipeline.device)
         paths = {
             "path_length": _between(pipeline, ends, options.steps),
-            "cross_fade": lambda f, a=first, b=second: torch.lerp(a, b, f.to(a)[:, None, None, None]),
+            "cross_fade": partial(_cross_fade, *(ends / 2 + 0.5).to(pipeline.device)),
         }
         lengths = {
             name: perceptual_path_length(path, distance, options.path_length_intervals, options.batch_size)
@@ -269,7 +254,7 @@ def _path_lengths(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
 
 def _interpolate(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
     """A picture of some pairs of images, a row each, and what is between them."""
-    path, rows = interpolation_picture(run.options.output, run.count), []
+    path, rows = run.folder.interpolation(run.count), []
     if path.is_file():
         return
     for pair in image_pairs(run.count, _NUM_INTERPOLATIONS, run.options.seed):

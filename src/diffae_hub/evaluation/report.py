@@ -19,7 +19,6 @@ from ..model_card import markdown_table
 from . import paper_tables as paper
 from .evaluation_folder import ORIGINALS, EvaluationFolder
 from .options import PATH_LENGTH, EvaluationOptions
-from .reconstruct import interpolation_picture
 
 METRIC_NAMES = {
     **paper.METRIC_TITLES,
@@ -103,7 +102,7 @@ def _pictures(folder: EvaluationFolder, options: EvaluationOptions, figures: Map
     write_png(folder.path / "reconstructions.png", image_grid(torch.cat(rows), len(indices)))
     pictures = {"reconstructions.png": ", ".join(names).capitalize()}
     if "inversion" in options.modes:
-        name = interpolation_picture(folder.path, count).name
+        name = folder.interpolation(count).name
         pictures[name] = "Interpolation of code and noise between the images at both ends"
     with suppress(ImportError):
         from matplotlib.figure import Figure

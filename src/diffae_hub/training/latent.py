@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from ..flags import check_minimums, option
 from ..metrics.frechet import frechet_distance
 from ..models.latent_code_model import LatentCodeModel
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .checkpoints import check_equal, load_latest_checkpoint, save_checkpoint
 from .objective import sample_timesteps
-from .options import check_minimums, option
 from .run_folder import append_metrics, rewind_metrics
 from .trainer import Trainer
 
@@ -35,25 +36,25 @@ MIN_CODES = 10
 # What each draw of random numbers is for: part of its seed.
 ORDER, NOISE, TIMESTEPS = 11, 12, 13
 
+_training = partial(option, group="training")
+
 
 @dataclass(frozen=True)
 class LatentOptions:
     """How a latent code model is trained."""
 
-    recipe: Literal["official", "velocity"] = option(
-        "training", "official", "noise on constant beta, or velocity on SC-1"
-    )
-    hidden_dim: int = option("training", 2048, "width of the hidden layers", 1)
-    num_layers: int = option("training", 10, "layers; the official models have 10 or 20", 1)
-    training_examples: int = option("training", 5_000_000, "length, in codes", 1)
-    batch_size: int = option("training", 256, "codes per step, over all processes", 1)
-    learning_rate: float = option("training", 1e-4, "AdamW's rate", 0)
-    weight_decay: float = option("training", 0.01, "AdamW's weight decay", 0)
-    ema_decay: float = option("training", 0.9999, "decay of the averaged weights")
-    validation_fraction: float = option("training", 0.05, "share of the codes that are held out")
-    validation_samples: int = option("training", 2_000, "codes sampled for a validation", 1)
-    checkpoint_every: int = option("training", 500_000, "codes between checkpoints, each with a validation", 1)
-    seed: int = option("training", 0, "of the weights and of every draw", 0)
+    recipe: Literal["official", "velocity"] = _training("official", "noise on constant beta, or velocity on SC-1")
+    hidden_dim: int = _training(2048, "width of the hidden layers", minimum=1)
+    num_layers: int = _training(10, "layers; the official models have 10 or 20", minimum=1)
+    training_examples: int = _training(5_000_000, "length, in codes", minimum=1)
+    batch_size: int = _training(256, "codes per step, over all processes", minimum=1)
+    learning_rate: float = _training(1e-4, "AdamW's rate", minimum=0)
+    weight_decay: float = _training(0.01, "AdamW's weight decay", minimum=0)
+    ema_decay: float = _training(0.9999, "decay of the averaged weights")
+    validation_fraction: float = _training(0.05, "share of the codes that are held out")
+    validation_samples: int = _training(2_000, "codes sampled for a validation", minimum=1)
+    checkpoint_every: int = _training(500_000, "codes between checkpoints, each with a validation", minimum=1)
+    seed: int = _training(0, "of the weights and of every draw", minimum=0)
 
     def __post_init__(self) -> None:
         check_minimums(self)
@@ -99,10 +100,10 @@ class LatentTrainer(Trainer):
         return loss.detach()
 
     @torch.no_grad()
-    def sampled_codes(self, count: int, num_inference_steps: int = 50) -> torch.Tensor:
-        """Normalised codes (count, latent_dim) drawn by the network as it is, on the CPU."""
+    def sampled_codes(self, count: int) -> torch.Tensor:
+        """Normalised codes (count, latent_dim) drawn by the network as it is, in 50 steps, on the CPU."""
         device = self.accelerator.device
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(50, device=device)
         noise = torch.randn(count, self.codes.shape[1], generator=torch.Generator().manual_seed(self.seed))
         codes = noise.to(device)
         for timestep in self.scheduler.timesteps:
@@ -157,10 +158,8 @@ def train_latent(
         rewind_metrics(run_folder, trainer.examples_seen)
     losses = []
     while not trainer.finished:
-        before = trainer.examples_seen // options.checkpoint_every
         losses.append(trainer.step())
-        due = trainer.finished or trainer.examples_seen // options.checkpoint_every != before
-        if due and accelerator.is_main_process:
+        if trainer.due(options.checkpoint_every) and accelerator.is_main_process:
             figures = {"loss": float(torch.stack(losses).mean()) * accelerator.num_processes, **trainer.validate()}
             if not np.isfinite(figures["loss"]):
                 raise ValueError(f"learning_rate must be such that the loss stays finite, got {options.learning_rate}")

@@ -121,16 +121,16 @@ class _Run:
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             compiled=options.compile,
         )
-        state = self._checkpoint_to_resume()
+        self.experiment = {**preset.to_dict(), "seed": options.seed}  # what a resumed run must repeat
+        state = self._resume()
         self.loader, self.data = open_batches(options, preset, accelerator, state)
         self.position = state["stream_positions"][accelerator.process_index] if state and options.streaming else None
         self.validation_images = None
         if self.is_main and options.validation_dataset:
             self.validation_images = load_validation_images(options, preset)
 
-    def _checkpoint_to_resume(self) -> dict[str, Any] | None:
-        """The state of the checkpoint that was asked for, which the trainer goes on from."""
-        self.experiment = {**self.preset.to_dict(), "seed": self.options.seed}  # what a resumed run must repeat
+    def _resume(self) -> dict[str, Any] | None:
+        """Sets the trainer to the checkpoint that was asked for, and returns its state; None if there is none."""
         wanted = self.options.resume_from_checkpoint
         if not wanted:
             return None
@@ -201,12 +201,12 @@ class _Run:
                     print(f"skipped an unreadable image ({len(skipped)} so far): {line}", file=sys.stderr, flush=True)
                 self.progress.update(trainer.batch_size)
 
-                if self._due(options.log_every):
+                if trainer.due(options.log_every):
                     self._record()
-                if self._due(self.checkpoint_every):
+                if trainer.due(self.checkpoint_every):
                     self._checkpoint()
                 # After the checkpoint: what goes wrong here, or a machine that is taken away, costs no training.
-                if self._due(self.validation_every):
+                if trainer.due(self.validation_every):
                     self._validate()
             if self.saved_at != trainer.examples_seen:
                 self._checkpoint()
@@ -220,11 +220,6 @@ class _Run:
                 "--resume-from-checkpoint latest continues"
             )
             self.accelerator.end_training()
-
-    def _due(self, every: int) -> bool:
-        """Whether the last step passed a multiple of `every` examples, or was the last."""
-        seen = self.trainer.examples_seen
-        return self.trainer.finished or (seen - self.trainer.batch_size) // every != seen // every
 
     def _start_clock(self) -> None:
         """Of the speed, which is that of the steps alone."""

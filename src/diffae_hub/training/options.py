@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.transform import CROPS
 from ..files import check_output, read_json
+from ..flags import check_minimums, option
 from .optimizers import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 from .presets import COMPONENTS, PRESETS, TrainingPreset, preset_named
 
@@ -33,22 +34,8 @@ _OF_COMPONENTS = {
     "scheduler": ("prediction_type", "noise_schedule", "scaling_factor"),
 }
 
-
-def option(group: str, default: Any, help: str, minimum: float | None = None, aliases: Sequence[str] = ()) -> Any:
-    """A dataclass field with what its flag needs; see [`check_minimums`]."""
-    metadata = {"help": help, "group": group, "minimum": minimum, "aliases": aliases}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-_experiment = partial(option, "experiment", None)  # the preset decides
-
-
-def check_minimums(options: Any) -> None:
-    """A ValueError that names the field, if one is below its minimum."""
-    for field in dataclasses.fields(options):
-        value, minimum = getattr(options, field.name), field.metadata.get("minimum")
-        if minimum is not None and value is not None and value < minimum:
-            raise ValueError(f"{field.name} must be at least {minimum}, got {value}")
+_experiment = partial(option, None, group="experiment")  # the preset decides
+_data, _machine, _output = (partial(option, group=group) for group in ("data", "machine", "output"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +50,8 @@ class TrainingOptions:
     prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = _experiment("of the decoder")
     noise_schedule: Literal["shifted_cosine", "linear_beta", "inverted"] | None = _experiment("noise schedule")
     scaling_factor: float | None = _experiment("S of the shifted cosine schedule")
-    resolution: int | None = _experiment("height and width of the images", 1)
-    latent_dim: int | None = _experiment("width of the latent code", 1)
+    resolution: int | None = _experiment("height and width of the images", minimum=1)
+    latent_dim: int | None = _experiment("width of the latent code", minimum=1)
     batch_size: int | None = _experiment("global: over all processes and accumulation steps")
     training_examples: int | None = _experiment("length of the training, e.g. 64000000 or 64e6")
     warmup_examples: int | None = _experiment("length of the learning rate's linear warm-up, in examples")
@@ -77,40 +64,38 @@ class TrainingOptions:
     ema_warmup: bool | None = _experiment("the decay of step n is at most (1 + n) / (10 + n)")
     horizontal_flip: bool | None = _experiment("flip images with probability 1/2")
     crop: Literal[*CROPS] | None = _experiment("to a square; d2c: the official networks' crop of CelebA")
-    seed: int = option("experiment", 0, "of the initial weights, the order of the data and every draw", 0)
+    seed: int = option(0, "of the initial weights, the order of the data and every draw", group="experiment", minimum=0)
 
-    dataset: str = option("data", MISSING, "folder of images, parquet, `datasets` folder or Hub dataset")
-    split: str = option("data", "train", "split of the data set")
-    image_column: str = option("data", "image", "column that holds the images")
-    streaming: bool = option("data", False, "read while training, never all at once")
-    shuffle_buffer: int = option("data", 4096, "images shuffled together when streaming", 1)
-    skip_bad_images: bool = option("data", False, "name and skip unreadable images; default: stop")
-    num_workers: int = option("data", 2, "processes that read images", 0)
-    allow_changed_data: bool = option("data", False, "resume though the data set's files are not as they were")
-    validation_dataset: str | None = option("data", None, "as --dataset; its first images are reconstructed")
-    validation_split: str = option("data", "test", "split of the validation data")
-    validation_images: int = option("data", 64, "number of validation images", 1)
-    validation_every: int | None = option("data", None, f"examples between validations; {_EVERY}", 1)
-    validation_steps: int = option("data", 50, "DDIM steps of a validation", 1)
+    dataset: str = _data(MISSING, "folder of images, parquet, `datasets` folder or Hub dataset")
+    split: str = _data("train", "split of the data set")
+    image_column: str = _data("image", "column that holds the images")
+    streaming: bool = _data(False, "read while training, never all at once")
+    shuffle_buffer: int = _data(4096, "images shuffled together when streaming", minimum=1)
+    skip_bad_images: bool = _data(False, "name and skip unreadable images; default: stop")
+    num_workers: int = _data(2, "processes that read images", minimum=0)
+    allow_changed_data: bool = _data(False, "resume though the data set's files are not as they were")
+    validation_dataset: str | None = _data(None, "as --dataset; its first images are reconstructed")
+    validation_split: str = _data("test", "split of the validation data")
+    validation_images: int = _data(64, "number of validation images", minimum=1)
+    validation_every: int | None = _data(None, f"examples between validations; {_EVERY}", minimum=1)
+    validation_steps: int = _data(50, "DDIM steps of a validation", minimum=1)
 
-    mixed_precision: Literal["no", "bf16", "fp16"] = option("machine", "no", "precision of the networks' arithmetic")
-    compile: bool = option("machine", False, "torch.compile")
-    channels_last: bool = option("machine", True, "keep channels innermost in memory")
-    gradient_checkpointing: bool = option("machine", False, "compute activations again instead of keeping them")
-    gradient_accumulation_steps: int = option("machine", 1, "parts in which a batch goes through the networks", 1)
+    mixed_precision: Literal["no", "bf16", "fp16"] = _machine("no", "precision of the networks' arithmetic")
+    compile: bool = _machine(False, "torch.compile")
+    channels_last: bool = _machine(True, "keep channels innermost in memory")
+    gradient_checkpointing: bool = _machine(False, "compute activations again instead of keeping them")
+    gradient_accumulation_steps: int = _machine(1, "parts in which a batch goes through the networks", minimum=1)
 
-    output: Path = option("output", MISSING, "folder of the run", aliases=("--output-dir",))
-    checkpoint_every: int | None = option("output", None, f"examples between checkpoints; {_EVERY}", 1)
-    keep_checkpoints: int = option("output", 2, "number of checkpoints to keep", 1)
-    resume_from_checkpoint: str | None = option(
-        "output", None, "'latest' (anew if there is none) or a checkpoint's file"
-    )
-    log_every: int = option("output", 5_000, "examples between lines of metrics.jsonl", 1)
-    report_to: Literal["none", "tensorboard", "wandb"] = option("output", "none", "where figures go besides")
-    push_to_hub: bool = option("output", False, "upload the pipeline at the end")
-    hub_model_id: str | None = option("output", None, "default: the name of the output folder")
-    hub_private: bool = option("output", False, "make a new repository private")
-    hub_license: str | None = option("output", None, "licence in the model card, e.g. cc-by-4.0; default: none")
+    output: Path = _output(MISSING, "folder of the run", aliases=("--output-dir",))
+    checkpoint_every: int | None = _output(None, f"examples between checkpoints; {_EVERY}", minimum=1)
+    keep_checkpoints: int = _output(2, "number of checkpoints to keep", minimum=1)
+    resume_from_checkpoint: str | None = _output(None, "'latest' (anew if there is none) or a checkpoint's file")
+    log_every: int = _output(5_000, "examples between lines of metrics.jsonl", minimum=1)
+    report_to: Literal["none", "tensorboard", "wandb"] = _output("none", "where figures go besides")
+    push_to_hub: bool = _output(False, "upload the pipeline at the end")
+    hub_model_id: str | None = _output(None, "default: the name of the output folder")
+    hub_private: bool = _output(False, "make a new repository private")
+    hub_license: str | None = _output(None, "licence in the model card, e.g. cc-by-4.0; default: none")
 
     def __post_init__(self) -> None:
         check_minimums(self)

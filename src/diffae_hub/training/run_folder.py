@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..files import write_text
+from ..files import append_json_lines, read_json_lines, write_text
 
 CONFIGURATION = "configuration.json"
 METRICS = "metrics.jsonl"
@@ -40,17 +40,12 @@ def own_run_folder(run_folder: Path) -> Iterator[None]:
 
 def append_metrics(run_folder: Path, record: dict[str, Any]) -> None:
     """Adds one line to the run's `metrics.jsonl`."""
-    with (run_folder / METRICS).open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    append_json_lines(run_folder / METRICS, [record])
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl`, without a line that was cut off when the machine went down."""
-    path, records = run_folder / METRICS, []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with suppress(ValueError):
-            records.append(json.loads(line))
-    return records
+    return read_json_lines(run_folder / METRICS)
 
 
 def rewind_metrics(run_folder: Path, examples_seen: int) -> None:

@@ -32,6 +32,7 @@ class Trainer:
 
     Attributes:
         network: With the weights of the last step.
+        model: The network as a step calls it: compiled, and in the wrapper of several processes.
         examples_seen: Examples trained on, over all processes.
     """
 
@@ -58,6 +59,11 @@ class Trainer:
     def finished(self) -> bool:
         """Whether all examples have been seen."""
         return self.examples_seen >= self.training_examples
+
+    def due(self, every: int) -> bool:
+        """Whether the last step passed a multiple of `every` examples, or was the last."""
+        before = self.examples_seen - self.batch_size
+        return self.finished or before // every != self.examples_seen // every
 
     def generator(self, purpose: int, device: torch.device | str = "cpu") -> torch.Generator:
         """For one draw of the next step."""

@@ -1,7 +1,8 @@
 """Options declared once, as a dataclass, become a command's flags.
 
 A field `num_images: int | None = option(None, "the first so many")` is the flag `--num-images`. `Literal` types become
-choices, tuples take several values, booleans have a `--no-` form, and whole numbers may be written as 64e6.
+choices, tuples take several values, booleans have a `--no-` form, and whole numbers may be written as 64e6. The same
+dataclass is the argument of the library's call, and what a run keeps as JSON.
 """
 
 from __future__ import annotations
@@ -9,22 +10,51 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Options = TypeVar("Options")
 
 
-def option(default: Any, help: str, *, positional: bool = False, append: bool = False) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str | None = None,
+    minimum: float | None = None,
+    positional: bool = False,
+    append: bool = False,
+    aliases: Sequence[str] = (),
+) -> Any:
     """A dataclass field with what its flag needs.
 
     Args:
         default: `dataclasses.MISSING` makes it required.
         help: One line, without the default, which is added.
+        group: Title under which `--help` lists it.
+        minimum: The least value, of which [`check_minimums`] takes care.
         positional: Whether it is an argument without a flag.
         append: Whether the flag of a tuple takes one value, and is repeated for more.
+        aliases: Other names of the flag.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "positional": positional, "append": append})
+    metadata = {
+        "help": help,
+        "group": group,
+        "minimum": minimum,
+        "positional": positional,
+        "append": append,
+        "aliases": aliases,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_minimums(options: Any) -> None:
+    """A ValueError that names the field, if one is below its minimum."""
+    for field in dataclasses.fields(options):
+        value, minimum = getattr(options, field.name), field.metadata["minimum"]
+        if minimum is not None and value is not None and value < minimum:
+            raise ValueError(f"{field.name} must be at least {minimum}, got {value}")
 
 
 def whole_number(text: str) -> int:
@@ -50,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
     hints, groups = typing.get_type_hints(options), {None: parser}
     for field in dataclasses.fields(options):
         extra, default = field.metadata, field.default
-        required, group = default is dataclasses.MISSING, extra.get("group")
+        required, group = default is dataclasses.MISSING, extra["group"]
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         settings: dict[str, Any] = {"help": extra["help"]}
@@ -64,27 +94,25 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
             kind = next(part for part in typing.get_args(kind) if part is not type(None))
         if typing.get_origin(kind) is tuple:
             kind = typing.get_args(kind)[0]
-            several = (
-                {"action": "append", "default": []} if extra.get("append") else {"nargs": "+" if required else "*"}
-            )
-            settings |= several
+            repeated = {"action": "append", "default": []}
+            settings |= repeated if extra["append"] else {"nargs": "+" if required else "*"}
         if typing.get_origin(kind) is Literal:
             settings["choices"] = typing.get_args(kind)
         elif kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
         else:
             settings["type"] = {int: whole_number, Path: path}.get(kind, kind)
-        if extra.get("positional"):
+        if extra["positional"]:
             groups[group].add_argument(field.name, metavar=field.name.upper(), **settings)
         else:
-            names = ["--" + field.name.replace("_", "-"), *extra.get("aliases", ())]
+            names = ["--" + field.name.replace("_", "-"), *extra["aliases"]]
             groups[group].add_argument(*names, dest=field.name, required=required, **settings)
 
 
-def from_arguments(options: type[Options], arguments: Any) -> Options:
-    """The dataclass with parsed values, those of a namespace or of a larger dataclass; lists become tuples."""
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(options)}
-    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+def from_values(options: type[Options], values: Mapping[str, Any]) -> Options:
+    """The dataclass with its part of some values, of parsed flags or of a JSON file; lists become tuples."""
+    own = {field.name: values[field.name] for field in dataclasses.fields(options)}
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 
 def with_hyphens(argv: list[str]) -> list[str]:
