@@ -50,8 +50,8 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
     "noto-emoji-64": {
-        "summary": "A small diffusion autoencoder for 64x64 emoji on white, with a classifier of their attributes, "
-        "for editing, and a latent code model, for new ones. Trained by the two-phase method (velocity prediction, "
+        "summary": "A small diffusion autoencoder for 64x64 emoji on white, with a classifier of their attributes "
+        "for editing. Trained by the two-phase method (velocity prediction, "
         "SC-4) on a CPU.",
         "license": "apache-2.0",
         "dataset": {
@@ -59,9 +59,10 @@ MODELS: dict[str, dict[str, Any]] = {
             "note": "by Google, Apache-2.0 (googlefonts/noto-emoji, 128x128, on white); an emoji and its variants in "
             "skin tone and hair are on one side of the split",
         },
+        "training": {"learning rate over time": "cosine to 0 at 120,000 examples, then once more, to 0 at the end"},
         "test images": "the test families, 362 emoji, which played no part in training or in any choice",
         "limitations": [
-            "Trained for a short time: what is decoded from random noise carries speckle. With the image's own noise (round "
+            "Trained for a short time: what is decoded from random noise is rougher than the image. With its own noise (round "
             "trips, edits, interpolation) it does not show.",
             "So few images are soon known by heart: training images come back better than new ones.",
             "Skin tones and hair are those that Noto draws. The classifier's words are those of Unicode's names.",
@@ -255,6 +256,7 @@ def main() -> None:
             "hours": round(seconds / 3600, 2),
             "hardware": f"{arguments.hardware}, {PRECISION[configuration['run']['mixed_precision']]}",
             "weights as saved": f"{weights / 1e6:.1f} MB, float16",
+            **about.get("training", {}),
         },
         "results": results,
         "evaluation": evaluation,
