@@ -186,7 +186,7 @@ class _Run:
             self.monitor = LossMonitor(self.accelerator, stop_signal)
             last_record = (read_metrics(self.folder) or [{}])[-1]
             validated = any(name.startswith("psnr_") for name in last_record)
-            if trainer.examples_seen > 0 and self._due(self.validation_every) and not validated:
+            if trainer.examples_seen > 0 and trainer.due(self.validation_every) and not validated:
                 self._validate()  # the run was killed between checkpoint and validation
             self.saved_at = trainer.examples_seen if checkpoint_files(self.folder) else None
             self._start_clock()
