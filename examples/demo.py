@@ -22,6 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from diffae_hub import DiffusionAutoencoderPipeline, VPDDIMScheduler, VPDPMSolverMultistepScheduler
+from diffae_hub.devices import load_pipeline
 from diffae_hub.images import film_strip, image_grid, pil_to_array
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 
@@ -42,10 +43,8 @@ def main() -> None:
 
 
 def load(model: str) -> DiffusionAutoencoderPipeline:
-    """A bundled model, in the layout that is faster on a CPU."""
-    pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
-    for network in (pipeline.encoder, pipeline.decoder):
-        network.to(memory_format=torch.channels_last)
+    """A bundled model, with progress bars where somebody watches."""
+    pipeline = load_pipeline(model, torch.device("cpu"))
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipeline
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -130,11 +131,12 @@ def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool 
 
 def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Adds records to a file of one JSON object a line."""
-    lines = [json.dumps(record) + "\n" for record in records]
-    if path.is_file() and not (path.read_bytes() or b"\n").endswith(b"\n"):
-        lines.insert(0, "\n")  # after half a line of a killed process the next one stands alone
-    with path.open("a") as file:
-        file.writelines(lines)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")  # after half a line of a killed process the next one stands alone
+        file.writelines(json.dumps(record).encode() + b"\n" for record in records)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

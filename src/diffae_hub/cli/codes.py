@@ -59,6 +59,21 @@ def encode(options: EncodeOptions, arguments: Namespace) -> tuple[Any, str] | No
     return (record, f"{count:,} codes, {options.output / SUMMARY}") if state.is_main_process else None
 
 
+def load_for_codes(model: str, *folders: Path):  # noqa: ANN201 - the class is imported only here
+    """The pipeline that made the codes in these folders, on the CPU; a ValueError if it did not."""
+    import torch
+
+    from ..codes.fingerprints import check_encoder
+    from ..codes.shards import codes_summary
+    from ..devices import load_pipeline
+
+    silence_libraries()
+    pipeline = load_pipeline(model, torch.device("cpu"))
+    for folder in folders:
+        check_encoder(pipeline, codes_summary(folder))
+    return pipeline
+
+
 @dataclass
 class NeighboursOptions:
     """What to look for, and where."""
@@ -73,22 +88,16 @@ class NeighboursOptions:
 
 def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, str]:
     """Find the images of an encoded data set that are nearest to one."""
-    import torch
-
-    from ..codes.fingerprints import check_encoder
     from ..codes.neighbours import nearest_codes
     from ..codes.shards import codes_summary, load_codes
     from ..data.open_dataset import load_rows
     from ..data.transform import ImageTransform
-    from ..devices import load_pipeline
     from ..files import write_png
     from ..images import film_strip, read_image
 
-    silence_libraries()
     image = read_image(options.image)
     summary, codes = codes_summary(options.codes), load_codes(options.codes, ["source"])
-    pipeline = load_pipeline(options.model, torch.device("cpu"))
-    check_encoder(pipeline, summary)
+    pipeline = load_for_codes(options.model, options.codes)
     query = pipeline.encode(image).float().numpy()
     distances, rows = nearest_codes(codes["latent_code"], query, options.num_neighbours, options.metric)
     found = [
@@ -131,19 +140,11 @@ def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple
     diffae-hub fit-attributes smiling --without serious --name smile --method means --output mine
     diffae-hub fit-attributes codes --principal 10 --output mine              from nothing
     """
-    import torch
-
-    from ..codes.fingerprints import check_encoder
-    from ..codes.shards import codes_summary
-    from ..devices import load_pipeline
     from ..files import new_folder
 
-    silence_libraries()
     if sum((bool(options.labels), options.without is not None, options.principal is not None)) != 1:
         raise ValueError("--labels, --without or --principal must be given, one of them")
-    pipeline = load_pipeline(options.model, torch.device("cpu"))
-    for folder in filter(None, (options.codes, options.without)):
-        check_encoder(pipeline, codes_summary(folder))
+    pipeline = load_for_codes(options.model, *filter(None, (options.codes, options.without)))
     pipeline.attribute_classifier = _fit(options)
     with new_folder(options.output) as folder:
         pipeline.save_pretrained(folder)

@@ -199,11 +199,11 @@ def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any,
     overview = options.output / f"{name}.png"
     write_png(overview, image_grid(frames, options.frames) if options.grid else film_strip(frames))
     document = {"model": options.model, "frames": paths, name: overview}
-    first, *others = enlarged = [image_grid([frame], 1) for frame in frames]
+    enlarged = [image_grid([frame], 1) for frame in frames] if options.gif or options.mp4 else []
     if options.gif:
         document["gif"] = options.output / "frames.gif"
         with new_file(document["gif"]) as temporary:
-            first.save(temporary, "GIF", save_all=True, append_images=others, duration=100, loop=0)
+            enlarged[0].save(temporary, "GIF", save_all=True, append_images=enlarged[1:], duration=100, loop=0)
     if options.mp4:
         from imageio.v3 import imwrite
 

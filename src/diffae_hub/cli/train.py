@@ -12,7 +12,7 @@ from typing import Any
 from ..flags import from_values, option
 from ..training.latent import LatentOptions
 from ..training.options import TrainingOptions
-from .quiet import silence_libraries
+from .codes import load_for_codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +61,14 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
 
     Given again, the command continues where it stopped.
     """
-    import torch
     from accelerate import Accelerator
 
-    from ..codes.fingerprints import check_encoder
-    from ..codes.shards import codes_summary, load_codes
-    from ..devices import load_pipeline
+    from ..codes.shards import load_codes
     from ..files import new_folder
     from ..training.latent import train_latent
     from ..training.run_folder import read_metrics
 
-    silence_libraries()
-    pipeline = load_pipeline(options.model, torch.device("cpu"))
-    check_encoder(pipeline, codes_summary(options.codes))
+    pipeline = load_for_codes(options.model, options.codes)
     accelerator = Accelerator()
     quiet = arguments.json or not accelerator.is_main_process
     folder = options.run_dir or options.output.with_name(f"{options.output.name}-training")

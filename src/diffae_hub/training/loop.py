@@ -260,8 +260,8 @@ class _Run:
             figures, pictures = validate(pipeline, images, phase, options.validation_steps, options.seed)
         rows = [row[:_COLUMNS] for row in pictures.values()]
         picture = image_grid([image for row in rows for image in row], columns=len(rows[0]))
-        (self.folder / "validation").mkdir(exist_ok=True)
-        write_png(self.folder / "validation" / f"{examples_seen:010d}.png", picture)
+        self._validation_picture().parent.mkdir(exist_ok=True)
+        write_png(self._validation_picture(), picture)
         if options.report_to != "none":
             layout = {"dataformats": "NHWC"} if options.report_to == "tensorboard" else {}
             tracker = self.accelerator.get_tracker(options.report_to)
@@ -272,6 +272,9 @@ class _Run:
         self.progress.write(f"{examples_seen} examples: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
         self._start_clock()
 
+    def _validation_picture(self) -> Path:
+        return self.folder / "validation" / f"{self.trainer.examples_seen:010d}.png"
+
     # ---- after the last step --------------------------------------------------------------------------------------
 
     def write_end(self) -> None:
@@ -281,13 +284,7 @@ class _Run:
             with self.trainer.averaged_weights(), new_folder(pipeline_folder) as partial:
                 self.trainer.pipeline().save_pretrained(partial)
                 figures = self._figures()
-                if self.validation_images is not None:
-                    curves, last = self.folder / "training.png", max((self.folder / "validation").iterdir())
-                    shutil.copy(last, partial / "validation.png")
-                    figures["evaluation"] += "\n\n![Held-out images over their reconstructions](validation.png)"
-                    if curves.is_file():  # matplotlib is not needed to train
-                        shutil.copy(curves, partial)
-                        figures["evaluation"] += "\n\n![Loss and validation over the examples](training.png)"
+                self._add_pictures(partial, figures)
                 write_model_card(partial, figures)
             print(f"pipeline saved to {pipeline_folder}")
             if self.hub_model_id:
@@ -298,6 +295,16 @@ class _Run:
                     raise TrainingError(f"the pipeline was not uploaded; `{again}` does it: {error}") from error
                 print(f"pushed to {self.hub_model_id}")
         self.accelerator.end_training()
+
+    def _add_pictures(self, folder: Path, figures: dict[str, Any]) -> None:
+        """The last validation, and the curves where matplotlib has drawn them, for the card in `folder`."""
+        for name, path, caption in (
+            ("validation.png", self._validation_picture(), "Held-out images over their reconstructions"),
+            ("training.png", self.folder / "training.png", "Loss and validation over the examples"),
+        ):
+            if path.is_file():
+                shutil.copy(path, folder / name)
+                figures["evaluation"] += f"\n\n![{caption}]({name})"
 
     def _figures(self) -> dict[str, Any]:
         networks = self.trainer.network.named_children()
