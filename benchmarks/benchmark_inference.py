@@ -6,7 +6,7 @@
 Each row is the median of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps_timed` of its steps
 and scaled (every step does the same work), plus what it does once; the column `timed` says over how many. `ratio` is
 the throughput over that of the plain float32, NCHW, eager implementation of benchmarks/baseline.py with the same
-weights, at equal quality where fewer steps reach it ("decode10", and "trip10", an inversion and a decoding);
+weights, at equal quality where fewer steps reach it ("decode10"; "trip10" and "trip6", an inversion and a decoding);
 `difference` is the largest absolute difference of their predictions. A training step (forward, backward, Adam; eager)
 is float32 or, for bfloat16, float32 weights under autocast; the plain one goes through the plain decoder and the
 encoder in float32 and NCHW. Operations are counted as executed, by PyTorch's counter. Memory on the CPU is the growth
@@ -38,13 +38,15 @@ from diffae_hub.training.presets import preset_named
 
 SIZES = {"small": "cifar10-32-small", "celeba64": "official-celeba64"}
 # Evaluations of the network, and how many a plain loop of the same quality needs (docs/concepts/steps.md, measured):
-# 10 steps of DPM-Solver++ stand for 50 of DDIM, a round trip of 11 + 10 for one of 50 + 50.
+# 10 steps of DPM-Solver++ stand for 50 of DDIM, a round trip of 11 + 10 for one of 50 + 50, and so does one of 7 + 6
+# with a fitting `time_exponent`.
 TRAJECTORIES = {
     "decode20": (VPDDIMScheduler, 20, 20),
     "decode50": (VPDDIMScheduler, 50, 50),
     "invert50": (VPDDIMInverseScheduler, 50, 50),
     "decode10": (VPDPMSolverMultistepScheduler, 10, 50),
     "trip10": (VPDDIMInverseScheduler, 21, 100),
+    "trip6": (VPDDIMInverseScheduler, 13, 100),
 }
 OPERATIONS = ("encode", *TRAJECTORIES, "train")
 MIB = 2**20

@@ -50,6 +50,9 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         timestep_spacing: "uniform", or diffusers' word for it, "trailing"; or "leading".
         clip_sample: clamp the estimate of x_0 to [-1, 1] at each step and derive the noise again from it. Off for the
             paper's models, on for official checkpoints.
+        time_exponent: with "uniform" spacing the times are (k / K) ** time_exponent, k = 0 ... K. Values above 1 walk
+            more finely near the image. Only for round trips, where it can make inversion far more exact; it depends on
+            the model.
     """
 
     __module__ = "diffae_hub"
@@ -64,6 +67,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         prediction_type: str = "v_prediction",
         timestep_spacing: str = "uniform",
         clip_sample: bool = False,
+        time_exponent: float = 1.0,
     ) -> None:
         check_choice("noise_schedule", noise_schedule, NOISE_SCHEDULES)
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
@@ -74,6 +78,8 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
             )
         if not 0 < scaling_factor < math.inf:
             raise ValueError(f"scaling_factor must be a finite number above 0, got {scaling_factor}")
+        if not 0 < time_exponent < math.inf or (time_exponent != 1 and timestep_spacing == "leading"):
+            raise ValueError(f"time_exponent must be above 0, and 1 with 'leading' spacing, got {time_exponent}")
         if timestep_spacing == "trailing":
             self.register_to_config(timestep_spacing="uniform")  # one word in saved files
         self.init_noise_sigma = 1.0
@@ -233,8 +239,9 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         return total * times[:-1], self._levels_at(times)
 
     def _uniform_times(self, num_inference_steps: int) -> torch.Tensor:
-        """K + 1 equally spaced times from 0 to 1, float64; noise prediction ends at 0.999."""
-        times = torch.tensor(range(num_inference_steps + 1), dtype=torch.float64) / num_inference_steps
+        """K + 1 times from 0 to 1, equally spaced but for `time_exponent`, float64; noise prediction ends at 0.999."""
+        steps = torch.tensor(range(num_inference_steps + 1), dtype=torch.float64)
+        times = (steps / num_inference_steps) ** self.config.time_exponent
         return times.clamp(max=last_time(self.config.prediction_type))
 
     def _leading_indices(self, num_inference_steps: int) -> torch.Tensor:

@@ -20,10 +20,10 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
     where f is v or, for noise prediction, eps. Each `step` *corrects*: it solves this for x_1 with the f of the guess
     of x_1. It then *predicts*: it guesses the next sample with f extrapolated from the last two. It is about as exact
     as plain inversion with five times as many steps. The first evaluation, at t = 0, serves the first guess only; where
-    f is not defined at t = 0 (x-prediction, `clip_sample`) it is at t = 1 / (2 K) instead.
+    f is not defined at t = 0 (x-prediction, `clip_sample`) it is half a step later instead.
 
-    **Plain** (the paper, the official code) evaluates the network at x_0 instead, K times. "uniform" spacing: K + 1
-    equally spaced times from 0 to 1; where f is not defined at t = 0, x_0 is taken as the sample at t = 1 / (2 K).
+    **Plain** (the paper, the official code) evaluates the network at x_0 instead, K times. "uniform" spacing: the K + 1
+    times of the sampler from 0 to 1; where f is not defined at t = 0, x_0 is taken as the sample half a step later.
     "leading" spacing, the official rule: the official indices in ascending order. x_0 is taken as the sample at the
     first of them, each update goes to the level of the next, and the last one to alpha = 0, so that x_T is the
     predicted noise itself. (diffusers' DDIMInverseScheduler follows another rule.)
@@ -44,11 +44,18 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
         prediction_type: str = "v_prediction",
         timestep_spacing: str = "uniform",
         clip_sample: bool = False,
+        time_exponent: float = 1.0,
         inversion: str | None = None,
     ) -> None:
         check_choice("inversion", inversion, (None, "predictor_corrector", "plain"))
         super().__init__(
-            num_train_timesteps, noise_schedule, scaling_factor, prediction_type, timestep_spacing, clip_sample
+            num_train_timesteps,
+            noise_schedule,
+            scaling_factor,
+            prediction_type,
+            timestep_spacing,
+            clip_sample,
+            time_exponent,
         )
 
     @property
@@ -69,7 +76,7 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
     def _trajectory(self, num_inference_steps: int) -> tuple[torch.Tensor, Levels]:
         total, leading = self.config.num_train_timesteps, self.config.timestep_spacing == "leading"
         divides_by_sigma = self.config.prediction_type == "sample" or self.config.clip_sample
-        first_time = 0.5 / num_inference_steps if divides_by_sigma else 0.0
+        first_time = float(self._uniform_times(num_inference_steps)[1]) / 2 if divides_by_sigma else 0.0
         if not self._is_plain:
             timesteps, levels = super()._trajectory(num_inference_steps)
             timesteps, levels = timesteps.flip(0), levels[::-1]
