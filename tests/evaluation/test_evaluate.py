@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,6 @@ from skimage.metrics import peak_signal_noise_ratio
 from diffae_hub.cli.main import main
 from diffae_hub.conversion.official_configuration import CELEBA_ATTRIBUTES
 from diffae_hub.data.open_dataset import load_rows
-from diffae_hub.evaluation import evaluation_folder
 from diffae_hub.evaluation.baselines import jpeg_reconstruct
 from diffae_hub.evaluation.evaluation_folder import EvaluationFolder
 from diffae_hub.evaluation.measure import measure
@@ -41,8 +38,7 @@ from diffae_hub.evaluation.report import render_report, write_report
 from diffae_hub.metrics.sharpness import high_pass_energy
 
 from ..conftest import write_parquet
-from ..training import runner
-from .conftest import run
+from .conftest import launch, run
 
 
 def pixels(source: str, split: str) -> np.ndarray:
@@ -215,37 +211,6 @@ def test_metrics_and_path_length_are_measured_and_continued(
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
-
-
-def process(argv: list[str], environment: dict[str, str], pictures: int | None) -> None:
-    """Runs the command line; writing picture number `pictures`, it stops itself for good."""
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    write_png, written = evaluation_folder.write_png, []
-
-    def stopping(*arguments: object, **options: object) -> None:
-        written.append(1)
-        if len(written) == pictures:
-            os.kill(os.getpid(), signal.SIGKILL)
-        write_png(*arguments, **options)
-
-    evaluation_folder.write_png = stopping
-    os._exit(main(argv))
-
-
-def launch(argv: list[str], count: int, pictures: int | None = None) -> list[int]:
-    """The exit codes of so many processes, with the environment that a launcher gives; no import of torch anew."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
-    processes = []
-    for rank in map(str, range(count)):
-        environment = {"ACCELERATE_USE_CPU": "true", **launched, "RANK": rank, "LOCAL_RANK": rank}
-        processes.append(runner._context.Process(target=process, args=(argv, environment, pictures)))
-        processes[-1].start()
-    for started in processes:
-        started.join(runner.SECONDS)
-    return [started.exitcode for started in processes]
 
 
 def test_two_processes_give_the_figures_of_one(evaluated, command: list[str], tmp_path: Path) -> None:

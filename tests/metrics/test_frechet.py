@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from transformers import Dinov2Config, Dinov2Model
 
 from diffae_hub.metrics.frechet import fd_dinov2, fd_vgg16, fid_clean_fid, fid_torch_fidelity, frechet_distance
+from diffae_hub.metrics.lpips import PerceptualDistance
 from diffae_hub.metrics.weights import WeightsUnavailable
 
 COUNT = 4
@@ -182,11 +184,16 @@ def test_fd_dinov2(files, dinov2, capfd) -> None:
     assert distance > 1e-2
 
 
-@pytest.mark.parametrize("function", [fid_torch_fidelity, fid_clean_fid, fd_vgg16, fd_dinov2])
-@pytest.mark.usefixtures("no_network")
+def lpips_distance(*files: list[Path]) -> None:
+    PerceptualDistance("alex")
+
+
+@pytest.mark.parametrize("function", [fid_torch_fidelity, fid_clean_fid, fd_vgg16, fd_dinov2, lpips_distance])
 def test_no_weights(function, files, tmp_path, monkeypatch, capfd) -> None:
     if function is fid_clean_fid and Path("/tmp/inception-2015-12-05.pt").exists():
         pytest.skip("clean-fid has its weights here")
+    proxy = urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), "http://127.0.0.1:9"))  # refuses connections
+    monkeypatch.setattr(urllib.request, "_opener", urllib.request.build_opener(proxy))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     more = {"model": "somebody/no-such-dinov2"} if function is fd_dinov2 else {}
     with pytest.raises(WeightsUnavailable, match="weights") as error:

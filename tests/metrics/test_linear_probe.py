@@ -149,16 +149,6 @@ def test_regression_equals_least_squares() -> None:
     assert math.isfinite(single["mean_absolute_error"][0])
 
 
-def test_a_dimension_constant_in_training_is_ignored() -> None:
-    random = np.random.default_rng(8)
-    train, test = random.normal(size=(300, 3)), random.normal(size=(200, 3))
-    labels = [(x[:, :2] + random.normal(size=(len(x), 2)) > 0).astype(int) for x in (train, test)]
-    wide = np.column_stack([train, np.full(300, 0.1)]), np.column_stack([test, random.normal(size=200)])
-    for probe, key in ((multilabel_probe, "auroc_per_attribute"), (regression_probe, "r_squared")):
-        found = probe(wide[0], labels[0], wide[1], labels[1])[key]
-        np.testing.assert_allclose(found, probe(train, labels[0], test, labels[1])[key], atol=1e-6)
-
-
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 CODES = np.random.default_rng(10).normal(size=(6, 2))

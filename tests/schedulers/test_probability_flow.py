@@ -71,10 +71,6 @@ def walk(scheduler, x: torch.Tensor, num_steps: int) -> torch.Tensor:
     return x
 
 
-def last_time(prediction_type: str) -> float:
-    return 0.999 if prediction_type == "epsilon" else 1.0
-
-
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("schedule, scaling_factor, ratios", SCHEDULES)
 @pytest.mark.parametrize("inverts", [False, True])
