@@ -6,8 +6,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -136,18 +134,6 @@ def test_number_of_images_may_change_and_missing_shards_are_made(
     assert main(encode(test_images, model, folder, "--format", file_format)) == 0
     assert first.stat().st_mtime_ns == before
     np.testing.assert_allclose(load_codes(folder)["latent_code"], expected, atol=1e-5)
-
-
-def test_column_named_like_a_part_of_the_image(tiny_pipeline, test_images: str, expected, tmp_path: Path) -> None:
-    table = pq.read_table(test_images)
-    names = [f"name {index}" for index in range(len(table))]
-    for name in ("path", "bytes"):
-        table = table.append_column(name, pa.array(names))
-    pq.write_table(table, tmp_path / "named.parquet")
-    encode_dataset(tiny_pipeline, tmp_path / "named.parquet", tmp_path / "codes", columns=["path", "bytes"])
-    codes = load_codes(tmp_path / "codes", ["path", "bytes"])
-    assert codes["path"].tolist() == codes["bytes"].tolist() == names
-    np.testing.assert_allclose(codes["latent_code"], expected, atol=1e-5)
 
 
 def test_two_processes_share_the_shards(model: str, test_images: str, expected: np.ndarray, tmp_path: Path) -> None:

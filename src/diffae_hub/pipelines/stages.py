@@ -86,13 +86,10 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         width, channels = self.decoder.config.latent_dim, self.decoder.config.in_channels
         if latent_code is not None and (latent_code.shape != (batch_size, width) or not batch_size):
             raise ValueError(f"latent_code must have shape (batch, {width}), got {tuple(latent_code.shape)}")
-        if noise is not None:
-            shape, factor = tuple(noise.shape), self.decoder.downsampling_factor
-            if len(shape) != 4 or shape[:2] != (batch_size, channels) or shape[2] % factor or shape[3] % factor:
-                raise ValueError(
-                    f"noise must have shape ({batch_size}, {channels}, height, width), height and width divisible by "
-                    f"{factor}, got {shape}"
-                )
+        # The decoder checks height and width.
+        if noise is not None and (noise.ndim != 4 or noise.shape[:2] != (batch_size, channels)):
+            wanted = f"({batch_size}, {channels}, height, width)"
+            raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
         for name, tensor in (("latent_code", latent_code), ("noise", noise)):
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} must be finite, got NaN or infinity")
@@ -167,8 +164,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         if not set(names) <= {"sample", "latent_code"}:
             raise ValueError(f"callback_on_step_end_tensor_inputs must be of sample and latent_code, got {list(names)}")
         network = self._network(latent_code, tiles)
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        extra = {"generator": generator} if takes_generator else {}
+        extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         sample = sample.to(self._execution_device, torch.promote_types(self.decoder.dtype, torch.float32))
         sample = sample * scheduler.init_noise_sigma
         with self._progress(name, len(scheduler.timesteps)) as progress:
