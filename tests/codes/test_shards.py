@@ -125,10 +125,7 @@ def test_number_of_images_may_change_and_missing_shards_are_made(
         assert codes["index"].tolist() == list(range(count))
         assert codes["label"].tolist() == [index % 2 for index in range(count)]
         np.testing.assert_allclose(codes["latent_code"], expected[:count], atol=1e-5)
-        summary = codes_summary(folder)
-        assert summary["count"] == count
-        np.testing.assert_allclose(summary["latent_mean"], expected[:count].mean(axis=0), atol=1e-5)
-        np.testing.assert_allclose(summary["latent_std"], expected[:count].std(axis=0), atol=1e-5)
+        assert codes_summary(folder)["count"] == count
     before = first.stat().st_mtime_ns
     second.unlink()
     assert main(encode(test_images, model, folder, "--format", file_format)) == 0

@@ -145,7 +145,6 @@ def test_fd_vgg16(files, torch_home, tmp_path, monkeypatch, capfd) -> None:
     with pytest.raises(ValueError, match="images"):
         fd_vgg16(small, small)
     distance = fd_vgg16(*files)
-    assert abs(fd_vgg16(files[0], files[0])) < 1e-3 * distance
     assert capfd.readouterr() == ("", "")
 
     with warnings.catch_warnings():
@@ -184,7 +183,7 @@ def lpips_distance(*files: list[Path]) -> None:
     PerceptualDistance("alex")
 
 
-@pytest.mark.parametrize("function", [fid_torch_fidelity, fid_clean_fid, fd_vgg16, fd_dinov2, lpips_distance])
+@pytest.mark.parametrize("function", [fid_torch_fidelity, fid_clean_fid, fd_dinov2, lpips_distance])
 def test_no_weights(function, files, tmp_path, monkeypatch, capfd) -> None:
     if function is fid_clean_fid and Path("/tmp/inception-2015-12-05.pt").exists():
         pytest.skip("clean-fid has its weights here")

@@ -17,10 +17,9 @@ from .conftest import photograph_pair
 def test_equals_torchmetrics(network: str, minimum: int, torch_home: Path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     distance = PerceptualDistance(network)
-    for size in ((70, 45), (minimum, minimum)):
-        images, references = (batch.float() for batch in photograph_pair(*size))
-        mean = learned_perceptual_image_patch_similarity(images, references, network, normalize=True)
-        torch.testing.assert_close(distance(images, references).mean(), mean, rtol=1e-4, atol=1e-6)
+    images, references = (batch.float() for batch in photograph_pair(minimum, 45))
+    mean = learned_perceptual_image_patch_similarity(images, references, network, normalize=True)
+    torch.testing.assert_close(distance(images, references).mean(), mean, rtol=1e-4, atol=1e-6)
     alone = torch.cat([distance(images[k : k + 1], references[k : k + 1]) for k in range(2)])
     torch.testing.assert_close(distance(images, references), alone)
     assert distance(references, references).abs().max() == 0

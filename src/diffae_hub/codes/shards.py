@@ -1,7 +1,7 @@
 """Latent codes of whole data sets, in shards on the disk: what probes, directions and latent code models are made from.
 
     settings.json           what the codes depend on: a fingerprint of the encoder's weights, the data set, the columns
-    codes.json              the settings, the number of codes, their mean and standard deviation; written at the end
+    codes.json              the settings and the number of codes; written at the end
     codes-0000000.parquet   index, source, latent_code and the copied columns of one shard; or .safetensors
 
 `source` says where a code comes from: the path of the image file, or the row of the data set. A shard holds the images
@@ -165,7 +165,7 @@ def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.
 
 
 def codes_summary(folder: str | Path) -> dict[str, Any]:
-    """What `codes.json` says: settings, `encoder` (a fingerprint), `class_names`, `count`, `latent_mean`, `latent_std`.
+    """What `codes.json` says: settings, `encoder` (a fingerprint), `class_names` and `count`.
 
     A folder without finished codes is a ValueError.
     """
@@ -240,13 +240,7 @@ def _read_codes(folder: Path, names: Sequence[str], count: int) -> Iterator[dict
 
 def _write_summary(folder: Path, count: int) -> None:
     """Checks that every code is there and writes `codes.json`."""
-    seen, total, squares = 0, 0.0, 0.0
-    for part in _read_codes(folder, [], count):
-        codes = part["latent_code"].astype(np.float64)
-        seen, total, squares = seen + len(codes), total + codes.sum(axis=0), squares + np.square(codes).sum(axis=0)
-    if seen != count:
-        raise ValueError(f"{folder} must hold the codes of all {count} images, got {seen}")
-    mean = total / seen
-    std = np.sqrt(np.maximum(squares / seen - mean**2, 0))
-    summary = {"count": seen, "latent_mean": mean.tolist(), "latent_std": std.tolist()}
-    write_text(folder / SUMMARY, json.dumps({**read_json(folder / SETTINGS), **summary}) + "\n")
+    found = sum(len(part["index"]) for part in _read_codes(folder, [], count))
+    if found != count:
+        raise ValueError(f"{folder} must hold the codes of all {count} images, got {found}")
+    write_text(folder / SUMMARY, json.dumps({**read_json(folder / SETTINGS), "count": count}) + "\n")
