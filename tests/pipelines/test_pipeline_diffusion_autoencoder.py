@@ -210,6 +210,7 @@ def test_bad_arguments_fail_before_any_work(tiny_pipeline, images) -> None:
         ("noise", torch.zeros(2, 4, 16, 16)),
         ("noise", torch.zeros(1, 3, 16, 16)),
         ("noise", torch.full((2, 3, 16, 16), float("inf"))),
+        ("noise", torch.zeros(2, 3, 15, 16)),
         ("generator", [seeded()]),
     ],
 )

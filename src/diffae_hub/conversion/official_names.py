@@ -110,7 +110,10 @@ def _decoder_places(network: ConditionedUNet2DModel) -> dict[str, str]:
 
 def _latent_places(network: LatentCodeModel) -> dict[str, str]:
     """Official class `MLPSkipNet`."""
-    places = {f"time_embedding.linear_{1 + k}": f"latent_net.time_embed.{2 * k}" for k in (0, 1)}
+    places = {
+        "time_embedding.linear_1": "latent_net.time_embed.0",
+        "time_embedding.linear_2": "latent_net.time_embed.2",
+    }
     for index in range(len(network.layers)):
         for ours, official in (("linear", "linear"), ("time_projection", "linear_emb"), ("norm", "norm")):
             places[f"layers.{index}.{ours}"] = f"latent_net.layers.{index}.{official}"

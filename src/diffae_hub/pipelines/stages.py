@@ -86,10 +86,11 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         width, channels = self.decoder.config.latent_dim, self.decoder.config.in_channels
         if latent_code is not None and (latent_code.shape != (batch_size, width) or not batch_size):
             raise ValueError(f"latent_code must have shape (batch, {width}), got {tuple(latent_code.shape)}")
-        # The decoder checks height and width.
-        if noise is not None and (noise.ndim != 4 or noise.shape[:2] != (batch_size, channels)):
-            wanted = f"({batch_size}, {channels}, height, width)"
-            raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
+        if noise is not None:
+            shape, factor = tuple(noise.shape), self.decoder.downsampling_factor
+            if len(shape) != 4 or shape[:2] != (batch_size, channels) or shape[2] % factor or shape[3] % factor:
+                wanted = f"({batch_size}, {channels}, height, width), sides divisible by {factor}"
+                raise ValueError(f"noise must have shape {wanted}, got {shape}")
         for name, tensor in (("latent_code", latent_code), ("noise", noise)):
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} must be finite, got NaN or infinity")
