@@ -1,7 +1,7 @@
 """The official DiffAE networks in plain torch functions and float64: a reference that shares no code with the package.
 
-Names and shapes of the tensors, the forward passes and the DDIM trajectories are written down here from the description
-of the official implementation, on a dictionary of tensors with the official names.
+The forward passes, with the official name and the shape of each tensor where it is used, and the DDIM trajectories are
+written down here from the description of the official implementation.
 """
 
 from __future__ import annotations
@@ -54,98 +54,36 @@ TINY = Architecture(
 MINIATURE = replace(TINY, image_size=16, base=8)
 
 
-# ---- names and shapes ------------------------------------------------------------------------------------------------
+# ---- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def _layer(shapes: Shapes, name: str, *weight: int) -> None:
-    shapes[f"{name}.weight"] = weight
-    shapes[f"{name}.bias"] = weight[:1]
+class _Recorder(dict):
+    """In place of the tensors: notes the shapes that a forward pass asks for."""
 
 
-def _attention_shapes(shapes: Shapes, name: str, channels: int) -> None:
-    _layer(shapes, f"{name}.norm", channels)
-    _layer(shapes, f"{name}.qkv", 3 * channels, channels, 1)
-    _layer(shapes, f"{name}.proj_out", channels, channels, 1)
+def _tensor(w: Tensors, name: str, *shape: int) -> torch.Tensor:
+    if isinstance(w, _Recorder):
+        w[name] = shape
+        return torch.empty(shape, dtype=torch.float64, device="meta")
+    assert w[name].shape == shape
+    return w[name]
 
 
-def _block_shapes(shapes: Shapes, name: str, channels_in: int, channels: int, conditions: Architecture | None) -> None:
-    _layer(shapes, f"{name}.in_layers.0", channels_in)
-    _layer(shapes, f"{name}.in_layers.2", channels, channels_in, 3, 3)
-    if conditions is not None:
-        _layer(shapes, f"{name}.emb_layers.1", 2 * channels, conditions.embed)
-        _layer(shapes, f"{name}.cond_emb_layers.1", channels, conditions.latent)
-        _layer(shapes, f"{name}.out_layers.0", channels)
-        _layer(shapes, f"{name}.out_layers.3", channels, channels, 3, 3)
-    if channels_in != channels:
-        _layer(shapes, f"{name}.skip_connection", channels, channels_in, 1, 1)
-
-
-def _downward_shapes(
-    shapes: Shapes, prefix: str, a: Architecture, multipliers: tuple[int, ...], blocks: int, conditioned: bool
-) -> tuple[int, list[list[int]]]:
-    """Stem and way down; returns the channels at the end and, per level, those of the skip connections."""
-    conditions = a if conditioned else None
-    channels, index = a.base * multipliers[0], 1
-    _layer(shapes, f"{prefix}input_blocks.0.0", channels, 3, 3, 3)
-    skips: list[list[int]] = [[channels]]
-    for level, multiplier in enumerate(multipliers):
-        for _ in range(blocks):
-            _block_shapes(shapes, f"{prefix}input_blocks.{index}.0", channels, a.base * multiplier, conditions)
-            channels = a.base * multiplier
-            if a.image_size >> level in a.attention:
-                _attention_shapes(shapes, f"{prefix}input_blocks.{index}.1", channels)
-            skips[level].append(channels)
-            index += 1
-        if level + 1 < len(multipliers):
-            _block_shapes(shapes, f"{prefix}input_blocks.{index}.0", channels, channels, conditions)
-            skips.append([channels])
-            index += 1
-    _block_shapes(shapes, f"{prefix}middle_block.0", channels, channels, conditions)
-    _attention_shapes(shapes, f"{prefix}middle_block.1", channels)
-    _block_shapes(shapes, f"{prefix}middle_block.2", channels, channels, conditions)
-    return channels, skips
+def _meta(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.float64, device="meta")
 
 
 def autoencoder_shapes(a: Architecture) -> Shapes:
-    shapes: Shapes = {}
-    _layer(shapes, "time_embed.time_embed.0", a.embed, a.base)
-    _layer(shapes, "time_embed.time_embed.2", a.embed, a.embed)
-    channels, skips = _downward_shapes(shapes, "", a, a.decoder_multipliers, a.blocks, conditioned=True)
-    index = 0
-    for level in reversed(range(len(a.decoder_multipliers))):
-        width = a.base * a.decoder_multipliers[level]
-        for block in range(a.blocks + 1):
-            name = f"output_blocks.{index}"
-            _block_shapes(shapes, f"{name}.0", channels + skips[level].pop(), width, a)
-            channels, entry = width, 1
-            if a.image_size >> level in a.attention:
-                _attention_shapes(shapes, f"{name}.1", channels)
-                entry = 2
-            if level > 0 and block == a.blocks:
-                _block_shapes(shapes, f"{name}.{entry}", channels, channels, a)
-            index += 1
-    _layer(shapes, "out.0", channels)
-    _layer(shapes, "out.2", 3, channels, 3, 3)
-
-    channels, _ = _downward_shapes(shapes, "encoder.", a, a.encoder_multipliers, a.encoder_blocks, conditioned=False)
-    _layer(shapes, "encoder.out.0", channels)
-    _layer(shapes, "encoder.out.3", a.latent, channels, 1, 1)
-    return shapes
+    recorder, image = _Recorder(), _meta(1, 3, a.image_size, a.image_size)
+    predict_noise(recorder, a, image, _meta(1), _meta(1, a.latent))
+    encode(recorder, a, image)
+    return dict(recorder)
 
 
 def latent_net_shapes(a: Architecture) -> Shapes:
-    shapes: Shapes = {}
-    _layer(shapes, "latent_net.time_embed.0", a.latent, a.latent_sinusoid)
-    _layer(shapes, "latent_net.time_embed.2", a.latent, a.latent)
-    for index in range(a.latent_layers):
-        name, last = f"latent_net.layers.{index}", index == a.latent_layers - 1
-        inputs = a.latent if index == 0 else a.latent_hidden + a.latent
-        _layer(shapes, f"{name}.linear", a.latent if last else a.latent_hidden, inputs)
-        if not last:
-            _layer(shapes, f"{name}.linear_emb", a.latent_hidden, a.latent)
-            _layer(shapes, f"{name}.cond_layers.1", a.latent_hidden, a.latent)
-            _layer(shapes, f"{name}.norm", a.latent_hidden)
-    return shapes
+    recorder = _Recorder()
+    predict_latent_noise(recorder, a, _meta(1, a.latent), _meta(1))
+    return dict(recorder)
 
 
 def random_tensors(shapes: Shapes, seed: int) -> Tensors:
@@ -168,47 +106,58 @@ def random_tensors(shapes: Shapes, seed: int) -> Tensors:
 # ---- forward passes --------------------------------------------------------------------------------------------------
 
 
-def _linear(w: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
-    return x @ w[f"{name}.weight"].flatten(1).T + w[f"{name}.bias"]
+def _linear(w: Tensors, name: str, x: torch.Tensor, width: int, *ones: int) -> torch.Tensor:
+    """`ones`: the dimensions of a layer that is a convolution 1 wide there."""
+    weight = _tensor(w, f"{name}.weight", width, x.shape[1], *ones)
+    return x @ weight.flatten(1).T + _tensor(w, f"{name}.bias", width)
 
 
-def _conv(w: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
-    weight = w[f"{name}.weight"]
-    return F.conv2d(x, weight, w[f"{name}.bias"], padding=weight.shape[-1] // 2)
+def _conv(w: Tensors, name: str, x: torch.Tensor, width: int, kernel: int = 3) -> torch.Tensor:
+    weight = _tensor(w, f"{name}.weight", width, x.shape[1], kernel, kernel)
+    return F.conv2d(x, weight, _tensor(w, f"{name}.bias", width), padding=kernel // 2)
 
 
 def _silu(x: torch.Tensor) -> torch.Tensor:
     return x / (1 + torch.exp(-x))
 
 
+def _affine(w: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
+    weight, bias = (_tensor(w, f"{name}.{kind}", x.shape[1]) for kind in ("weight", "bias"))
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    return x * weight.view(shape) + bias.view(shape)
+
+
 def _group_norm(w: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
     batch, channels = x.shape[:2]
     grouped = x.reshape(batch, min(32, channels), -1)
     mean, variance = grouped.mean(-1, keepdim=True), grouped.var(-1, unbiased=False, keepdim=True)
-    normed = ((grouped - mean) / torch.sqrt(variance + 1e-5)).reshape(x.shape)
-    shape = (1, channels, *(1,) * (x.ndim - 2))
-    return normed * w[f"{name}.weight"].view(shape) + w[f"{name}.bias"].view(shape)
+    return _affine(w, name, ((grouped - mean) / torch.sqrt(variance + 1e-5)).reshape(x.shape))
 
 
 def _sinusoid(t: torch.Tensor, dimension: int) -> torch.Tensor:
     half = dimension // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64) / half)
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64, device=t.device) / half)
     angles = t.double()[:, None] * frequencies
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
 
 
 def _attention(w: Tensors, name: str, x: torch.Tensor, heads: int) -> torch.Tensor:
-    batch, channels = x.shape[:2]
-    flat = _group_norm(w, f"{name}.norm", x).flatten(2)
-    qkv = torch.einsum("oc,bct->bot", w[f"{name}.qkv.weight"][..., 0], flat) + w[f"{name}.qkv.bias"][:, None]
+    channels = x.shape[1]
+    flat = _group_norm(w, f"{name}.norm", x).flatten(2).transpose(1, 2)  # (B, HW, C)
+    qkv = _pixelwise(w, f"{name}.qkv", flat, 3 * channels)
     width = channels // heads
     attended = []
     for head in range(heads):  # heads are split before query, key and value
-        query, key, value = qkv[:, head * 3 * width : (head + 1) * 3 * width].split(width, dim=1)
-        weights = torch.softmax(torch.einsum("bct,bcs->bts", query, key) / math.sqrt(width), dim=-1)
-        attended.append(torch.einsum("bts,bcs->bct", weights, value))
-    out = torch.einsum("oc,bct->bot", w[f"{name}.proj_out.weight"][..., 0], torch.cat(attended, dim=1))
-    return x + (out + w[f"{name}.proj_out.bias"][:, None]).view_as(x)
+        query, key, value = qkv[..., head * 3 * width : (head + 1) * 3 * width].split(width, dim=2)
+        weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(width), dim=-1)
+        attended.append(weights @ value)
+    out = _pixelwise(w, f"{name}.proj_out", torch.cat(attended, dim=2), channels)
+    return x + out.transpose(1, 2).reshape(x.shape)
+
+
+def _pixelwise(w: Tensors, name: str, x: torch.Tensor, width: int) -> torch.Tensor:
+    """(B, HW, C) -> (B, HW, width)."""
+    return _linear(w, name, x.flatten(0, 1), width, 1).unflatten(0, x.shape[:2])
 
 
 def _resample(x: torch.Tensor, how: str | None) -> torch.Tensor:
@@ -219,24 +168,23 @@ def _resample(x: torch.Tensor, how: str | None) -> torch.Tensor:
     return x
 
 
+Conditions = tuple[torch.Tensor, torch.Tensor] | None  # time embedding and code, in the decoder
+
+
 def _block(
-    w: Tensors,
-    name: str,
-    x: torch.Tensor,
-    how: str | None = None,
-    conditions: tuple[torch.Tensor, torch.Tensor] | None = None,
+    w: Tensors, name: str, x: torch.Tensor, width: int, conditions: Conditions, how: str | None = None
 ) -> torch.Tensor:
-    h = _conv(w, f"{name}.in_layers.2", _resample(_silu(_group_norm(w, f"{name}.in_layers.0", x)), how))
+    h = _conv(w, f"{name}.in_layers.2", _resample(_silu(_group_norm(w, f"{name}.in_layers.0", x)), how), width)
     if conditions is not None:
         time, latent = conditions
-        scale_t, shift_t = _linear(w, f"{name}.emb_layers.1", _silu(time))[:, :, None, None].chunk(2, dim=1)
-        scale_z = _linear(w, f"{name}.cond_emb_layers.1", _silu(latent))[:, :, None, None]
+        scale_t, shift_t = _linear(w, f"{name}.emb_layers.1", _silu(time), 2 * width)[:, :, None, None].chunk(2, dim=1)
+        scale_z = _linear(w, f"{name}.cond_emb_layers.1", _silu(latent), width)[:, :, None, None]
         h = _group_norm(w, f"{name}.out_layers.0", h)
         h = (h * (1 + scale_t) + shift_t) * (1 + scale_z)
-        h = _conv(w, f"{name}.out_layers.3", _silu(h))
+        h = _conv(w, f"{name}.out_layers.3", _silu(h), width)
     x = _resample(x, how)
-    if f"{name}.skip_connection.weight" in w:
-        x = _conv(w, f"{name}.skip_connection", x)
+    if x.shape[1] != width:
+        x = _conv(w, f"{name}.skip_connection", x, width, 1)
     return x + h
 
 
@@ -245,61 +193,70 @@ def _walk_down(
     prefix: str,
     a: Architecture,
     x: torch.Tensor,
-    levels: int,
+    multipliers: tuple[int, ...],
     blocks: int,
-    conditions: tuple[torch.Tensor, torch.Tensor] | None,
-) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
-    h, index = _conv(w, f"{prefix}input_blocks.0.0", x), 1
-    skips = [[h]]
-    for level in range(levels):
+    conditions: Conditions,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Stem, way down and middle; and what goes over the skip connections."""
+    h = _conv(w, f"{prefix}input_blocks.0.0", x, a.base * multipliers[0])
+    skips = [h]
+    for level, multiplier in enumerate(multipliers):
+        width = a.base * multiplier
         for _ in range(blocks):
-            h = _block(w, f"{prefix}input_blocks.{index}.0", h, None, conditions)
+            name = f"{prefix}input_blocks.{len(skips)}"
+            h = _block(w, f"{name}.0", h, width, conditions)
             if h.shape[-1] in a.attention:
-                h = _attention(w, f"{prefix}input_blocks.{index}.1", h, a.heads)
-            skips[level].append(h)
-            index += 1
-        if level + 1 < levels:
-            h = _block(w, f"{prefix}input_blocks.{index}.0", h, "down", conditions)
-            skips.append([h])
-            index += 1
-    h = _block(w, f"{prefix}middle_block.0", h, None, conditions)
+                h = _attention(w, f"{name}.1", h, a.heads)
+            skips.append(h)
+        if level + 1 < len(multipliers):
+            h = _block(w, f"{prefix}input_blocks.{len(skips)}.0", h, width, conditions, "down")
+            skips.append(h)
+    h = _block(w, f"{prefix}middle_block.0", h, width, conditions)
     h = _attention(w, f"{prefix}middle_block.1", h, a.heads)
-    return _block(w, f"{prefix}middle_block.2", h, None, conditions), skips
+    return _block(w, f"{prefix}middle_block.2", h, width, conditions), skips
 
 
 def encode(w: Tensors, a: Architecture, x: torch.Tensor) -> torch.Tensor:
-    h, _ = _walk_down(w, "encoder.", a, x, len(a.encoder_multipliers), a.encoder_blocks, None)
-    return _linear(w, "encoder.out.3", _silu(_group_norm(w, "encoder.out.0", h)).mean(dim=(2, 3)))
+    h, _ = _walk_down(w, "encoder.", a, x, a.encoder_multipliers, a.encoder_blocks, None)
+    pooled = _silu(_group_norm(w, "encoder.out.0", h)).mean(dim=(2, 3))
+    return _linear(w, "encoder.out.3", pooled, a.latent, 1, 1)
 
 
 def predict_noise(w: Tensors, a: Architecture, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    time = _linear(w, "time_embed.time_embed.0", _sinusoid(t, a.base))
-    conditions = (_linear(w, "time_embed.time_embed.2", _silu(time)), z)
-    h, skips = _walk_down(w, "", a, x, len(a.decoder_multipliers), a.blocks, conditions)
+    time = _linear(w, "time_embed.time_embed.0", _sinusoid(t, a.base), a.embed)
+    conditions = (_linear(w, "time_embed.time_embed.2", _silu(time), a.embed), z)
+    h, skips = _walk_down(w, "", a, x, a.decoder_multipliers, a.blocks, conditions)
     index = 0
-    for level in reversed(range(len(a.decoder_multipliers))):
+    for level, multiplier in reversed(list(enumerate(a.decoder_multipliers))):
+        width = a.base * multiplier
         for block in range(a.blocks + 1):
             name, entry = f"output_blocks.{index}", 1
-            h = _block(w, f"{name}.0", torch.cat([h, skips[level].pop()], dim=1), None, conditions)
+            h = _block(w, f"{name}.0", torch.cat([h, skips.pop()], dim=1), width, conditions)
             if h.shape[-1] in a.attention:
                 h, entry = _attention(w, f"{name}.1", h, a.heads), 2
             if level > 0 and block == a.blocks:
-                h = _block(w, f"{name}.{entry}", h, "up", conditions)
+                h = _block(w, f"{name}.{entry}", h, width, conditions, "up")
             index += 1
-    return _conv(w, "out.2", _silu(_group_norm(w, "out.0", h)))
+    return _conv(w, "out.2", _silu(_group_norm(w, "out.0", h)), 3)
 
 
 def predict_latent_noise(w: Tensors, a: Architecture, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    time = _linear(w, "latent_net.time_embed.0", _sinusoid(t, a.latent_sinusoid))
-    time = _linear(w, "latent_net.time_embed.2", _silu(time))
+    time = _linear(w, "latent_net.time_embed.0", _sinusoid(t, a.latent_sinusoid), a.latent)
+    time = _linear(w, "latent_net.time_embed.2", _silu(time), a.latent)
     h = x
     for index in range(a.latent_layers):
-        name = f"latent_net.layers.{index}"
-        h = _linear(w, f"{name}.linear", torch.cat([h, x], dim=1) if index else h)
-        if index < a.latent_layers - 1:
-            h = h * (1 + _linear(w, f"{name}.linear_emb", _silu(time)))
+        name, last = f"latent_net.layers.{index}", index == a.latent_layers - 1
+        h = _linear(
+            w, f"{name}.linear", torch.cat([h, x], dim=1) if index else h, a.latent if last else a.latent_hidden
+        )
+        if not last:
+            # One layer, registered in two places.
+            scale, same = (
+                _linear(w, f"{name}.{one}", _silu(time), a.latent_hidden) for one in ("linear_emb", "cond_layers.1")
+            )
+            h = h * (1 + (scale + same) / 2)
             h = (h - h.mean(1, keepdim=True)) / torch.sqrt(h.var(1, unbiased=False, keepdim=True) + 1e-5)
-            h = _silu(h * w[f"{name}.norm.weight"] + w[f"{name}.norm.bias"])
+            h = _silu(_affine(w, f"{name}.norm", h))
     return h
 
 

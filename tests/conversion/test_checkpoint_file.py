@@ -62,25 +62,14 @@ def refuse(path: Path, pickled: bytes | None = None) -> None:
 # ---- what it reads ---------------------------------------------------------------------------------------------------
 
 
-def test_tensors_and_plain_values(tmp_path: Path) -> None:
-    matrix = torch.randn(6, 4)
-    tensors = [matrix, matrix[2], matrix.t(), matrix[::2, 1:], torch.nn.Parameter(torch.randn(3)), torch.tensor(2.5)]
-    tensors += [matrix.double(), matrix.half(), matrix.bfloat16(), torch.arange(3), matrix > 0, torch.zeros(0, 3)]
+def test_other_classes_become_inert_records(tmp_path: Path) -> None:
     plain = {
         "text": "z\u00e4hl",
         "numbers": [1, -(2**50), 1.5, True, None],
         "bytes": b"\x00\xff",
-        "nested": {"a": (1, (2, 3)), 5: [()]},
-        "types": [torch.Size([2, 3]), torch.float16],
+        "nested": {5: [(1, ())]},
     }
-    content = load_checkpoint(save(tmp_path / "file", {"tensors": OrderedDict(enumerate(tensors)), **plain}))
-    for index, tensor in enumerate(tensors):
-        assert content["tensors"][index].dtype == tensor.dtype
-        assert torch.equal(content["tensors"][index], tensor)
-    assert {name: content[name] for name in plain} == plain
-
-
-def test_other_classes_become_inert_records(tmp_path: Path) -> None:
+    plain |= {"types": [torch.Size([2, 3]), torch.float16]}
     foreign = {
         "callbacks": {ModelCheckpoint: {"best": 1}},
         "object": ModelCheckpoint(),
@@ -90,7 +79,8 @@ def test_other_classes_become_inert_records(tmp_path: Path) -> None:
         "array": np.zeros(3),
         "path": Path("a"),
     }
-    content = load_checkpoint(save(tmp_path / "file", foreign))
+    content = load_checkpoint(save(tmp_path / "file", plain | foreign))
+    assert {name: content.pop(name) for name in plain} == plain
     ((key, value),) = content.pop("callbacks").items()
     assert (key, value) == (InertRecord, {"best": 1})
     assert content.pop("class") is InertRecord
@@ -284,11 +274,19 @@ def test_entries_that_overlap_or_claim_more_than_the_file_holds(tmp_path: Path) 
         refuse(tmp_path / "file")
 
 
-def test_truncated_files(tmp_path: Path) -> None:
+def test_truncated_and_damaged_files(tmp_path: Path) -> None:
     path = save(tmp_path / "file", {"a": torch.randn(300), "b": torch.randn(7)})
     whole = path.read_bytes()
     for length in [*range(0, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:length])
+        refuse(path)
+    path.write_bytes(whole)
+    with zipfile.ZipFile(path) as archive:
+        contents = [archive.read(f"file/{entry}") for entry in ("data/0", "data.pkl")]
+    for content in contents:  # one wrong bit
+        damaged = bytearray(whole)
+        damaged[whole.index(content) + len(content) - 2] ^= 1
+        path.write_bytes(damaged)
         refuse(path)
 
 
@@ -304,17 +302,6 @@ def test_every_flipped_byte_of_a_pickle_gives_a_value_or_a_sentence(tmp_path: Pa
             load_checkpoint(rewrite(tmp_path / "damaged", bytes(damaged)))
         except ValueError as error:
             assert str(error).startswith("checkpoint must be") and str(error).isprintable()
-
-
-@pytest.mark.parametrize("entry", ["data/0", "data.pkl"])
-def test_one_wrong_bit_is_noticed(tmp_path: Path, entry: str) -> None:
-    path = save(tmp_path / "file", {"whole": torch.arange(5000.0)})
-    with zipfile.ZipFile(path) as archive:
-        content = archive.read(f"file/{entry}")
-    whole = bytearray(path.read_bytes())
-    whole[whole.index(content) + len(content) - 2] ^= 1
-    path.write_bytes(whole)
-    refuse(path)
 
 
 def test_what_is_something_else(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,70 +48,47 @@ def convert(tmp_path: Path, state: dict[str, Any], **options: Any) -> DiffusionA
 # ---- configuration and names -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("a", "decoder_parameters", "encoder_parameters"),
-    [(FFHQ256, 138_341_891, 30_150_400), (FFHQ128, 103_871_619, 24_673_536), (CELEBA64, 71_518_723, 19_320_512)],
-    ids=["ffhq256", "ffhq128", "celeba64"],
-)
-def test_published_networks_are_inferred_exactly(
-    a: Architecture, decoder_parameters: int, encoder_parameters: int
-) -> None:
-    shapes = reference.autoencoder_shapes(a)
-    encoder_config, decoder_config = infer_autoencoder_configuration(shapes)
-    for config, multipliers in ((encoder_config, a.encoder_multipliers), (decoder_config, a.decoder_multipliers)):
-        assert config["sample_size"] == a.image_size
-        assert config["base_channels"] == a.base
-        assert config["channel_multipliers"] == multipliers
-        assert config["layers_per_block"] == 2
-        assert config["attention_resolutions"] == (16,)
-        assert config["latent_dim"] == 512
-    with torch.device("meta"):
-        encoder, decoder = SemanticEncoderModel(**encoder_config), ConditionedUNet2DModel(**decoder_config)
-    assert sum(parameter.numel() for parameter in decoder.parameters()) == decoder_parameters
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == encoder_parameters
-
-    check_names((encoder, decoder), shapes)
-
-
-def check_names(models: tuple[nn.Module, ...], shapes: reference.Shapes) -> None:
-    """Every tensor of ours has one of theirs, and every one of theirs is used once."""
+def check_networks(models: tuple[nn.Module, ...], shapes: reference.Shapes, parameters: list[int] | None) -> None:
+    """Every tensor of ours has one of theirs, every one of theirs is used once, and the published counts are met."""
     tensors = [tensor for model in models for tensor in official_tensors(model)]
     names = [(name, tensor.official_shape) for tensor in tensors for name in tensor.official_names]
     assert len(names) == len(shapes)
     assert dict(names) == shapes
     assert len(tensors) == sum(len(list(model.parameters())) for model in models)
-
-
-@pytest.mark.parametrize(("layers", "parameters"), [(10, 54_109_696), (20, 117_106_176)])
-def test_published_latent_code_models_are_inferred_exactly(layers: int, parameters: int) -> None:
-    shapes = reference.latent_net_shapes(replace(FFHQ256, latent_layers=layers))
-    with torch.device("meta"):
-        model = LatentCodeModel(**infer_latent_code_model_configuration(shapes))
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    check_names((model,), shapes)
+    if parameters:
+        assert [sum(parameter.numel() for parameter in model.parameters()) for model in models] == parameters
 
 
 @pytest.mark.parametrize(
-    ("a", "options"),
+    ("a", "options", "parameters"),
     [
-        (replace(TINY, blocks=2, encoder_blocks=2), {}),
-        (replace(TINY, blocks=3, encoder_blocks=2, encoder_multipliers=(1, 2, 4)), {"encoder_layers_per_block": 2}),
-        (replace(TINY, image_size=64, decoder_multipliers=(1, 2, 4), encoder_multipliers=(1, 2, 2, 4)), {}),
-        (replace(TINY, attention=(16, 32)), {"image_size": 32}),
-        (replace(TINY, attention=()), {"image_size": 32}),
-        (replace(TINY, attention=(8,)), {"image_size": 32}),
-        (replace(TINY, image_size=16, decoder_multipliers=(1,), encoder_multipliers=(2, 1)), {}),
+        (FFHQ256, {}, [30_150_400, 138_341_891]),
+        (FFHQ128, {}, [24_673_536, 103_871_619]),
+        (CELEBA64, {}, [19_320_512, 71_518_723]),
+        (replace(TINY, blocks=2, encoder_blocks=2), {}, None),
+        (replace(TINY, blocks=3, encoder_multipliers=(1, 2, 4)), {"encoder_layers_per_block": 1}, None),
+        (replace(TINY, image_size=64, decoder_multipliers=(1, 2, 4), encoder_multipliers=(1, 2, 2, 4)), {}, None),
+        (replace(TINY, attention=(16, 32)), {"image_size": 32}, None),
+        (replace(TINY, attention=()), {"image_size": 32}, None),
+        (replace(TINY, attention=(8,)), {"image_size": 32}, None),
+        (replace(TINY, image_size=16, decoder_multipliers=(1,), encoder_multipliers=(2, 1)), {}, None),
     ],
 )
-def test_other_architectures_are_inferred(a: Architecture, options: dict[str, int]) -> None:
-    encoder, decoder = infer_autoencoder_configuration(reference.autoencoder_shapes(a), **options)
-    assert (encoder["sample_size"], decoder["sample_size"]) == (a.image_size, a.image_size)
-    assert encoder["channel_multipliers"] == a.encoder_multipliers
-    assert decoder["channel_multipliers"] == a.decoder_multipliers
-    assert (encoder["layers_per_block"], decoder["layers_per_block"]) == (a.encoder_blocks, a.blocks)
-    inside = {resolution for resolution in a.attention if a.image_size // resolution < 2 ** len(a.decoder_multipliers)}
-    assert set(decoder["attention_resolutions"]) == inside
-    assert set(encoder["attention_resolutions"]) == set(a.attention)
+def test_autoencoders_are_inferred(a: Architecture, options: dict[str, int], parameters: list[int] | None) -> None:
+    shapes = reference.autoencoder_shapes(a)
+    encoder, decoder = infer_autoencoder_configuration(shapes, **options)
+    assert encoder["sample_size"] == decoder["sample_size"] == a.image_size
+    with torch.device("meta"):
+        models = SemanticEncoderModel(**encoder), ConditionedUNet2DModel(**decoder)
+    check_networks(models, shapes, parameters)
+
+
+@pytest.mark.parametrize(("layers", "parameters"), [(10, 54_109_696), (20, 117_106_176)])
+def test_published_latent_code_models_are_inferred(layers: int, parameters: int) -> None:
+    shapes = reference.latent_net_shapes(replace(FFHQ256, latent_layers=layers))
+    with torch.device("meta"):
+        model = LatentCodeModel(**infer_latent_code_model_configuration(shapes))
+    check_networks((model,), shapes, [parameters])
 
 
 @pytest.mark.parametrize(
@@ -170,12 +146,13 @@ def complete(tmp_path_factory) -> tuple[DiffusionAutoencoderPipeline, dict[str, 
     state = latent_state(MINIATURE)
     autoencoder = {name: tensor for name, tensor in state.items() if "latent_net" not in name and "conds" not in name}
     classifier = classifier_state(MINIATURE)
-    convert_official_checkpoint(
+    report = convert_official_checkpoint(
         save_lightning(folder / "last.ckpt", autoencoder),
         folder / "out",
         latent_checkpoint=save_lightning(folder / "latent.ckpt", state),
         classifier_checkpoint=save_lightning(folder / "classifier.ckpt", classifier),
     )
+    assert not report.warnings
     return load(folder / "out"), state, classifier
 
 
@@ -196,8 +173,8 @@ def test_decoding_and_inversion_trajectories(complete) -> None:
     torch.testing.assert_close(inverted.double(), expected, atol=1e-3, rtol=0)
 
 
-def test_latent_predictions(complete) -> None:
-    pipeline, state, _ = complete
+def test_latent_predictions_and_attributes(complete) -> None:
+    pipeline, state, classifier = complete
     noise, t = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 500, 999])
     with torch.no_grad():
         prediction = pipeline.latent_code_model(noise, t).sample
@@ -205,16 +182,11 @@ def test_latent_predictions(complete) -> None:
     torch.testing.assert_close(prediction.double(), expected, atol=1e-4, rtol=0)
     assert dict(pipeline.latent_scheduler.config) == dict(VPDDIMScheduler(**OFFICIAL_LATENT_SCHEDULER).config)
 
-
-def test_classifier(complete) -> None:
-    pipeline, _, state = complete
-    classifier = pipeline.attribute_classifier
-    assert list(classifier.config.attribute_names) == list(CELEBA_ATTRIBUTES)
-    code = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
-    normalized = (code.double() - state["conds_mean"].double()) / state["conds_std"].double()
+    normalized = (noise.double() - classifier["conds_mean"].double()) / classifier["conds_std"].double()
     # The last weights, not the averaged ones: those are what official editing uses.
-    expected = normalized @ state["classifier.weight"].double().T + state["classifier.bias"].double()
-    torch.testing.assert_close(classifier(code).logits.double(), expected, atol=1e-4, rtol=0)
+    expected = normalized @ classifier["classifier.weight"].double().T + classifier["classifier.bias"].double()
+    torch.testing.assert_close(pipeline.attribute_classifier(noise).logits.double(), expected, atol=1e-4, rtol=0)
+    assert list(pipeline.attribute_classifier.config.attribute_names) == list(CELEBA_ATTRIBUTES)
 
 
 # ---- where the parts come from ---------------------------------------------------------------------------------------
@@ -223,9 +195,6 @@ def test_classifier(complete) -> None:
 def test_one_file_with_everything(tmp_path: Path) -> None:
     state = latent_state(MINIATURE) | classifier_state(MINIATURE, attributes=1)
     pipeline = convert(tmp_path, state)
-    for path in (tmp_path / "out").rglob("*.safetensors"):  # a tensor with two official names is there once
-        tensors = getattr(pipeline, path.parent.name).state_dict().values()
-        assert path.stat().st_size < sum(4 * tensor.numel() + 200 for tensor in tensors) + 200
     assert torch.equal(pipeline.latent_code_model.latent_mean, state["conds_mean"][0])
     assert torch.equal(pipeline.attribute_classifier.latent_std, state["conds_std"][0])
     assert torch.equal(pipeline.attribute_classifier.linear.weight, state["classifier.weight"])
@@ -249,18 +218,15 @@ def test_statistics_from_latent_pkl(tmp_path: Path) -> None:
 
 
 def test_parts_that_belong_to_other_encoders_are_warnings(tmp_path: Path) -> None:
-    checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
-    for seed, warnings in ((0, 0), (50, 1)):
-        latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE, seed))
-        report = convert_official_checkpoint(checkpoint, tmp_path / f"latent{seed}", latent_checkpoint=latent)
-        assert len(report.warnings) == warnings
-    latent = save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE))
-    for seed, warnings in ((7, 0), (8, 1)):  # 7 is the latent checkpoint's
-        state = classifier_state(MINIATURE)
-        state |= {name: tensor[None] for name, tensor in statistics(MINIATURE, seed).items()}
-        classifier = save_lightning(tmp_path / "classifier.ckpt", state)
-        report = convert_official_checkpoint(latent, tmp_path / f"cls{seed}", classifier_checkpoint=classifier)
-        assert len(report.warnings) == warnings
+    classifier = classifier_state(MINIATURE)
+    classifier |= {name: tensor[None] for name, tensor in statistics(MINIATURE, seed=8).items()}
+    report = convert_official_checkpoint(
+        save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE)),
+        tmp_path / "out",
+        latent_checkpoint=save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE, seed=50)),
+        classifier_checkpoint=save_lightning(tmp_path / "classifier.ckpt", classifier),
+    )
+    assert len(report.warnings) == 2
 
 
 def test_image_size_of_the_noise_buffer_and_the_argument(tmp_path: Path) -> None:
@@ -319,12 +285,13 @@ def test_unknown_missing_and_misshapen_tensors_are_named(tmp_path: Path, change:
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.parametrize("name", ["ema_model.\x1b]0;title\x07", "\x1b[31m", "ema_model." + "x" * 10**6, (b"\x07",)])
-def test_names_in_messages_are_short_and_printable(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(ValueError, match="^checkpoint") as caught:
-        convert(tmp_path, latent_state(MINIATURE) | {name: torch.zeros(1)})
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 600
+def test_names_in_messages_are_short_and_printable(tmp_path: Path) -> None:
+    state = latent_state(MINIATURE)
+    for name in ("ema_model.\x1b]0;title\x07", "\x1b[31m", "ema_model." + "x" * 10**6, (b"\x07",)):
+        with pytest.raises(ValueError, match="^checkpoint") as caught:
+            convert(tmp_path, state | {name: torch.zeros(1)})
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 600
 
 
 def test_weights_that_are_views_of_one_storage_are_refused(tmp_path: Path) -> None:
@@ -360,45 +327,21 @@ def test_the_wrong_kind_of_checkpoint(tmp_path: Path) -> None:
 
 
 def test_output_folders(tmp_path: Path) -> None:
+    """What else may be replaced is the export's test."""
     checkpoint = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE))
     out, link = tmp_path / "new" / "out", tmp_path / "link"
     convert_official_checkpoint(checkpoint, out)
-    marker = out / "left.txt"
-    marker.write_text("x")
     link.symlink_to(out)
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "thesis.tex").write_text("x")
     inside = save_lightning(out / "last.ckpt", autoencoder_state(MINIATURE))
-    for source, output, overwrite in (
-        (checkpoint, out, False),
-        (checkpoint, precious, True),
-        (checkpoint, checkpoint, False),
-        (inside, out, True),
-    ):
+    for source, output in ((checkpoint, checkpoint), (inside, out)):
         with pytest.raises(ValueError, match="^output"):
-            convert_official_checkpoint(source, output, overwrite=overwrite)
-    assert marker.exists() and inside.exists() and (precious / "thesis.tex").exists()
+            convert_official_checkpoint(source, output, overwrite=True)
+    assert inside.exists()
     convert_official_checkpoint(checkpoint, link, overwrite=True)
     assert link.is_symlink()
-    assert not marker.exists()
+    assert not inside.exists()
     assert load(link).decoder.config.sample_size == 16
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, capsys) -> None:
-    checkpoint, out = save_lightning(tmp_path / "last.ckpt", autoencoder_state(MINIATURE)), tmp_path / "out"
-    convert_official_checkpoint(checkpoint, out)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))  # as on a full disk
-    try:
-        assert main(["convert", str(checkpoint), str(out), "--overwrite"]) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert capsys.readouterr().err.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "out"]
 
 
 def test_peak_memory_is_at_most_twice_the_size_of_the_checkpoint(tmp_path: Path, memory_growth) -> None:
@@ -433,12 +376,3 @@ def test_command(tmp_path: Path, capsys) -> None:
     assert set(report["parameters"]) == {"encoder", "decoder", "latent_code_model"}
     # Without averaging the numbers come from model.*.
     assert torch.equal(pipeline.decoder.conv_out.bias, autoencoder_state(MINIATURE)["model.out.2.bias"])
-
-
-def test_a_hostile_file_ends_with_one_line(tmp_path: Path, capsys) -> None:
-    checkpoint = save_lightning(tmp_path / "hostile.ckpt", {"ema_model.\x1b[2J\n": torch.zeros(1)})
-    assert main(["convert", str(checkpoint), str(tmp_path / "out")]) == 2
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err.count("\n")) == ("", 1)
-    assert captured.err[:-1].isprintable()
-    assert not (tmp_path / "out").exists()

@@ -90,18 +90,18 @@ def test_layout_of_lightning_and_shared_storage(exported) -> None:
     assert len(distinct) == len(names)  # the two groups, and the layer that has two names, are stored once
 
 
-def small(encoder: dict | None = None, decoder: dict | None = None, **scheduler):
+def small(encoder: dict, decoder: dict, scheduler: dict) -> DiffusionAutoencoderPipeline:
     """A pipeline of untrained networks with the official options, but for those given."""
     encoder_config, decoder_config = infer_autoencoder_configuration(reference.autoencoder_shapes(MINIATURE))
     return DiffusionAutoencoderPipeline(
-        SemanticEncoderModel(**encoder_config | (encoder or {})),
-        ConditionedUNet2DModel(**decoder_config | (decoder or {})),
+        SemanticEncoderModel(**encoder_config | encoder),
+        ConditionedUNet2DModel(**decoder_config | decoder),
         VPDDIMScheduler(**OFFICIAL_SCHEDULER | scheduler),
     )
 
 
 def test_a_pipeline_of_two_networks_in_half_precision(tmp_path: Path) -> None:
-    pipeline = small().to(torch.float16)
+    pipeline = small({}, {}, {}).to(torch.float16)
     exported = export_official_checkpoints(pipeline, tmp_path / "out")
     assert list(exported) == ["autoencoder"]
     tensors = of_group(state_dict(exported["autoencoder"]), "model", torch.float32)
@@ -109,23 +109,23 @@ def test_a_pipeline_of_two_networks_in_half_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("component", "options", "named"),
     [
-        ({"encoder": {"latent_head": "flatten"}}, "encoder .*latent_head"),
-        ({"encoder": {"base_channels": 16}}, "decoder .*base_channels"),
-        ({"decoder": {"patch_size": 2}}, "decoder .*patch_size"),
-        ({"decoder": {"latent_scale_shift": True}}, "decoder .*latent_scale_shift"),
-        ({"decoder": {"latent_mlp_layers": 2}}, "decoder .*latent_mlp_layers"),
-        ({"encoder": {"in_channels": 6}, "decoder": {"in_channels": 6, "out_channels": 6}}, "encoder .*in_channels"),
-        ({"decoder": {"num_attention_heads": 2}}, "decoder .*num_attention_heads"),
-        ({"prediction_type": "v_prediction"}, "scheduler .*prediction_type"),
-        ({"noise_schedule": "shifted_cosine"}, "scheduler .*noise_schedule"),
-        ({"timestep_spacing": "uniform"}, "scheduler .*timestep_spacing"),
+        ("encoder", {"latent_head": "flatten"}, "encoder .*latent_head"),
+        ("encoder", {"base_channels": 16}, "decoder .*base_channels"),
+        ("decoder", {"patch_size": 2}, "decoder .*patch_size"),
+        ("decoder", {"latent_scale_shift": True}, "decoder .*latent_scale_shift"),
+        ("decoder", {"latent_mlp_layers": 2}, "decoder .*latent_mlp_layers"),
+        ("decoder", {"num_attention_heads": 2}, "decoder .*num_attention_heads"),
+        ("scheduler", {"prediction_type": "v_prediction"}, "scheduler .*prediction_type"),
+        ("scheduler", {"noise_schedule": "shifted_cosine"}, "scheduler .*noise_schedule"),
+        ("scheduler", {"timestep_spacing": "uniform"}, "scheduler .*timestep_spacing"),
     ],
 )
-def test_what_the_official_code_has_no_option_for(tmp_path: Path, options: dict, named: str) -> None:
+def test_what_the_official_code_has_no_option_for(tmp_path: Path, component: str, options: dict, named: str) -> None:
+    changed = {"encoder": {}, "decoder": {}, "scheduler": {}, component: options}
     with pytest.raises(ValueError, match=f"^{named}"):
-        export_official_checkpoints(small(**options), tmp_path / "out")
+        export_official_checkpoints(small(**changed), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -145,15 +145,12 @@ def test_command_and_output_folders(pipeline_folder: Path, tmp_path: Path, capsy
     assert main(words) == 0
     assert f"latent: {tmp_path / 'out' / 'latent.ckpt'}" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert main(words) == 2
+    for refused in (words, [*words[:2], str(tmp_path), "--overwrite"], [*words[:2], words[1], "--overwrite"]):
+        assert main(refused) == 2
+        assert "output" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    assert capsys.readouterr().err.count("\n") == 1
+    assert (pipeline_folder / "model_index.json").is_file()
     assert main([*words, "--overwrite", "--json"]) == 0
     paths = json.loads(capsys.readouterr().out)
     assert set(paths) == {"autoencoder", "latent", "classifier"}
     assert all(Path(path).is_file() for path in paths.values())
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    for output in (tmp_path, pipeline_folder):  # other folders are never replaced
-        assert main([*words[:2], str(output), "--overwrite"]) == 2
-        assert "output" in capsys.readouterr().err
-    assert (pipeline_folder / "model_index.json").is_file()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +17,17 @@ from skimage.metrics import peak_signal_noise_ratio
 from diffae_hub.cli.main import main
 from diffae_hub.conversion.official_configuration import CELEBA_ATTRIBUTES
 from diffae_hub.data.open_dataset import load_rows
-from diffae_hub.evaluation import evaluation_folder
+from diffae_hub.evaluation import paper_tables as paper
 from diffae_hub.evaluation.baselines import jpeg_reconstruct
 from diffae_hub.evaluation.evaluation_folder import EvaluationFolder
 from diffae_hub.evaluation.measure import measure
 from diffae_hub.evaluation.options import EvaluationOptions
-from diffae_hub.evaluation.paper_tables import (
-    TABLE_1,
-    TABLE_2,
-    TABLE_3,
-    TABLE_4,
-    TABLE_9,
-    TABLE_10,
-    TABLE_10_AVERAGE,
-    TABLE_11,
-    TABLE_11_AVERAGE,
-    format_papers,
-)
 from diffae_hub.evaluation.reconstruct import image_pairs
 from diffae_hub.evaluation.report import render_report, write_report
 from diffae_hub.metrics.sharpness import high_pass_energy
 
 from ..conftest import write_parquet
-from ..training import runner
-from .conftest import run
+from .conftest import launch, run
 
 
 def pixels(source: str, split: str) -> np.ndarray:
@@ -142,7 +127,7 @@ def test_the_papers_figures_stand_beside_its_own_classes(evaluated) -> None:
     figures, _ = evaluated
     probe = figures["results"]["probe"]
     assert probe["class_names"] == ["dark", "bright"]
-    probe = {**probe, "class_names": list(TABLE_11), "auroc_per_class": [0.5 + 0.01 * k for k in range(10)]}
+    probe = {**probe, "class_names": list(paper.TABLE_11), "auroc_per_class": [0.5 + 0.01 * k for k in range(10)]}
     page = render_report({**figures, "results": {**figures["results"], "probe": probe}})
     assert "| AUROC, frog | 0.5600 | 0.9785 | 0.9781 | 0.9812 |\n" in page
     assert "0.7271 | 0.7061 | 0.7227" in page
@@ -202,50 +187,20 @@ def test_metrics_and_path_length_are_measured_and_continued(
     def recorded() -> list[tuple[int, int]]:
         return [tuple(json.loads(line)["images"]) for line in (tmp_path / "out" / "path_lengths_2_0.jsonl").open()]
 
-    first = measured("2", "--metrics")["perceptual_path_length"]
-    assert first["count"] == first["cross_fade"]["count"] == 2
-    assert min(first["mean"], first["cross_fade"]["mean"]) > 0
-    second = measured("3", "--metrics", "lpips_vgg")
-    assert second["perceptual_path_length"]["count"] == 3
-    assert second["stochastic"]["lpips_vgg"]["mean"] > 0
+    first = measured("2", "--metrics", "lpips_vgg")
+    assert first["stochastic"]["lpips_vgg"]["mean"] > 0
+    lengths = first["perceptual_path_length"]
+    assert lengths["count"] == lengths["cross_fade"]["count"] == 2
+    assert min(lengths["mean"], lengths["cross_fade"]["mean"]) > 0
+    assert measured("3", "--metrics")["perceptual_path_length"]["count"] == 3
     assert recorded() == image_pairs(11, 3, seed=0), "only the new pair was measured"
     # Of other images, the pairs are others too: nothing measured before may stand for them.
-    assert measured("3", "--metrics", "--num-images", "5")["perceptual_path_length"]["count"] == 3
-    assert recorded()[3:] == [pair for pair in image_pairs(5, 3, seed=0) if pair not in recorded()[:3]]
+    options = EvaluationOptions.load(tmp_path / "out")
+    found = EvaluationFolder(tmp_path / "out").path_lengths(options, 5)
+    assert list(found) == [pair for pair in image_pairs(5, 3, seed=0) if pair in recorded()]
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
-
-
-def process(argv: list[str], environment: dict[str, str], pictures: int | None) -> None:
-    """Runs the command line; writing picture number `pictures`, it stops itself for good."""
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    write_png, written = evaluation_folder.write_png, []
-
-    def stopping(*arguments: object, **options: object) -> None:
-        written.append(1)
-        if len(written) == pictures:
-            os.kill(os.getpid(), signal.SIGKILL)
-        write_png(*arguments, **options)
-
-    evaluation_folder.write_png = stopping
-    os._exit(main(argv))
-
-
-def launch(argv: list[str], count: int, pictures: int | None = None) -> list[int]:
-    """The exit codes of so many processes, with the environment that a launcher gives; no import of torch anew."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
-    processes = []
-    for rank in map(str, range(count)):
-        environment = {"ACCELERATE_USE_CPU": "true", **launched, "RANK": rank, "LOCAL_RANK": rank}
-        processes.append(runner._context.Process(target=process, args=(argv, environment, pictures)))
-        processes[-1].start()
-    for started in processes:
-        started.join(runner.SECONDS)
-    return [started.exitcode for started in processes]
 
 
 def test_two_processes_give_the_figures_of_one(evaluated, command: list[str], tmp_path: Path) -> None:
@@ -373,14 +328,14 @@ def test_equal_images(tmp_path: Path) -> None:
 
 def test_paper_tables_agree_where_they_overlap() -> None:
     """Rows that the paper prints twice are transcribed twice."""
-    for method in set(TABLE_1) & set(TABLE_2):
-        assert TABLE_1[method] == TABLE_2[method]
-    for method in set(TABLE_3) & set(TABLE_4["CIFAR-10 32"]):
-        assert TABLE_4["CIFAR-10 32"][method][0] == pytest.approx(TABLE_3[method], abs=6e-5)
-    assert format_papers("lpips_alex", TABLE_4["CIFAR-10 32"][next(iter(TABLE_3))][1][2]) == "0.000071"
-    assert [format_papers("fid", figure) for figure in TABLE_9["CIFAR-10 32"][3:]] == ["117.0716", "130.0356"]
-    assert format_papers("psnr_db", 49.51) == "49.510"
-    for table, averages in ((TABLE_10, TABLE_10_AVERAGE), (TABLE_11, TABLE_11_AVERAGE)):
+    for method in set(paper.TABLE_1) & set(paper.TABLE_2):
+        assert paper.TABLE_1[method] == paper.TABLE_2[method]
+    for method in set(paper.TABLE_3) & set(paper.TABLE_4["CIFAR-10 32"]):
+        assert paper.TABLE_4["CIFAR-10 32"][method][0] == pytest.approx(paper.TABLE_3[method], abs=6e-5)
+    for table, averages in (
+        (paper.TABLE_10, paper.TABLE_10_AVERAGE),
+        (paper.TABLE_11, paper.TABLE_11_AVERAGE),
+    ):
         for column, average in enumerate(averages.values()):
             assert np.mean([values[column] for values in table.values()]) == pytest.approx(average, abs=6e-5)
-    assert set(TABLE_10) == set(CELEBA_ATTRIBUTES)
+    assert set(paper.TABLE_10) == set(CELEBA_ATTRIBUTES)

@@ -1,23 +1,10 @@
-"""What the tests of metrics share: no network, and crops of photographs."""
+"""Crops of photographs."""
 
 from __future__ import annotations
 
-import urllib.request
-from collections.abc import Iterator
-
 import numpy as np
-import pytest
 import torch
 from sklearn.datasets import load_sample_image
-
-
-@pytest.fixture
-def no_network() -> Iterator[None]:
-    """A proxy that refuses connections, for everything that goes through urllib."""
-    proxy = urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), "http://127.0.0.1:9"))
-    urllib.request.install_opener(urllib.request.build_opener(proxy))
-    yield
-    urllib.request.install_opener(None)
 
 
 def photograph_pair(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:

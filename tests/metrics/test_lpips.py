@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
 from diffae_hub.metrics.lpips import PerceptualDistance
-from diffae_hub.metrics.weights import WeightsUnavailable
 
-from ..conftest import CHECKPOINTS
 from .conftest import photograph_pair
 
 
@@ -20,10 +17,9 @@ from .conftest import photograph_pair
 def test_equals_torchmetrics(network: str, minimum: int, torch_home: Path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     distance = PerceptualDistance(network)
-    for size in ((70, 45), (minimum, minimum)):
-        images, references = (batch.float() for batch in photograph_pair(*size))
-        mean = learned_perceptual_image_patch_similarity(images, references, network, normalize=True)
-        torch.testing.assert_close(distance(images, references).mean(), mean, rtol=1e-4, atol=1e-6)
+    images, references = (batch.float() for batch in photograph_pair(minimum, 45))
+    mean = learned_perceptual_image_patch_similarity(images, references, network, normalize=True)
+    torch.testing.assert_close(distance(images, references).mean(), mean, rtol=1e-4, atol=1e-6)
     alone = torch.cat([distance(images[k : k + 1], references[k : k + 1]) for k in range(2)])
     torch.testing.assert_close(distance(images, references), alone)
     assert distance(references, references).abs().max() == 0
@@ -33,20 +29,3 @@ def test_equals_torchmetrics(network: str, minimum: int, torch_home: Path, monke
     for other in (references[..., 1:, :], references):  # nothing would be left of them in the network
         with pytest.raises(ValueError, match="images"):
             distance(images[..., 1:, :], other)
-
-
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("content", ["none", "truncated", "another network"])
-def test_missing_and_wrong_weights(content: str, torch_home: Path, tmp_path: Path, monkeypatch, capfd) -> None:
-    path = tmp_path / "hub" / "checkpoints" / CHECKPOINTS["alex"]
-    path.parent.mkdir(parents=True)
-    good = (torch_home / "hub" / "checkpoints" / CHECKPOINTS["alex"]).read_bytes()
-    if content == "truncated":
-        path.write_bytes(good[: len(good) // 2])
-    elif content == "another network":
-        torch.save(nn.Linear(2, 2).state_dict(), path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(WeightsUnavailable, match="LPIPS-alex") as error:
-        PerceptualDistance("alex")
-    assert "\n" not in str(error.value)
-    assert capfd.readouterr() == ("", "")

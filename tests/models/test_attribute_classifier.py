@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from diffae_hub import AttributeClassifier
 
@@ -39,22 +40,8 @@ def test_logits_and_editing_in_float64(classifier: AttributeClassifier) -> None:
 
 
 def test_editing_while_the_weights_are_offloaded(classifier: AttributeClassifier) -> None:
-    from accelerate import cpu_offload
-    from accelerate.hooks import ModelHook, add_hook_to_module
-
-    class Counter(ModelHook):
-        calls = 0
-
-        def pre_forward(self, module, *args, **kwargs):
-            self.calls += 1
-            return args, kwargs
-
     code = torch.randn(2, 6)
     expected = classifier.edit(code, 1)
-    counter = Counter()
-    add_hook_to_module(classifier, counter)  # model offloading moves the whole classifier in such a hook
-    classifier.edit(code, 1)
-    assert counter.calls == 1
     cpu_offload(classifier, torch.device("cpu"))  # sequential offloading
     assert classifier.linear.weight.is_meta
     assert torch.equal(classifier.edit(code, 1), expected)

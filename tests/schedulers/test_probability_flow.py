@@ -5,11 +5,10 @@ between two times is increasing, affine, and carries one Gaussian to the other, 
 stays constant on a trajectory. The optimal denoiser is E[x_0 | x_t] = mu + alpha_t s^2 / v_t (x_t - alpha_t mu), and
 E[eps | x_t] = sigma_t / v_t (x_t - alpha_t mu).
 
-The order of convergence: with the angle phi = arcsin(sigma_t) one DDIM step is x cos(d) + v sin(d), exact up to d^2
-where d is the angle of the step, so the error is of the order of the sum of d^2 over the steps. For SC-S phi is smooth
-in t, d is about 1 / K and the error is of order 1 / K: the ratio of the errors of K and 2K steps is 2. For the inverted
-schedule phi is about (2 / pi)^(1/2) t^(1/4) near 0 (and mirrored near 1), the first and last steps dominate with
-d = K^(-1/4), and the error is of order K^(-1/2): the ratio is sqrt(2), which it approaches slowly.
+With the angle phi = arcsin(sigma_t) one DDIM step is x cos(d) + v sin(d), exact up to d^2 where d is the angle of the
+step. For SC-S d is about 1 / K and the error of order 1 / K: the ratio of the errors of K and 2K steps is 2. For the
+inverted schedule phi is about (2 / pi)^(1/2) t^(1/4) near 0 (and mirrored near 1), so that the first and last steps
+dominate with d = K^(-1/4): the error is of order K^(-1/2), and the ratio sqrt(2), which it approaches slowly.
 """
 
 from __future__ import annotations
@@ -69,10 +68,6 @@ def walk(scheduler, x: torch.Tensor, num_steps: int) -> torch.Tensor:
         here = level(config.noise_schedule, config.scaling_factor, float(timestep) / 1000)
         x = scheduler.step(optimal_output(config.prediction_type, x, *here), timestep, x).prev_sample
     return x
-
-
-def last_time(prediction_type: str) -> float:
-    return 0.999 if prediction_type == "epsilon" else 1.0
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)

@@ -51,16 +51,23 @@ def test_official_inversion(steps):
     assert clamped > 0
 
 
-def test_plain_inversion_ascends_from_zero():
-    scheduler = VPDDIMInverseScheduler(inversion="plain")
+@pytest.mark.parametrize(
+    ("config", "first"),
+    [({}, 0.0), ({"prediction_type": "sample"}, 10.0), ({"clip_sample": True}, 10.0)],
+    ids=["v", "sample", "clip"],
+)
+def test_plain_inversion_ascends_from_the_image(config, first):
+    """What divides by sigma starts in the middle of the first interval, at 1000 / (2 * 50)."""
+    scheduler = VPDDIMInverseScheduler(**config, inversion="plain")
     scheduler.set_timesteps(50)
-    torch.testing.assert_close(scheduler.timesteps, torch.linspace(0, 980, 50))
-    image, velocity = torch.tensor([[0.5, -1.0]]), torch.tensor([[2.0, 3.0]])
-    # At t = 0 the sample is the image and the velocity is the noise.
-    angle = math.atan(math.tan(math.pi * 0.02 / 2) / 4)
-    result = scheduler.step(velocity, scheduler.timesteps[0], image)
-    torch.testing.assert_close(result.prev_sample, math.cos(angle) * image + math.sin(angle) * velocity)
-    assert torch.equal(result.pred_original_sample, image)
+    assert scheduler.timesteps[0] == first
+    torch.testing.assert_close(scheduler.timesteps[1:], torch.linspace(20, 980, 49))
+    here, there = (math.atan(math.tan(math.pi * t / 2000) / 4) for t in (first, 20))
+    image, noise = torch.tensor([[0.5, -0.9], [2.0, 3.0]], dtype=torch.float64)
+    output = image if "prediction_type" in config else math.cos(here) * noise - math.sin(here) * image
+    result = scheduler.step(output, first, math.cos(here) * image + math.sin(here) * noise)
+    torch.testing.assert_close(result.prev_sample, math.cos(there) * image + math.sin(there) * noise)
+    torch.testing.assert_close(result.pred_original_sample, image)
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
@@ -74,24 +81,6 @@ def test_plain_inversion_ends_where_sampling_starts(prediction_type):
     output = scheduler.training_target(image, noise, t)
     end = inverse.step(output, t, scheduler.add_noise(image, noise, t)).prev_sample
     torch.testing.assert_close(end, scheduler.add_noise(image, noise, scheduler.timesteps[0]), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [{"prediction_type": "sample"}, {"prediction_type": "v_prediction", "clip_sample": True}],
-    ids=["sample", "clip_sample"],
-)
-def test_what_divides_by_sigma_starts_in_the_middle_of_the_first_interval(config):
-    scheduler = VPDDIMInverseScheduler(**config, inversion="plain")
-    scheduler.set_timesteps(50)
-    assert scheduler.timesteps[0] == 10.0  # 1000 / (2 * 50)
-    torch.testing.assert_close(scheduler.timesteps[1:], torch.linspace(20, 980, 49))
-    here, there = (math.atan(math.tan(math.pi * t / 2) / 4) for t in (0.01, 0.02))
-    image, sample = torch.tensor([[0.5, -0.9]]).double(), torch.tensor([[0.5001, -0.9]]).double()
-    noise = (sample - math.cos(here) * image) / math.sin(here)
-    output = image if config["prediction_type"] == "sample" else math.cos(here) * noise - math.sin(here) * image
-    result = scheduler.step(output, scheduler.timesteps[0], sample)
-    torch.testing.assert_close(result.prev_sample, math.cos(there) * image + math.sin(there) * noise)
 
 
 # ---- predictor-corrector --------------------------------------------------------------------------------------------
@@ -175,11 +164,11 @@ def test_predictor_corrector_by_hand():
 
 def test_the_state_of_a_loop_does_not_reach_the_next():
     image = torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    inverse, used = VPDDIMInverseScheduler(), VPDDIMInverseScheduler()
+    used = VPDDIMInverseScheduler()
     used.set_timesteps(20)
     for t in used.timesteps[:3]:
         used.step(denoiser(used, image, t), t, image)
-    assert torch.equal(invert(used, image)[0], invert(inverse, image)[0])
+    assert torch.equal(invert(used, image)[0], invert(VPDDIMInverseScheduler(), image)[0])
 
 
 def test_the_default_inversion_follows_the_spacing():

@@ -1,7 +1,7 @@
 """Latent codes of whole data sets, in shards on the disk: what probes, directions and latent code models are made from.
 
     settings.json           what the codes depend on: a fingerprint of the encoder's weights, the data set, the columns
-    codes.json              the settings, the number of codes, their mean and standard deviation; written at the end
+    codes.json              the settings and the number of codes; written at the end
     codes-0000000.parquet   index, source, latent_code and the copied columns of one shard; or .safetensors
 
 `source` says where a code comes from: the path of the image file, or the row of the data set. A shard holds the images
@@ -55,7 +55,6 @@ def encode_dataset(
     """Writes the codes of a data set that the folder does not have yet; how many there are then.
 
     Args:
-        pipeline: The model.
         source: Folder of images, parquet, `datasets` folder or Hub data set.
         folder: For the shards: new, empty, or of codes with the same settings, which are continued.
         split, image_column, streaming: See [`~diffae_hub.data.open_dataset.open_dataset`].
@@ -64,10 +63,8 @@ def encode_dataset(
         crop: How an image becomes square; see [`ImageTransform`].
         num_images: The first so many; None for all.
         file_format: "parquet" or "safetensors".
-        shard_size: Images per shard.
-        batch_size: Images at a time.
+        shard_size, batch_size: Images per shard, and at a time.
         state: The processes that share the shards; None for this one alone.
-        show_progress: Whether to show a progress bar.
     """
     for name, value in (("num_images", num_images), ("shard_size", shard_size), ("batch_size", batch_size)):
         if value is not None and value < 1:
@@ -154,14 +151,10 @@ def encode_images(pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor) 
 
 
 def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """The codes of a finished folder: `latent_code` (N, D), float32, `index` (N,) and the columns, in order.
+    """The codes that `diffae-hub encode` wrote: `latent_code` (N, D), float32, `index` (N,) and the columns, in order.
 
-    Args:
-        folder: Of [`encode_dataset`] or `diffae-hub encode`.
-        columns: Of those that were copied, and "source", the images' paths or rows.
-
-    Raises:
-        ValueError: If the folder has no finished codes or not that column.
+    `columns` are some of those that were copied, and "source", the images' paths or rows. A folder without finished
+    codes, or without that column, is a ValueError.
     """
     summary = codes_summary(folder)
     known = ["source", *summary["columns"]]
@@ -172,7 +165,7 @@ def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.
 
 
 def codes_summary(folder: str | Path) -> dict[str, Any]:
-    """What `codes.json` says: settings, `encoder` (a fingerprint), `class_names`, `count`, `latent_mean`, `latent_std`.
+    """What `codes.json` says: settings, `encoder` (a fingerprint), `class_names` and `count`.
 
     A folder without finished codes is a ValueError.
     """
@@ -189,10 +182,6 @@ def _image(index: int, row: dict[str, Any], image_column: str) -> dict[str, Any]
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("codes-*") if path.suffix in (".parquet", ".safetensors"))
 
 
 def _shard_length(path: Path) -> int:
@@ -242,8 +231,8 @@ def _read_shard(path: Path, names: Sequence[str]) -> dict[str, Any]:
 
 def _read_codes(folder: Path, names: Sequence[str], count: int) -> Iterator[dict[str, np.ndarray]]:
     """`index`, `latent_code` and the named columns, shard by shard, of the images below `count`."""
-    for shard in _shards(folder):
-        found = _read_shard(shard, ["index", *names])
+    for path in sorted(path for path in folder.glob("codes-*") if path.suffix in (".parquet", ".safetensors")):
+        found = _read_shard(path, ["index", *names])
         wanted = np.array(found["index"]) < count  # an earlier run may have made more
         if wanted.any():
             yield {name: np.array(found[name])[wanted] for name in ("latent_code", "index", *names)}
@@ -251,13 +240,7 @@ def _read_codes(folder: Path, names: Sequence[str], count: int) -> Iterator[dict
 
 def _write_summary(folder: Path, count: int) -> None:
     """Checks that every code is there and writes `codes.json`."""
-    seen, total, squares = 0, 0.0, 0.0
-    for part in _read_codes(folder, [], count):
-        codes = part["latent_code"].astype(np.float64)
-        seen, total, squares = seen + len(codes), total + codes.sum(axis=0), squares + np.square(codes).sum(axis=0)
-    if seen != count:
-        raise ValueError(f"{folder} must hold the codes of all {count} images, got {seen}")
-    mean = total / seen
-    std = np.sqrt(np.maximum(squares / seen - mean**2, 0))
-    summary = {"count": seen, "latent_mean": mean.tolist(), "latent_std": std.tolist()}
-    write_text(folder / SUMMARY, json.dumps({**read_json(folder / SETTINGS), **summary}) + "\n")
+    found = sum(len(part["index"]) for part in _read_codes(folder, [], count))
+    if found != count:
+        raise ValueError(f"{folder} must hold the codes of all {count} images, got {found}")
+    write_text(folder / SUMMARY, json.dumps({**read_json(folder / SETTINGS), "count": count}) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class ConversionReport:
     folder: Path
     parameters: dict[str, int]
     configurations: dict[str, dict[str, Any]]
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str]
 
 
 def convert_official_checkpoint(
@@ -150,15 +150,12 @@ def convert_official_checkpoint(
     pipeline = DiffusionAutoencoderPipeline(**networks, **schedulers)
     with new_folder(output) as folder:
         pipeline.save_pretrained(folder)
-    return ConversionReport(
-        output,
-        {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in networks.items()},
-        {
-            name: {key: value for key, value in model.config.items() if not key.startswith("_")}
-            for name, model in networks.items()
-        },
-        warnings,
-    )
+    configurations = {
+        name: {key: value for key, value in network.config.items() if not key.startswith("_")}
+        for name, network in networks.items()
+    }
+    parameters = {name: network.num_parameters() for name, network in networks.items()}
+    return ConversionReport(output, parameters, configurations, warnings)
 
 
 def _read(path: Path, argument: str) -> Tensors:

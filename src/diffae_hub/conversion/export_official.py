@@ -28,14 +28,12 @@ def export_official_checkpoints(
     loaded strictly. The averaged weights and the others are the same tensors, stored once. Optimizer states are not
     part of a pipeline, so that training starts anew from these weights.
 
+    What the official code has no option for is a ValueError. The folder appears only when it is complete.
+
     Args:
         model: A pipeline, or what `DiffusionAutoencoderPipeline.from_pretrained` loads.
-        output: Folder to write; it appears only when it is complete.
+        output: Folder to write.
         overwrite: Whether such a folder at `output` is replaced.
-
-    Raises:
-        ValueError: If the official networks or their diffusion process have no such option as the pipeline uses, or
-            `output` exists and may not be replaced.
     """
     output = Path(output)
     given = isinstance(model, DiffusionAutoencoderPipeline)

@@ -2,10 +2,7 @@
 
 Widths and depths are all there. What no tensor shows has the value that every published checkpoint has: one attention
 head, decoder dropout 0.1, 32 groups, attention at resolution 16. The last gives the image size, because the tensors
-show at which level the attention is.
-
-A tensor that the configuration is read off and that is missing or misshapen is a ValueError. That all others fit is
-for the conversion to check.
+show at which level the attention is. That all tensors fit is for the conversion to check.
 """
 
 from __future__ import annotations
@@ -134,9 +131,8 @@ def _encoder_structure(shapes: Shapes, depth: int) -> tuple[dict[str, Any], list
         raise ValueError(
             f"encoder_layers_per_block must fit {entries} encoder.input_blocks after the stem, got {depth}"
         )
-    structure, attention = _levels(
-        shapes, [f"encoder.input_blocks.{index}" for index in range(1, entries + 1, depth + 1)]
-    )
+    firsts = [f"encoder.input_blocks.{index}" for index in range(1, entries + 1, depth + 1)]
+    structure, attention = _levels(shapes, firsts)
     structure |= {
         "in_channels": _shape(shapes, "encoder.input_blocks.0.0.weight", 4)[1],
         "latent_dim": _shape(shapes, "encoder.out.3.weight", 4)[0],

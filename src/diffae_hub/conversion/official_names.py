@@ -1,8 +1,4 @@
-"""Names of the tensors in official DiffAE checkpoints.
-
-One function serves both ways: it lists what the tensors of a network of ours are called there. Read from left to right
-the list exports a network, and from right to left it converts one.
-"""
+"""Names of the tensors in official DiffAE checkpoints: one list, read from left to right to export, else to convert."""
 
 from __future__ import annotations
 
@@ -66,25 +62,23 @@ def official_tensors(network: nn.Module) -> list[OfficialTensor]:
 def _places(network: nn.Module) -> dict[str, str]:
     """Where the network's blocks and single layers are in the official one, by our paths."""
     if isinstance(network, SemanticEncoderModel):
-        return {ours: f"encoder.{official}" for ours, official in _encoder_places(network).items()}
+        return _encoder_places(network)
     if isinstance(network, ConditionedUNet2DModel):
         return _decoder_places(network)
-    if isinstance(network, LatentCodeModel):
-        return {ours: f"latent_net.{official}" for ours, official in _latent_places(network).items()}
-    return {"linear": ""}
+    return _latent_places(network) if isinstance(network, LatentCodeModel) else {"linear": ""}
 
 
 def _encoder_places(network: SemanticEncoderModel) -> dict[str, str]:
     """Official class `BeatGANsEncoderModel`: attention shares an entry with the residual block before it."""
-    places = {"conv_in": "input_blocks.0.0", "norm_out": "out.0", "head": "out.3"}
+    places = {"conv_in": "encoder.input_blocks.0.0", "norm_out": "encoder.out.0", "head": "encoder.out.3"}
     entry, middle = 0, len(network.blocks) - 3
     for index, block in enumerate(network.blocks):
         is_attention = isinstance(block, SelfAttentionBlock)
         if index >= middle:
-            places[f"blocks.{index}"] = f"middle_block.{index - middle}"
+            places[f"blocks.{index}"] = f"encoder.middle_block.{index - middle}"
         else:
             entry += not is_attention
-            places[f"blocks.{index}"] = f"input_blocks.{entry}.{int(is_attention)}"
+            places[f"blocks.{index}"] = f"encoder.input_blocks.{entry}.{int(is_attention)}"
     return places
 
 
@@ -116,8 +110,11 @@ def _decoder_places(network: ConditionedUNet2DModel) -> dict[str, str]:
 
 def _latent_places(network: LatentCodeModel) -> dict[str, str]:
     """Official class `MLPSkipNet`."""
-    places = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+    places = {
+        "time_embedding.linear_1": "latent_net.time_embed.0",
+        "time_embedding.linear_2": "latent_net.time_embed.2",
+    }
     for index in range(len(network.layers)):
         for ours, official in (("linear", "linear"), ("time_projection", "linear_emb"), ("norm", "norm")):
-            places[f"layers.{index}.{ours}"] = f"layers.{index}.{official}"
-    return places | {"linear_out": f"layers.{len(network.layers)}.linear"}
+            places[f"layers.{index}.{ours}"] = f"latent_net.layers.{index}.{official}"
+    return places | {"linear_out": f"latent_net.layers.{len(network.layers)}.linear"}

@@ -54,8 +54,7 @@ def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
             results[method][metric] = figure
     if options.path_length_pairs:
         results[PATH_LENGTH] = _path_length(folder, options, count, device)
-    figures = {**options.as_json(), **facts, "modes": options.modes, "results": results}
-    figures = _plain(figures)
+    figures = _plain({**options.as_json(), **facts, "modes": options.modes, "results": results})
     write_text(path / "report.json", json.dumps(figures, indent=2) + "\n")
     return figures
 

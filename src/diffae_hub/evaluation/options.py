@@ -15,7 +15,6 @@ from ..flags import check_minimums, from_values, option
 
 PATH_LENGTH = "perceptual_path_length"
 _FILE = "options.json"
-_MODES = {"stochastic": ("stochastic",), "inversion": ("inversion",), "both": ("stochastic", "inversion")}
 
 _ImageMetric = Literal["lpips_alex", "lpips_vgg"]
 _FolderMetric = Literal["fid_torch_fidelity", "fid_clean_fid", "fd_vgg16", "fd_dinov2"]
@@ -59,13 +58,9 @@ class EvaluationOptions:
     )
     baseline_images: int = _measures(50_000, "training images of the baselines, at most", minimum=1)
     compare: str | None = _measures(None, "another model, measured beside")
-    path_length_pairs: int = _measures(
-        0, "pairs of images for the perceptual path length; the paper uses 200", minimum=0
-    )
+    path_length_pairs: int = _measures(0, "pairs for the perceptual path length; the paper uses 200", minimum=0)
     path_length_intervals: int = _measures(100, "sub-intervals of a path", minimum=1)
-    probe: Literal["multiclass", "multilabel", "regression"] | None = _measures(
-        None, "linear probe of the latent codes"
-    )
+    probe: Literal["multiclass", "multilabel", "regression"] | None = _measures(None, "linear probe of the codes")
     label_columns: tuple[str, ...] = _measures((), "labels of the probe")
     dinov2_model: str = _measures("facebook/dinov2-large", "Hub id or folder of the network of fd_dinov2")
 
@@ -94,7 +89,7 @@ class EvaluationOptions:
     @property
     def modes(self) -> tuple[str, ...]:
         """The kinds of reconstruction that `mode` stands for."""
-        return _MODES[self.mode]
+        return ("stochastic", "inversion") if self.mode == "both" else (self.mode,)
 
     @property
     def methods(self) -> tuple[str, ...]:

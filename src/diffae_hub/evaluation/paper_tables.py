@@ -13,13 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 METRICS = ("psnr_db", "ssim", "lpips_alex", "fid_torch_fidelity", "fid_clean_fid")
-METRIC_TITLES = {
-    "psnr_db": "PSNR (dB) ↑",
-    "ssim": "SSIM ↑",
-    "lpips_alex": "LPIPS ↓",
-    "fid_torch_fidelity": "FID (tf) ↓",
-    "fid_clean_fid": "FID (cf) ↓",
-}
 
 
 def format_papers(metric: str, value: float) -> str:

@@ -29,7 +29,7 @@ from ..images import image_grid
 from ..metrics.lpips import PerceptualDistance
 from ..metrics.perceptual_path_length import perceptual_path_length
 from ..metrics.weights import WeightsUnavailable
-from ..pipelines.interpolation import slerp
+from ..pipelines.interpolation import lerp, slerp
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..schedulers.compatibility import with_solver
 from .baselines import fit_mean_image, fit_pca, jpeg_reconstruct, latent_code_bytes
@@ -193,19 +193,10 @@ def _between(
     noises = _invert(pipeline, ends, codes, steps)
 
     def image_at(fractions: torch.Tensor) -> torch.Tensor:
-        fractions = fractions.to(pipeline.device)
-        code, noise = (
-            slerp(*(end[None].expand(len(fractions), *end.shape) for end in pair), fractions)
-            for pair in (codes, noises)
-        )
+        code, noise = (slerp(*pair[:, None], fractions) for pair in (codes, noises))
         return _decode(pipeline, code, steps, noise=noise)
 
     return image_at
-
-
-def _cross_fade(first: torch.Tensor, second: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
-    """From fractions (B,) to one image fading into the other, (B, C, H, W)."""
-    return torch.lerp(first, second, fractions.to(first)[:, None, None, None])
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
@@ -243,7 +234,7 @@ def _path_lengths(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
         ends = run.images[pair]
         paths = {
             "path_length": _between(pipeline, ends, options.steps),
-            "cross_fade": partial(_cross_fade, *(ends / 2 + 0.5).to(pipeline.device)),
+            "cross_fade": partial(lerp, *(ends / 2 + 0.5).to(pipeline.device)[:, None]),
         }
         lengths = {
             name: perceptual_path_length(path, distance, options.path_length_intervals, options.batch_size)

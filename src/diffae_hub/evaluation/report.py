@@ -21,7 +21,11 @@ from .evaluation_folder import ORIGINALS, EvaluationFolder
 from .options import PATH_LENGTH, EvaluationOptions
 
 METRIC_NAMES = {
-    **paper.METRIC_TITLES,
+    "psnr_db": "PSNR (dB) ↑",
+    "ssim": "SSIM ↑",
+    "lpips_alex": "LPIPS ↓",
+    "fid_torch_fidelity": "FID (tf) ↓",
+    "fid_clean_fid": "FID (cf) ↓",
     "lpips_vgg": "LPIPS-VGG ↓",
     "fd_vgg16": "FD-VGG16 ↓",
     "fd_dinov2": "FD-DINOv2 ↓",
@@ -191,12 +195,8 @@ def _notes(figures: Mapping[str, Any], dataset: str) -> str:
         fitted = figures["baselines_fitted_on"]
         source = f"{fitted['train_dataset']}, split {fitted['train_split']}"
         lines.append(f"Mean image and PCA are fitted on {fitted['images']:,} images of {source}.")
-    measured = [results[mode] for mode in figures["modes"]]
-    reasons = {
-        METRIC_NAMES[metric]: figure["unavailable"]
-        for metric, figure in (item for entry in measured for item in entry.items())
-        if "unavailable" in figure
-    }
+    measured = results[figures["modes"][0]].items()  # what cannot be had for one method can be had for none
+    reasons = {METRIC_NAMES[metric]: figure["unavailable"] for metric, figure in measured if "unavailable" in figure}
     return "\n".join(f"- {line}" for line in [*lines, *(f"{name} n/a: {why}" for name, why in reasons.items())])
 
 

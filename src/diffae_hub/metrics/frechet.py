@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -29,41 +28,27 @@ Files = Sequence[Path]
 Device = torch.device | str
 
 
-def fid_torch_fidelity(files_a: Files, files_b: Files, *, device: Device = "cpu", weights: Path | None = None) -> float:
-    """FID by torch-fidelity (2048 features of its Inception; resized as TensorFlow 1 does).
-
-    `weights` is a state dictionary in place of its own; no code in it is run.
-    """
+def fid_torch_fidelity(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float:
+    """FID by torch-fidelity (2048 features of its Inception; resized as TensorFlow 1 does)."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    with fetching_weights("Inception (torch-fidelity)" if weights is None else f"{weights}"):
-        if weights is not None:
-            torch.load(weights, map_location="cpu", weights_only=True)  # refuses what torch-fidelity would unpickle
-            weights = str(weights)
-        network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
+    with fetching_weights("Inception (torch-fidelity)"):
+        network = FeatureExtractorInceptionV3("inception", ["2048"])
     network = network.to(device).eval()
     return _distance((files_a, files_b), lambda images: network(images)[0], device)
 
 
-def fid_clean_fid(files_a: Files, files_b: Files, *, device: Device = "cpu", weights: Path | None = None) -> float:
+def fid_clean_fid(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float:
     """FID on the features of clean-fid, in its mode "clean" (bicubic resizing with antialiasing).
 
-    Its weights lie in the system's folder for temporary files once it has fetched them. `weights` is a TorchScript file
-    in place of them, with a module `layers`, images (B, 3, 299, 299) in [-1, 1] -> (B, 2048). It is code: give it no
-    file that you do not trust.
+    Its weights lie in the system's folder for temporary files once it has fetched them.
     """
     from cleanfid.features import build_feature_extractor
     from cleanfid.fid import get_files_features
-    from cleanfid.inception_torchscript import InceptionV3W
 
     device = torch.device(device)
-    with fetching_weights("Inception (clean-fid)" if weights is None else f"{weights}"):
-        if weights is None:
-            extractor = build_feature_extractor("clean", device, use_dataparallel=False)
-        else:
-            with TemporaryDirectory() as name:  # it looks for its own file name
-                (Path(name) / "inception-2015-12-05.pt").symlink_to(Path(weights).resolve(strict=True))
-                extractor = InceptionV3W(name, download=False).to(device)
+    with fetching_weights("Inception (clean-fid)"):
+        extractor = build_feature_extractor("clean", device, use_dataparallel=False)
     options = {"num_workers": 0, "batch_size": _BATCH_SIZE, "device": device, "mode": "clean", "verbose": False}
     features = (get_files_features([str(path) for path in paths], extractor, **options) for paths in (files_a, files_b))
     return frechet_distance(*map(torch.from_numpy, features))

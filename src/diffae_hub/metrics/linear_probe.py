@@ -73,11 +73,10 @@ def multilabel_probe(
     Labels are (N, A), or (N,) for one attribute, in {0, 1}, or in {-1, 1} as in CelebA's own files.
 
     Returns:
-        `auroc_per_attribute`; `auroc_macro`, their mean (table 10's average); `average_precision_per_attribute`, which
-        for chance is the share of codes with the attribute; `accuracy_per_attribute` at probability 1/2; `left_out`.
+        `auroc_per_attribute`; `auroc_macro`, their mean (table 10's average); `left_out`.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import average_precision_score, roc_auc_score
+    from sklearn.metrics import roc_auc_score
 
     train, test = _normalized(train_codes, test_codes)
     learnt, expected = _columns("labels", train_labels, test_labels)
@@ -85,21 +84,16 @@ def multilabel_probe(
     if not (np.isin(values, (0, 1)).all() or np.isin(values, (-1, 1)).all()):
         raise ValueError(f"train_labels and test_labels must be 0 or 1 (or -1 or 1), got {values[:5].tolist()}")
     learnt, expected = learnt == 1, expected == 1
-    can_learn, can_rank = _has_both(learnt), _has_both(expected)
-    auroc, precision, accuracy = ([math.nan] * learnt.shape[1] for _ in range(3))
-    for k in np.flatnonzero(can_learn):
+    defined = _has_both(learnt) & _has_both(expected)
+    auroc = [math.nan] * learnt.shape[1]
+    for k in np.flatnonzero(defined):
         model = LogisticRegression(C=inverse_regularization, solver="newton-cholesky", **_SOLVER)
         scores = model.fit(train, learnt[:, k]).decision_function(test)
-        accuracy[k] = float(((scores > 0) == expected[:, k]).mean())
-        if can_rank[k]:
-            auroc[k] = float(roc_auc_score(expected[:, k], scores))
-            precision[k] = float(average_precision_score(expected[:, k], scores))
+        auroc[k] = float(roc_auc_score(expected[:, k], scores))
     return {
         "auroc_macro": _mean_of_defined(auroc),
         "auroc_per_attribute": auroc,
-        "average_precision_per_attribute": precision,
-        "accuracy_per_attribute": accuracy,
-        "left_out": np.flatnonzero(~(can_learn & can_rank)).tolist(),
+        "left_out": np.flatnonzero(~defined).tolist(),
     }
 
 

@@ -22,7 +22,7 @@ def perceptual_path_length(
         image_at: G: fractions (B,), float64, in [0, 1] -> images (B, C, H, W) in [0, 1].
         distance: d: (images, images) -> (B,).
         num_intervals: N; the paper uses 100.
-        batch_size: Images at a time; no more than these and one are kept.
+        batch_size: Images at a time; one more is kept.
     """
     length, last = 0.0, None
     fractions = torch.arange(num_intervals + 1, dtype=torch.float64) / num_intervals

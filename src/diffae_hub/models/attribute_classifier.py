@@ -113,10 +113,9 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
 
     @classmethod
     def principal_directions(cls, codes: Any, num_directions: int = 10) -> Self:
-        """The directions in which codes vary most, "component 0" and so on, from codes (N, latent_dim) alone.
+        """The directions in which normalised codes (N, latent_dim) vary most, "component 0" and so on.
 
-        As in GANSpace (Haerkoenen et al. 2020), on normalised codes. `config.attribute_scores` has the explained
-        "variance" of each.
+        As in GANSpace (Haerkoenen et al. 2020). `config.attribute_scores` has the explained "variance" of each.
         """
         from sklearn.decomposition import PCA
 
@@ -138,10 +137,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
     def forward(
         self, latent_code: torch.Tensor, return_dict: bool = True
     ) -> AttributeClassifierOutput | tuple[torch.Tensor]:
-        """The logits, (B, num_attributes), of codes as the encoder gives them, (B, latent_dim).
-
-        A sigmoid turns them into probabilities.
-        """
+        """The logits, (B, num_attributes), of codes as the encoder gives them; a sigmoid makes them probabilities."""
         self._check(latent_code)
         logits = self.linear(self.normalize(latent_code))
         return AttributeClassifierOutput(logits=logits) if return_dict else (logits,)
@@ -151,21 +147,14 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
     def edit(self, latent_code: torch.Tensor, attribute: int | str, strength: float = 0.3) -> torch.Tensor:
         """Moves codes along an attribute: denormalise(normalise(z) + strength sqrt(latent_dim) w / |w|).
 
-        w is the attribute's row of the weight. The official notebooks use a strength of 0.3; below 0 takes the
-        attribute away.
-
-        Args:
-            latent_code: z as the encoder gives it, (B, latent_dim).
-            attribute: Index of the attribute, 0 to num_attributes - 1, or its name.
-
-        Returns:
-            Codes to decode, (B, latent_dim), without a gradient.
+        w is the row of the weight of the attribute, an index or a name. The official notebooks use a strength of 0.3;
+        below 0 takes the attribute away. Codes are (B, latent_dim), as the encoder gives them; no gradient.
         """
         self._check(latent_code)
         if not math.isfinite(strength):
             raise ValueError(f"strength must be finite, got {strength}")
-        step = strength * math.sqrt(self.config.latent_dim)
-        return self.denormalize(self.normalize(latent_code) + step * self.direction(attribute))
+        step = strength * math.sqrt(self.config.latent_dim) * self.direction(attribute)
+        return self.denormalize(self.normalize(latent_code) + step)
 
     @torch.no_grad()
     def direction(self, attribute: int | str) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
@@ -25,13 +24,6 @@ from .layers import (
     zero_initialized,
 )
 from .safetensors_only import SafetensorsOnlyMixin
-
-
-@dataclass
-class ConditionedUNet2DOutput(BaseOutput):
-    """`sample`: the prediction (noise, x_0 or velocity, as the model was trained), (B, out_channels, H, W)."""
-
-    sample: torch.Tensor
 
 
 class LatentConditioning(NamedTuple):
@@ -180,8 +172,8 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         latent_code: torch.Tensor | None,
         latent_conditioning: LatentConditioning | None = None,
         return_dict: bool = True,
-    ) -> ConditionedUNet2DOutput | tuple[torch.Tensor]:
-        """Predicts noise, x_0 or velocity.
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predicts noise, x_0 or velocity, as the model was trained: `sample`, (B, out_channels, H, W).
 
         Args:
             sample: x_t, shape (B, in_channels, H, W); H and W divisible by `downsampling_factor`
@@ -222,4 +214,4 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
             hidden = self._run(attention, hidden)
 
         output = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(hidden))), self.config.patch_size)
-        return ConditionedUNet2DOutput(sample=output) if return_dict else (output,)
+        return UNet2DOutput(sample=output) if return_dict else (output,)

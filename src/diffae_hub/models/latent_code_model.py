@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from .layers import LatentStatisticsMixin, TimeEmbedding, check_configuration
 from .safetensors_only import SafetensorsOnlyMixin
-
-
-@dataclass
-class LatentCodeModelOutput(BaseOutput):
-    """`sample`: the prediction, (B, latent_dim)."""
-
-    sample: torch.Tensor
 
 
 class LatentCodeLayer(nn.Module):
@@ -39,13 +30,11 @@ class LatentCodeLayer(nn.Module):
 class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """The latent code model of a diffusion autoencoder: an MLP with skip connections of its input.
 
-    The input is concatenated as [hidden, input] before every layer but the first; the last layer is a plain Linear. It
-    predicts noise in the official checkpoints; the scheduler that belongs to it says what. It works on codes normalised
+    The input is concatenated as [hidden, input] before every layer but the first; the last of the `num_layers` is a
+    plain Linear. Its scheduler says what it predicts: noise in the official checkpoints. It works on codes normalised
     with the mean and standard deviation of the training codes, which are part of its saved state. The defaults have the
     size of the official model for FFHQ and CelebA (54,109,696 parameters); horse and bedroom have 20 layers
     (117,106,176).
-
-    `num_layers` counts the last one, too.
     """
 
     __module__ = "diffae_hub"
@@ -71,8 +60,8 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
-    ) -> LatentCodeModelOutput | tuple[torch.Tensor]:
-        """The noise (or what the model was trained for) in normalised, noised codes z_t, (B, latent_dim).
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """`sample`, (B, latent_dim): the noise (or what the model was trained for) in normalised, noised codes z_t.
 
         `timestep` is a number or a tensor of shape () or (B,). The official schedule has the indices 0 to 999.
         """
@@ -81,4 +70,4 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden if index == 0 else torch.cat([hidden, sample], dim=1), activated_time)
         output = self.linear_out(torch.cat([hidden, sample], dim=1))
-        return LatentCodeModelOutput(sample=output) if return_dict else (output,)
+        return UNet2DOutput(sample=output) if return_dict else (output,)

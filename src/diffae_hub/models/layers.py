@@ -53,10 +53,7 @@ class TimeEmbedding(TimestepEmbedding):
         self.sinusoid = Timesteps(sinusoid_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
 
     def forward(self, timestep: torch.Tensor | float, batch_size: int, like: torch.Tensor) -> torch.Tensor:
-        """(B, embed_dim) of a timestep in units of 1000 t, a number or () or (1,) or (B,); device and dtype as `like`.
-
-        The dtype is that of the activations: storage may differ from it (diffusers' layerwise casting).
-        """
+        """(B, embed_dim) of a timestep, 1000 t, a number or (B,); device and dtype as those of the activations."""
         timestep = torch.as_tensor(timestep, device=like.device, dtype=torch.float32)
         if timestep.ndim > 1 or timestep.numel() not in (1, batch_size):
             raise ValueError(f"timestep must be a number or of shape ({batch_size},), got {tuple(timestep.shape)}")

@@ -16,10 +16,7 @@ class SafetensorsOnlyMixin(PublishingMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """Loads a model as diffusers does, but from safetensors only, and only with exactly the model's tensors.
 
-        Args:
-            pretrained_model_name_or_path: A folder that [`~SafetensorsOnlyMixin.save_pretrained`] wrote, a Hub id, or
-                the name of a bundled model (with `subfolder`).
-            kwargs: As in diffusers (`subfolder`, `variant`, `dtype`, ...); `use_safetensors` is always True.
+        The name of a bundled model is allowed too (with `subfolder`).
         """
         source = model_folder(pretrained_model_name_or_path, kwargs, kwargs.get("subfolder") or "")
         with_info = kwargs.pop("output_loading_info", False)

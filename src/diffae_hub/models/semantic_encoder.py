@@ -34,17 +34,11 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     Because the decoder's last layers start at zero, the encoder's gradient is exactly zero for the first two optimizer
     steps of a new model (the first step moves the decoder's output layer, the second its residual blocks).
 
+    Arguments that are not listed are as in [`ConditionedUNet2DModel`].
+
     Args:
-        sample_size: Height and width of the training images, in pixels. Fixes where attention is placed.
-        base_channels: Channels of the first level before its multiplier.
-        channel_multipliers: One per level; each level after the first halves the resolution.
-        layers_per_block: Residual blocks per level.
-        attention_resolutions: Resolutions, in pixels, after whose residual blocks self-attention follows.
-        norm_num_groups: Groups of each group norm (at most one per channel).
         latent_head: `"pool"` averages the last feature map over space (the paper and the official networks);
             `"flatten"` projects it, which keeps position but fixes the image size to `sample_size` (beyond the paper).
-        patch_size: Pixels per side that the stem sees as one (space to depth): the feature maps have
-            `sample_size / patch_size` pixels, and the resolutions above count those. Beyond the paper.
     """
 
     __module__ = "diffae_hub"

@@ -25,11 +25,7 @@ ImageInput = Image.Image | np.ndarray | torch.Tensor | list[Any] | tuple[Any, ..
 class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
     """diffusers' `VaeImageProcessor`, with PIL pictures of every mode and size, 8-bit arrays, and errors for ranges.
 
-    Args:
-        sample_size: Height and width the model was trained on.
-        channels: Channels of the model's images.
-        downsampling_factor: Divides any height and width the model takes.
-        fixed_size: Whether the model takes nothing but `sample_size`.
+    `downsampling_factor` divides any height and width that the model takes; `fixed_size`: it takes `sample_size` only.
     """
 
     def __init__(self, sample_size: int, channels: int, downsampling_factor: int, fixed_size: bool) -> None:
@@ -44,8 +40,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         """Images as a batch (B, C, H, W) in [-1, 1], float32 on the device of the input.
 
         Args:
-            image: A PIL image; a numpy array (H, W, C) or (B, H, W, C) or a tensor (C, H, W) or (B, C, H, W), uint8 in
-                [0, 255] or floating point in [0, 1]; or a list of these.
+            image: As in [`DiffusionAutoencoderPipeline`].
             resize_mode: How an image gets to the model's size: "crop" (cut the centre, resize), "stretch", or "none".
                 None means "crop" for PIL images and "none" for arrays and tensors.
             keep_larger: With `resize_mode=None`, whether images that cover the model's size keep their own.
@@ -68,9 +63,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
             raise ValueError(f"image must {needed}, got {height} x {width}; resize_mode='crop' or 'stretch' resizes it")
         return self.normalize(torch.cat(batches))
 
-    def _to_batch(
-        self, image: Image.Image | np.ndarray | torch.Tensor, resize_mode: str | None, keep_larger: bool
-    ) -> torch.Tensor:
+    def _to_batch(self, image: ImageInput, resize_mode: str | None, keep_larger: bool) -> torch.Tensor:
         """One item as (B, C, H, W) in [0, 1], float32."""
         size = self.sample_size
         if isinstance(image, Image.Image):

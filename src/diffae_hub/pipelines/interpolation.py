@@ -13,7 +13,7 @@ _SMALL_SINE = 1e-6
 
 
 def lerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float) -> torch.Tensor:
-    """`(1 - f) start + f end` of tensors (B, ...), with f a number or one per batch element, (B,)."""
+    """`(1 - f) start + f end` of tensors (B, ...) or (1, ...), with f a number or one per batch element, (B,)."""
     weight = _weight(fraction, start)
     return (1 - weight) * start + weight * end
 

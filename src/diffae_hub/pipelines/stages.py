@@ -89,10 +89,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         if noise is not None:
             shape, factor = tuple(noise.shape), self.decoder.downsampling_factor
             if len(shape) != 4 or shape[:2] != (batch_size, channels) or shape[2] % factor or shape[3] % factor:
-                raise ValueError(
-                    f"noise must have shape ({batch_size}, {channels}, height, width), height and width divisible by "
-                    f"{factor}, got {shape}"
-                )
+                wanted = f"({batch_size}, {channels}, height, width), sides divisible by {factor}"
+                raise ValueError(f"noise must have shape {wanted}, got {shape}")
         for name, tensor in (("latent_code", latent_code), ("noise", noise)):
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} must be finite, got NaN or infinity")
@@ -167,8 +165,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         if not set(names) <= {"sample", "latent_code"}:
             raise ValueError(f"callback_on_step_end_tensor_inputs must be of sample and latent_code, got {list(names)}")
         network = self._network(latent_code, tiles)
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        extra = {"generator": generator} if takes_generator else {}
+        extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         sample = sample.to(self._execution_device, torch.promote_types(self.decoder.dtype, torch.float32))
         sample = sample * scheduler.init_noise_sigma
         with self._progress(name, len(scheduler.timesteps)) as progress:
