@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler
 
@@ -41,6 +41,19 @@ def test_uniform_grid_has_k_equal_steps_from_one_to_zero(prediction_type, first,
     assert (len(scheduler.timesteps), scheduler.timesteps.dtype) == (steps, torch.float32)
     assert float(scheduler.timesteps[0]) == first
     torch.testing.assert_close(scheduler.timesteps[1:], torch.linspace(1000, 1000 / steps, steps)[1:])
+
+
+def test_a_grid_with_an_exponent_survives_other_solvers():
+    squared = VPDDIMScheduler(time_exponent=2.0)
+    config = DPMSolverMultistepScheduler.from_config(squared.config).config
+    for scheduler in (squared, VPDDIMScheduler.from_config(config)):
+        scheduler.set_timesteps(10)
+        torch.testing.assert_close(scheduler.timesteps, 10 * torch.arange(10, 0, -1, dtype=torch.float32) ** 2)
+    inverse = VPDDIMInverseScheduler.from_config(squared.config)
+    inverse.set_timesteps(10)
+    torch.testing.assert_close(inverse.timesteps, 10 * torch.arange(11, dtype=torch.float32) ** 2)
+    with pytest.raises(ValueError, match="time_exponent"):
+        VPDDIMScheduler(time_exponent=2.0, timestep_spacing="leading")
 
 
 def test_leading_grid_is_the_official_stride_rule_and_exists_for_no_other_counts():
@@ -248,6 +261,7 @@ BAD = {
     "timestep_spacing": ("linspace",),
     "scaling_factor": (0, math.nan, math.inf),
     "num_train_timesteps": (0, 100_001),
+    "time_exponent": (0, math.nan, math.inf),
 }
 
 
