@@ -216,7 +216,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         assert name in refused("dataset", tmp_path / name)
     (tmp_path / "train.parquet").symlink_to(tmp_path / "gone.parquet")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for source in (tmp_path, tmp_path / "loop", "nowhere/at/all", "a" * 5000):
+    for source in (tmp_path, tmp_path / "loop", "nowhere/at/all"):
         refused("dataset", source)
     with pytest.raises(ConnectionError, match="nope"):  # the suite is offline
         open_dataset("nope", "train", "image", streaming=False)

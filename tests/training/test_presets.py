@@ -89,7 +89,7 @@ def test_every_preset_is_valid_and_json(name: str) -> None:
     ],
 )
 def test_rows_of_tables_1_to_3(flags: str, scheduler: tuple[str, str, float], fraction: float) -> None:
-    argv = ["--preset=cifar10-32", "--dataset=x", "--output_dir=y", "--training_examples=32000000", *flags.split()]
+    argv = ["--preset=cifar10-32", "--dataset=x", "--output_dir=y", "--training_examples=32e6", *flags.split()]
     _, preset = parsed(argv)
     config = preset.build_scheduler().config
     assert (config.prediction_type, config.noise_schedule, config.scaling_factor) == scheduler

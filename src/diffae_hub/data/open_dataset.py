@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..network import check_hub_answers, hub_requests
 from . import sources
-from .sources import local_path, split_name
+from .sources import split_name
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -70,7 +70,7 @@ def open_dataset(
         ValueError: If the source, the split or a column does not exist, or a file is damaged.
         ConnectionError: If the Hub does not give the dataset.
     """
-    path, name = local_path(source), split_name(split)
+    path, name = Path(source).expanduser(), split_name(split)
     if streaming and split != name:
         raise ValueError(f"split must be a name without a slice when streaming, got {split!r}")
     if path.exists():

@@ -309,13 +309,12 @@ class _Run:
     def _figures(self) -> dict[str, Any]:
         networks = self.trainer.network.named_children()
         phase1_fraction = self.trainer.phase1_examples / self.preset.training_examples  # of a run that was prolonged
-        return figures_of_run(
-            self.hub_model_id or self.folder.resolve().name,
-            self.options.dataset,
-            {**self.preset.to_dict(), "phase1_fraction": phase1_fraction},
-            {name: sum(p.numel() for p in network.parameters()) for name, network in networks},
-            read_metrics(self.folder),
-            0 if self.validation_images is None else len(self.validation_images),
-            self.options.validation_steps,
-            self.options.hub_license,
-        )
+        validated = 0 if self.validation_images is None else len(self.validation_images)
+        experiment = {**self.preset.to_dict(), "phase1_fraction": phase1_fraction}
+        return {
+            "model_name": self.hub_model_id or self.folder.resolve().name,
+            "license": self.options.hub_license,
+            "dataset": {"name": self.options.dataset},
+            "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks},
+            **figures_of_run(experiment, read_metrics(self.folder), validated, self.options.validation_steps),
+        }
