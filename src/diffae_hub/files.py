@@ -37,7 +37,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_png(path: Path, picture: Image.Image, compress_level: int = 6) -> None:
-    """Writes a PNG file; see [`new_file`]."""
+    """Writes a PNG file, in a new folder if need be; see [`new_file`]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:
         picture.save(temporary, "PNG", compress_level=compress_level)
 

@@ -83,18 +83,7 @@ def test_exact_reconstruction_equals_the_picture(reconstruct, model: str, photo:
     (record,) = report["images"]
     assert (report["mode"], record["values"], record["equal_values"]) == ("inversion", 768, 768)
     assert np.array_equal(np.asarray(Image.open(record["reconstruction"])), given(photo))
-
-
-def test_equal_picture_is_null_in_json(reconstruct, tiny_encoder, tmp_path: Path) -> None:
-    """A decoder of zeros that predicts x_0 gives mid-gray, 0.5, which 8-bit rounding makes 128/255."""
-    Image.new("RGB", (16, 16), (128, 128, 128)).save(tmp_path / "gray.png")
-    decoder = ConditionedUNet2DModel(**TINY)
-    torch.nn.init.constant_(decoder.conv_out.bias, 1 / 255)
-    torch.nn.init.zeros_(decoder.conv_out.weight)
-    scheduler = VPDDIMScheduler(prediction_type="sample")
-    DiffusionAutoencoderPipeline(tiny_encoder, decoder, scheduler).save_pretrained(tmp_path / "gray")
-    report = reconstruct(tmp_path / "gray.png", "--model", tmp_path / "gray", "--steps", "1")
-    assert report["images"][0]["psnr_db"] is None
+    assert record["psnr_db"] is None, "JSON knows no infinity"
 
 
 def test_one_channel_model_in_tiles(reconstruct, photo: str, tmp_path: Path) -> None:

@@ -88,7 +88,6 @@ def write_pictures(folder: Path, names: Iterable[str], images: Any) -> list[Path
     from ..files import write_png
     from ..images import to_pil
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png" for name in names]
     for path, image in zip(paths, images, strict=True):
         write_png(path, to_pil(image))
@@ -135,7 +134,7 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
         counts.append(len(Tiles(sizes[-1][1], sizes[-1][0], size, overlap)))
         if counts[-1] > _MAX_TILES:
             raise ValueError(f"--tiles must give at most {_MAX_TILES:,} tiles a picture, got {counts[-1]:,} for {path}")
-    options.output.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)  # or fails before any work
 
     records, lines = [], []
     for path, name, picture_size, count in zip(options.images, _names(options.images), sizes, counts, strict=True):
@@ -267,7 +266,6 @@ def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, s
     image = read_image(options.image)
     pipeline, settings = load_for_sampling(options, arguments)
     output = pipeline.variations(image, options.num_images, **settings)
-    options.output.mkdir(parents=True, exist_ok=True)
     strip, spread = options.output / "variations.png", options.output / "spread.png"
     write_png(strip, film_strip(output.images.cpu()))
     write_png(spread, image_grid([(5 * output.spread.cpu()).clamp(max=1)], 1))

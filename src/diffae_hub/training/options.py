@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # A checkpoint of 2 GB every few seconds, or a validation, would take a good part of a fast GPU's time.
 _EVERY = "default: a hundredth of the training, but at least 100000"
 
-
 # The options that belong to a part of the preset.
 _OF_COMPONENTS = {
     "encoder": ("latent_dim",),
@@ -130,9 +129,8 @@ def resolve_experiment(
 ) -> TrainingPreset:
     """The preset, overridden by the JSON file, then by the options, then by assignments.
 
-    Args:
-        assignments: Texts `KEY=VALUE` or `COMPONENT.KEY=VALUE`, values in JSON or plain words.
-        pretrained: Pipeline to go on from: the networks and the noise schedule are its own.
+    These are texts `KEY=VALUE` or `COMPONENT.KEY=VALUE`, values in JSON or plain words. The networks and the noise
+    schedule are those of the pipeline `pretrained`, if there is one.
     """
     if options.preset is not None:
         preset = preset_named(options.preset)

@@ -41,10 +41,9 @@ def validate(
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Reconstructs held-out images, (B, C, H, W) in [-1, 1], and compares.
 
-    Returns:
-        Figures (`psnr_<mode>` in dB and `ssim_<mode>`, means over the images) and the pictures by mode, the originals
-        first, (B, C, H, W) in [0, 1], on the CPU. A mode is `one_step` in phase 1, where the model knows t = 1 only,
-        `stochastic` and `inversion` in phase 2.
+    Returns figures (`psnr_<mode>` in dB and `ssim_<mode>`, means over the images) and the pictures by mode, the
+    originals first, (B, C, H, W) in [0, 1], on the CPU. A mode is `one_step` in phase 1, where the model knows t = 1
+    only, `stochastic` and `inversion` in phase 2.
     """
     pipeline.set_progress_bar_config(disable=True)
     modes = {"one_step": ("stochastic", 1)}
