@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from diffae_hub import DiffusionAutoencoderPipeline
 
@@ -42,13 +41,10 @@ def test_every_page_with_python_or_commands_is_run() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in WRITTEN if page != "guides/publish.md"])
-def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> None:
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
     run_page(page)
-    AcceleratorState._reset_state(reset_partial_state=True)
     for name in WRITTEN[page]:
         assert Path(name).exists(), name
 

@@ -7,12 +7,14 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
+from subprocess import CalledProcessError
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffae_hub.cli import main as cli
 from diffae_hub.evaluation.paper_tables import TABLE_2
 
 from ..training.runner import parsed
@@ -88,7 +90,9 @@ def test_tables_hold_both_figures_and_their_rank_correlation(script: ModuleType,
         script.render_tables(results, options)
 
 
-def test_a_row_is_trained_measured_and_not_done_twice(script: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_row_is_trained_measured_and_not_done_twice(
+    script: ModuleType, tmp_path: Path, monkeypatch, capsys, on_cpu: None
+) -> None:
     rng = np.random.default_rng(0)
     for folder, count in (("train", 4), ("test", 2)):
         (tmp_path / folder).mkdir()
@@ -101,6 +105,9 @@ def test_a_row_is_trained_measured_and_not_done_twice(script: ModuleType, tmp_pa
     command += ["--output", str(tmp_path / "runs"), "--rows", name, "--metrics"]
     command += ["--training_examples", "64", "--num_images", "2", "--steps", "2", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
+    # Trained in this process: another one would import everything anew.
+    here = SimpleNamespace(run=lambda words, check: cli.main(words[3:]), CalledProcessError=CalledProcessError)
+    monkeypatch.setattr(script, "subprocess", here)
     script.main()
     figures = json.loads((tmp_path / "runs" / name / "results.json").read_text())
     assert figures["results"]["inversion"]["psnr_db"]["count"] == 2

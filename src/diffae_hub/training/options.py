@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 
 # A checkpoint of 2 GB every few seconds, or a validation, would take a good part of a fast GPU's time.
 _EVERY = "default: a hundredth of the training, but at least 100000"
-
-# The options that belong to a part of the preset.
-_OF_COMPONENTS = {
-    "encoder": ("latent_dim",),
-    "decoder": ("latent_dim",),
-    "scheduler": ("prediction_type", "noise_schedule", "scaling_factor"),
-}
-
 _experiment = partial(option, None, group="experiment")  # the preset decides
 _data, _machine, _output = (partial(option, group=group) for group in ("data", "machine", "output"))
 
@@ -151,8 +143,8 @@ def resolve_experiment(
         preset = preset.at_resolution(options.resolution)
     given = options.to_dict()
     overrides = {field.name: given[field.name] for field in dataclasses.fields(preset) if field.name in given}
-    for component, names in _OF_COMPONENTS.items():
-        overrides[component] = {name: given[name] for name in names if name in given}
+    for component in COMPONENTS:  # such as latent_dim, of the encoder and of the decoder
+        overrides[component] = {name: given[name] for name in getattr(preset, component) if name in given}
     preset = preset.with_overrides(overrides)
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
