@@ -2,7 +2,7 @@
 
 The real client runs against it in a process of its own, a [`Client`], because it reads its environment when it is
 imported. Served are: creating a repository, the question which files are large, the upload of large files by Git LFS,
-commits, repository information and downloads. Everything lives in memory.
+commits, repository information, file listings and downloads. Everything lives in memory.
 
 `HubServer.fault = (mode, pattern)` makes it misbehave where "METHOD path" matches the pattern; the modes are those of
 `_Handler._misbehave` and `_Handler._send`.
@@ -78,6 +78,10 @@ class HubServer(ThreadingHTTPServer):
         repository = self.repositories.setdefault(name, Repository(private=False))
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         repository.commit("stored", files)
+
+
+def _git_identity(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -225,6 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, {"files": answers})
         elif verb == "commit":
             self._commit(name, repository, files, body)
+        elif verb == "tree":
+            self._reply(200, [self._entry(path, content) for path, content in sorted(files.items())])
         elif verb == "revision":
             siblings = [{"rfilename": path} for path in sorted(files)]
             description = {"id": name, "sha": identity, "private": repository.private, "siblings": siblings}
@@ -246,6 +252,12 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.server.url}/{name}/commit/{identity}"
         self._reply(200, {"success": True, "commitOid": identity, "commitUrl": url, "hookOutput": ""})
 
+    def _entry(self, path: str, content: bytes) -> dict:
+        entry = {"type": "file", "path": path, "size": len(content), "oid": _git_identity(content)}
+        if path.endswith(LARGE_SUFFIX):
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return entry
+
     def _download(self, name: str, revision: str, path: str) -> None:
         repository = self.server.repositories.get(name)
         found = repository.at(revision) if repository else None
@@ -257,8 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(404, {"error": "EntryNotFound"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": identity})
             return
         content, large = files[path], path.endswith(LARGE_SUFFIX)
-        git_object = b"blob %d\0" % len(content) + content
-        tag = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(git_object).hexdigest()
+        tag = hashlib.sha256(content).hexdigest() if large else _git_identity(content)
         headers = {"X-Repo-Commit": identity, "ETag": f'"{tag}"', "Content-Type": "application/octet-stream"}
         if large:
             headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(content))}
