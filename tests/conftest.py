@@ -21,6 +21,8 @@ from torch import nn
 
 from diffae_hub import ConditionedUNet2DModel, SemanticEncoderModel, VPDDIMScheduler
 
+from .hub_server import client, hub, session_hub  # noqa: F401 - fixtures
+
 TINY = {
     "sample_size": 16,
     "latent_dim": 8,
@@ -32,7 +34,7 @@ TINY = {
 }
 
 
-SLOW_FIRST = ("test_notebooks.py", "test_end_to_end_digits.py", "test_guides.py", "test_replicate_tables.py")
+SLOW_FIRST = ("test_end_to_end_digits.py", "test_guides.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -160,6 +162,17 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from .training.runner import write_images
 
     return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For runs in this process, which otherwise have the precision of the one before."""
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)

@@ -70,20 +70,14 @@ class HubServer(ThreadingHTTPServer):
 
     def environment(self, home: str) -> dict[str, str]:
         """What a client's process needs in its environment."""
-        return {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": home,
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": "0",
-            "HF_TOKEN": TOKEN,
-            "OMP_NUM_THREADS": "1",
-        }
+        names = {"HF_ENDPOINT": self.url, "HF_HOME": home, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        return {**names, "OMP_NUM_THREADS": "1"}
 
-    def store(self, name: str, folder: Path, title: str = "stored") -> None:
+    def store(self, name: str, folder: Path) -> None:
         """Puts the files of a folder into a repository, without a client."""
         repository = self.repositories.setdefault(name, Repository(private=False))
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        repository.commit(title, files)
+        repository.commit("stored", files)
 
 
 def _git_identity(content: bytes) -> str:
@@ -228,10 +222,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         identity, _, files = found
         if verb == "preupload":
-            paths = [item["path"] for item in json.loads(body)["files"]]
-            modes = ["lfs" if path.endswith(LARGE_SUFFIX) else "regular" for path in paths]
-            answers = [{"path": path, "uploadMode": mode} for path, mode in zip(paths, modes, strict=True)]
-            self._reply(200, {"files": [{**answer, "shouldIgnore": False, "oid": None} for answer in answers]})
+            answers = []
+            for path in (item["path"] for item in json.loads(body)["files"]):
+                mode = "lfs" if path.endswith(LARGE_SUFFIX) else "regular"
+                answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None})
+            self._reply(200, {"files": answers})
         elif verb == "commit":
             self._commit(name, repository, files, body)
         elif verb == "tree":
@@ -285,8 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
 def running_hub() -> Iterator[HubServer]:
     """A server in a thread of this process, until the block ends."""
     server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
     finally:

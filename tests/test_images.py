@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffae_hub.images import FORMATS, Tiles, film_strip, image_grid, read_image, read_image_bytes, to_pil, to_uint8
+from diffae_hub.images import FORMATS, Tiles, film_strip, image_grid, read_image, to_pil, to_uint8
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
@@ -40,7 +40,7 @@ def test_reads_an_intact_file(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(png_bytes())
     np.testing.assert_array_equal(read_image(path), PIXELS)
-    np.testing.assert_array_equal(read_image_bytes(png_bytes(), "row 7"), PIXELS)
+    np.testing.assert_array_equal(read_image("row 7", png_bytes()), PIXELS)
 
 
 def saved(kind: str) -> bytes:
@@ -69,7 +69,7 @@ def test_bad_files(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ValueError, match=r"picture\.png"):
         read_image(path)
     with pytest.raises(ValueError, match="row 7"):
-        read_image_bytes(content, "row 7")
+        read_image("row 7", content)
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_limit_is_the_one_that_is_stated() -> None:
         buffer = io.BytesIO()
         Image.new("1", (10_000, height)).save(buffer, "PNG")
         with pytest.raises(ValueError, match="89,000,000"):
-            read_image_bytes(buffer.getvalue(), "picture")
+            read_image("picture", buffer.getvalue())
 
 
 @pytest.mark.parametrize("kind", FORMATS)

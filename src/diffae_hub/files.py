@@ -1,4 +1,4 @@
-"""Paths as users write them; files and folders that appear whole or not at all: written aside, then renamed."""
+"""Files and folders that appear whole or not at all, written aside, then renamed; which places are refused."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SETTINGS = "settings.json"
-
-
-def user_path(text: str) -> Path:
-    """A path with `~` for the home folder; as it stands where there is no such user."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        return Path(text)
 
 
 @contextmanager
@@ -45,7 +37,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_png(path: Path, picture: Image.Image, compress_level: int = 6) -> None:
-    """Writes a PNG file; see [`new_file`]."""
+    """Writes a PNG file, in a new folder if need be; see [`new_file`]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:
         picture.save(temporary, "PNG", compress_level=compress_level)
 
@@ -83,7 +76,7 @@ def check_output(output: Path, *sources: str | None) -> None:
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"output must be a folder, got the file {output}")
-    for folder in (user_path(source) for source in sources if source is not None):
+    for folder in (Path(source).expanduser() for source in sources if source is not None):
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"output must lie outside the folder of the data, {folder}, got {output}")
 

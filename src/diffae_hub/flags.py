@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +25,6 @@ def option(
     minimum: float | None = None,
     positional: bool = False,
     append: bool = False,
-    aliases: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with what its flag needs.
 
@@ -36,16 +35,8 @@ def option(
         minimum: The least value, of which [`check_minimums`] takes care.
         positional: Whether it is an argument without a flag.
         append: Whether the flag of a tuple takes one value, and is repeated for more.
-        aliases: Other names of the flag.
     """
-    metadata = {
-        "help": help,
-        "group": group,
-        "minimum": minimum,
-        "positional": positional,
-        "append": append,
-        "aliases": aliases,
-    }
+    metadata = {"help": help, "group": group, "minimum": minimum, "positional": positional, "append": append}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -105,8 +96,8 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
         if extra["positional"]:
             groups[group].add_argument(field.name, metavar=field.name.upper(), **settings)
         else:
-            names = ["--" + field.name.replace("_", "-"), *extra["aliases"]]
-            groups[group].add_argument(*names, dest=field.name, required=required, **settings)
+            flag = "--" + field.name.replace("_", "-")
+            groups[group].add_argument(flag, dest=field.name, required=required, **settings)
 
 
 def from_values(options: type[Options], values: Mapping[str, Any]) -> Options:
@@ -116,9 +107,11 @@ def from_values(options: type[Options], values: Mapping[str, Any]) -> Options:
 
 
 def with_hyphens(argv: list[str]) -> list[str]:
-    """`--num_images` as `--num-images`, the spelling of flags before 0.2; values keep their underscores."""
-    parts = [word.partition("=") for word in argv]
-    return [
-        flag.replace("_", "-") + sign + value if flag.startswith("--") else flag + sign + value
-        for flag, sign, value in parts
-    ]
+    """`--num_images`, the spelling of flags before 0.2, as `--num-images`, and `--output_dir` as `--output`."""
+    words = []
+    for word in argv:
+        flag, sign, value = word.partition("=")
+        if flag.startswith("--"):
+            flag = flag.replace("_", "-")
+        words.append(("--output" if flag == "--output-dir" else flag) + sign + value)
+    return words

@@ -23,32 +23,24 @@ _SHOWN_SIZE = 256
 _GAP = 8
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Reads and fully decodes an image file, a regular one of the `FORMATS`, whatever its name ends in.
 
-    Raises:
-        ValueError: If there is no such file, it is not an image, is damaged or truncated, or has more than `MAX_PIXELS`
-            pixels. The message names the file.
+    `content` is that of a file in memory, of which `path` is but the name. A ValueError that names the file, if there
+    is none, it is not an image, is damaged or truncated, or has more than `MAX_PIXELS` pixels.
     """
-    try:
-        regular = Path(path).is_file()  # a pipe or a device would be read for ever
-    except OSError:  # a name that is too long
-        regular = False
-    if not regular:
-        raise ValueError(f"image must be the path of an image file, but {path} is no such file")
-    return _decoded(path, path)
-
-
-def read_image_bytes(content: bytes, name: str) -> Image.Image:
-    """Fully decodes an image file that is in memory, as [`read_image`] does; errors call it `name`."""
-    return _decoded(io.BytesIO(content), name)
-
-
-def _decoded(source: str | Path | io.BytesIO, name: str | Path) -> Image.Image:
+    if content is None:
+        try:
+            regular = Path(path).is_file()  # a pipe or a device would be read for ever
+        except OSError:  # a name that is too long
+            regular = False
+        if not regular:
+            raise ValueError(f"image must be the path of an image file, but {path} is no such file")
     Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            source = path if content is None else io.BytesIO(content)
             with Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -56,9 +48,9 @@ def _decoded(source: str | Path | io.BytesIO, name: str | Path) -> Image.Image:
                 image.load()
                 return image.copy()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"image must have at most {MAX_PIXELS:,} pixels, but {name} has more") from error
+        raise ValueError(f"image must have at most {MAX_PIXELS:,} pixels, but {path} has more") from error
     except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
-        raise ValueError(f"image must be an intact file of one of {', '.join(FORMATS)}, but {name} is not") from error
+        raise ValueError(f"image must be an intact file of one of {', '.join(FORMATS)}, but {path} is not") from error
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -193,9 +185,3 @@ def image_grid(images: torch.Tensor | list[torch.Tensor], columns: int) -> Image
 def film_strip(images: torch.Tensor | list[torch.Tensor]) -> Image.Image:
     """Pictures left to right; see [`image_grid`]."""
     return image_grid(images, columns=len(images))
-
-
-def side_by_side(original: torch.Tensor, reconstruction: torch.Tensor) -> Image.Image:
-    """Original, reconstruction and their absolute difference times 5, left to right, each (C, H, W) in [0, 1]."""
-    difference = ((original - reconstruction).abs() * 5).clamp(0, 1)
-    return film_strip([original, reconstruction, difference])

@@ -127,19 +127,15 @@ def card_with_header(page: Path, figures: Mapping[str, Any]) -> str:
 
 
 def figures_of_run(
-    model_name: str,
-    dataset: str,
     experiment: Mapping[str, Any],
-    parameters: Mapping[str, int],
-    metrics: list[Mapping[str, Any]],
+    metrics: Sequence[Mapping[str, Any]],
     validation_images: int = 0,
     num_inference_steps: int = 50,
-    license_id: str | None = None,
 ) -> dict[str, Any]:
-    """The figures of a training run, for [`render_model_card`]: its length, its speed and its last validation.
+    """What a training run knows of its length, its speed and its last validation, for [`render_model_card`].
 
-    `experiment` is `TrainingPreset.to_dict()`, `parameters` their number by component, `metrics` the records of
-    metrics.jsonl; `num_inference_steps` are those of the validation of a model that knows all t.
+    `experiment` is `TrainingPreset.to_dict()`, `metrics` the records of metrics.jsonl; `num_inference_steps` are those
+    of the validation of a model that knows all t.
     """
     one_step = experiment["phase1_fraction"] == 1
     steps = _MODES["one_step"] if one_step else f"{num_inference_steps} DDIM steps"
@@ -155,11 +151,7 @@ def figures_of_run(
     for record in metrics:
         training |= {key: record[key] for key in ("examples_per_second",) if key in record}
     return {
-        "model_name": model_name,
-        **({"license": license_id} if license_id else {}),
-        "dataset": {"name": dataset},
         "experiment": dict(experiment),
-        "parameters": dict(parameters),
         "training": training,
         "results": results,
         "evaluation": evaluation if results else "This run had no held-out images: nothing was measured.",

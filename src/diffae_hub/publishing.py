@@ -59,16 +59,15 @@ def publish(
     card: str | Path | None = None,
     figures: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Uploads the files of a pipeline or component in one commit: an interrupted upload is never visible.
+    """Uploads what `save_pretrained` wrote in one commit: an interrupted upload is never visible.
+
+    Links are refused, and other files stay behind. The repository must exist; see [`ensure_repository`].
 
     Args:
-        folder: What `save_pretrained` wrote. Links are refused, and other files stay behind.
-        repo_id: "owner/name", which exists; see [`ensure_repository`].
         token, commit_message, create_pr: As in huggingface_hub, whose `CommitInfo` is returned.
         card: A Markdown page to upload as README.md, with the pictures and pages beside it that it links to. None
             takes the folder's README.md unless there are figures for a new one.
-        figures: Figures of the card beyond those in the folder's figures.json; see
-            [`~diffae_hub.model_card.render_model_card`].
+        figures: Those of [`~diffae_hub.model_card.render_model_card`], beyond the folder's figures.json.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -92,7 +91,6 @@ def push_pipeline(
     repo_id: str,
     *,
     private: bool = False,
-    token: str | None = None,
     commit_message: str = "Upload diffusion autoencoder",
     card: str | Path | None = None,
     license: str | None = None,
@@ -100,13 +98,8 @@ def push_pipeline(
 ) -> str:
     """Uploads a pipeline folder in one commit, after it was loaded and has reconstructed one image.
 
-    Args:
-        folder, repo_id, private, token, commit_message, card: As in [`publish`] and [`ensure_repository`].
-        license: SPDX id in lower case, for the card.
-        evaluation: The report.json of an evaluation, for the card's results.
-
-    Returns:
-        The full id, "owner/name".
+    As [`publish`] and [`ensure_repository`], whose full id "owner/name" is returned. `license`, an SPDX id in lower
+    case, and the results of `evaluation`, the report.json of one, are for the card.
     """
     import torch
 
@@ -125,8 +118,8 @@ def push_pipeline(
         figures["results"] = results_of_evaluation(
             read_json(Path(evaluation), ("dataset", "num_images", "modes", "results"))
         )
-    full_id = ensure_repository(repo_id, private, token)
-    publish(folder, full_id, token=token, commit_message=commit_message, card=card, figures=figures)
+    full_id = ensure_repository(repo_id, private)
+    publish(folder, full_id, commit_message=commit_message, card=card, figures=figures)
     return full_id
 
 

@@ -7,9 +7,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import imageio
 import numpy as np
@@ -29,7 +28,6 @@ from diffae_hub import (
 from diffae_hub.cli import exchange
 from diffae_hub.cli.main import main
 from diffae_hub.data.errors import TrainingError
-from diffae_hub.flags import add_flags, from_values, option, with_hyphens
 
 from ..conftest import TINY, randomize
 
@@ -85,18 +83,7 @@ def test_exact_reconstruction_equals_the_picture(reconstruct, model: str, photo:
     (record,) = report["images"]
     assert (report["mode"], record["values"], record["equal_values"]) == ("inversion", 768, 768)
     assert np.array_equal(np.asarray(Image.open(record["reconstruction"])), given(photo))
-
-
-def test_equal_picture_is_null_in_json(reconstruct, tiny_encoder, tmp_path: Path) -> None:
-    """A decoder of zeros that predicts x_0 gives mid-gray, 0.5, which 8-bit rounding makes 128/255."""
-    Image.new("RGB", (16, 16), (128, 128, 128)).save(tmp_path / "gray.png")
-    decoder = ConditionedUNet2DModel(**TINY)
-    torch.nn.init.constant_(decoder.conv_out.bias, 1 / 255)
-    torch.nn.init.zeros_(decoder.conv_out.weight)
-    scheduler = VPDDIMScheduler(prediction_type="sample")
-    DiffusionAutoencoderPipeline(tiny_encoder, decoder, scheduler).save_pretrained(tmp_path / "gray")
-    report = reconstruct(tmp_path / "gray.png", "--model", tmp_path / "gray", "--steps", "1")
-    assert report["images"][0]["psnr_db"] is None
+    assert record["psnr_db"] is None, "JSON knows no infinity"
 
 
 def test_one_channel_model_in_tiles(reconstruct, photo: str, tmp_path: Path) -> None:
@@ -182,7 +169,6 @@ def test_interpolate(model: str, photo: str, tmp_path: Path, capsys) -> None:
         ("reconstruct PHOTO --model MODEL --steps 0 --output OUT", "num_inference_steps"),
         ("reconstruct PHOTO --model MODEL --tiles 0 --output OUT", "--tiles"),
         ("reconstruct PHOTO --model MODEL --device abacus --output OUT", "device"),
-        (f"reconstruct PHOTO --model MODEL --seed {2**63} --output OUT", "--seed"),
         ("reconstruct STRIPE --model MODEL --tiles 4 --output OUT", "--tiles"),
         ("reconstruct PHOTO --mode magic --output OUT", "--mode"),
         ("reconstruct PHOTO --model MODEL --exact --solver dpm --output OUT", "--solver"),
@@ -261,41 +247,3 @@ def test_models_and_a_full_disk_behind_standard_output(capsys) -> None:
         command = [sys.executable, "-m", "diffae_hub.cli", "models"]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-
-
-# ---- dataclasses as flags --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Settings:
-    model: str = option(MISSING, "the model", positional=True)
-    output: Path = option(MISSING, "folder")
-    num_images: int | None = option(None, "the first so many")
-    mode: Literal["stochastic", "inversion"] = option("stochastic", "how")
-    metrics: tuple[str, ...] = option(("psnr",), "which")
-    flip: bool = option(False, "mirror")
-    set: tuple[str, ...] = option((), "one", append=True)
-    rate: float = option(0.5, "rate")
-
-
-def parse(*argv: str) -> Settings:
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_flags(parser, Settings)
-    return from_values(Settings, vars(parser.parse_args(with_hyphens(list(argv)))))
-
-
-def test_defaults_and_values() -> None:
-    assert parse("m", "--output", "o") == Settings(model="m", output=Path("o"))
-    line = (
-        "a_b --output=x_y --num_images 2e3 --mode inversion --metrics ssim lpips --flip --set a=1 --set b=2 --rate 1e-3"
-    )
-    assert parse(*line.split()) == Settings(
-        "a_b", Path("x_y"), 2000, "inversion", ("ssim", "lpips"), True, ("a=1", "b=2"), 1e-3
-    )
-    assert not parse("m", "--output", "o", "--no-flip").flip
-
-
-@pytest.mark.parametrize("line", ["m --output o --num-images 1.5", "m --output o --mode other", "m --output="])
-def test_values_that_are_none(line: str) -> None:
-    with pytest.raises(argparse.ArgumentError):
-        parse(*line.split())

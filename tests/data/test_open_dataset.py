@@ -33,15 +33,10 @@ def names_of(source: str, split: str = "train") -> list[str]:
 
 
 def refused(
-    argument: str,
-    source: object,
-    split: str = "train",
-    column: str = "image",
-    columns: tuple = (),
-    streams=(False, True),
+    argument: str, source: object, split: str = "train", column: str = "image", columns: tuple = (), only=(False, True)
 ) -> str:
     """The message with which every way of opening refuses: one line that names the argument."""
-    for streaming in streams:
+    for streaming in only:
         with pytest.raises(ValueError, match=argument) as caught:
             open_dataset(str(source), split, column, streaming, columns)
         assert "\n" not in str(caught.value)
@@ -122,7 +117,7 @@ def test_slices(tmp_path: Path, picture_table: datasets.Dataset, kind: str) -> N
     for split, expected in (("test[-1:]", [9]), ("test[:30%]", [0, 1, 2])):
         rows = load_rows(str(tmp_path), split)
         assert [round(float(grayscale_values(ImageTransform(8, 1)(row))[0, 0])) for row in rows] == expected
-        refused("split", tmp_path, split, streams=(True,))
+        refused("split", tmp_path, split, only=(True,))
     for split in ("test[a:b]", "test["):
         refused("split", tmp_path, split)
     with pytest.raises(ValueError, match="dataset"):
@@ -216,7 +211,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         assert name in refused("dataset", tmp_path / name)
     (tmp_path / "train.parquet").symlink_to(tmp_path / "gone.parquet")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for source in (tmp_path, tmp_path / "loop", "nowhere/at/all", "a" * 5000):
+    for source in (tmp_path, tmp_path / "loop", "nowhere/at/all"):
         refused("dataset", source)
     with pytest.raises(ConnectionError, match="nope"):  # the suite is offline
         open_dataset("nope", "train", "image", streaming=False)

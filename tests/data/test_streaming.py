@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffae_hub.data.errors import TrainingError, UnfitImage
+from diffae_hub.data.errors import TrainingError
 from diffae_hub.data.loader import Batch
 from diffae_hub.data.open_dataset import load_rows, open_dataset
 from diffae_hub.data.streaming import StreamedBatches, streaming_loader
@@ -164,17 +164,12 @@ def test_what_stops_the_training_is_raised(tmp_path: Path, workers: int) -> None
     for name, rows in (("one", [GOOD] * 3 + [BAD]), ("all", [BAD] * 3), ("single", [GOOD])):
         (tmp_path / name).mkdir()
         table(rows).to_parquet(tmp_path / name / "train.parquet")
-    d2c = StreamedBatches(
-        open_dataset(str(tmp_path / "one"), "train", "image", streaming=True),
-        "image", ImageTransform(4, 1, crop="d2c"), batch_size=1, buffer_size=6, seed=0, skip_bad_images=True,
-    )  # fmt: skip
-    for batches, kind, named in (
-        (stream(tmp_path / "one"), TrainingError, "row 3 of shard 0"),
-        (stream(tmp_path / "all", skip_bad_images=True, buffer_size=4096), TrainingError, "of shard 0"),
-        (stream(tmp_path / "single", process_index=1, num_processes=2), TrainingError, "dataset"),
-        (d2c, UnfitImage, "crop"),
+    for batches, named in (
+        (stream(tmp_path / "one"), "row 3 of shard 0"),
+        (stream(tmp_path / "all", skip_bad_images=True, buffer_size=4096), "of shard 0"),
+        (stream(tmp_path / "single", process_index=1, num_processes=2), "dataset"),
     ):
-        with pytest.raises(kind, match=named) as caught:
+        with pytest.raises(TrainingError, match=named) as caught:
             list(streaming_loader(batches, workers))
         assert "Traceback" not in str(caught.value)
 

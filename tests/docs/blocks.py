@@ -28,7 +28,7 @@ NOT_RUN = {
 }
 
 # (page, text on it, text that is run): the same command on less. Each text must be there.
-_TRAIN = "--config tiny.json --training-examples 32 --num-workers 0 --validation-images 2 --validation-steps 2"
+_TRAIN = "--config tiny.json --training-examples 16 --num-workers 0 --validation-images 2 --validation-steps 2"
 SMALLER = [
     ("index.md", "--tiles 4", "--tiles 1 --steps 5"),
     ("index.md", "num_images=4", "num_images=2, num_inference_steps=5"),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from diffae_hub import DiffusionAutoencoderPipeline
 
 from ..hub_server import Client, HubServer
+from ..training.runner import parsed
 from .blocks import PAGES, prepare, run_page
 
 # Page -> what must be there afterwards. docs/official_checkpoints.md has a test of its own, tests/conversion.
@@ -42,13 +41,10 @@ def test_every_page_with_python_or_commands_is_run() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in WRITTEN if page != "guides/publish.md"])
-def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> None:
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
     run_page(page)
-    AcceleratorState._reset_state(reset_partial_state=True)
     for name in WRITTEN[page]:
         assert Path(name).exists(), name
 
@@ -81,20 +77,12 @@ def test_the_loop_of_the_diffusers_page_is_the_pipelines(tmp_path: Path, monkeyp
 
 def test_options_in_tables_are_valid_experiments() -> None:
     """Rows whose cell holds options of `diffae-hub train`: each makes an experiment, and the paper's the paper's."""
-    from diffae_hub.cli.train import TrainOptions
-    from diffae_hub.flags import add_flags, from_values
-    from diffae_hub.training.options import TrainingOptions, resolve_experiment
-
-    parser = argparse.ArgumentParser()
-    add_flags(parser, TrainOptions)
     rows = {}
     for page, preset in (("guides/replicate.md", "cifar10-32"), ("from_official.md", "official-ffhq256")):
         for title, options in re.findall(
             r"^\| ([^|]+) \| (?:`(--[^`]+)`[^|]*|none) \|$", (PAGES / page).read_text(), re.M
         ):
-            words = shlex.split(f"--preset {preset} --dataset photos --output run {options}")
-            arguments = parser.parse_args(words)
-            rows[title] = resolve_experiment(from_values(TrainingOptions, vars(arguments)), arguments.set)
+            _, rows[title] = parsed(shlex.split(f"--preset {preset} --dataset photos --output run {options}"))
     assert len(rows) == 6
     two_phase = [preset for title, preset in rows.items() if "two" in title]
     assert len(two_phase) == 2

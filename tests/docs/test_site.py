@@ -59,21 +59,6 @@ def test_the_changelog_is_the_repositorys(site: Path) -> None:
     assert "## " not in (PAGES / "changelog.md").read_text()
 
 
-def test_measured_steps_are_printed_and_drawn(tmp_path: Path) -> None:
-    rows = [
-        {"mode": "stochastic", "solver": "ddim", "evaluations": 50, "psnr_db": 12.345, "lpips": 0.02},
-        {"mode": "stochastic", "solver": "ddim", "evaluations": 5, "psnr_db": 13.5},
-    ]
-    document = {"model": "m", "dataset": "d", "hardware": "h", "command": "c", "rows": rows}
-    measured = tmp_path / "steps.json"
-    measured.write_text(json.dumps(document))
-    table = load("hooks").steps(measured)
-    assert "| stochastic | ddim | 50 | 12.35 | 0.02 |" in table or "| stochastic | ddim | 50 | 12.34 | 0.02 |" in table
-    assert "| stochastic | ddim | 5 | 13.5 |  |" in table
-    load("figures").draw_steps(measured, tmp_path / "steps.svg")
-    assert (tmp_path / "steps.svg").stat().st_size > 1000
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list]]:
     """The folder of the pictures, and the lines of each."""

@@ -215,3 +215,15 @@ def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
     assert (data.license, data.datasets, data.base_model) == ("mit", ["uoft-cs/cifar10"], "tester/other")
     assert hub.repositories["tester/saved"].private
     assert hub.repositories["tester/encoder"].commits[-1][1] == "Mine"
+
+
+def test_failed_upload(hub: HubServer, client: Client, image_folder: Path, tmp_path: Path) -> None:
+    hub.fault = ("403", "^POST .*/commit/")  # repositories are created, but take no commits
+    flags = ("--push-to-hub", "--hub-model-id=failed")
+    code, errors, _ = client.run("train", *arguments(image_folder, tmp_path / "run", *flags, training_examples=16))
+    assert code == 1, errors
+    assert len(hub.repositories["tester/failed"].commits) == 1, "nothing was published"
+    assert "Traceback" not in errors
+    pipeline = tmp_path / "run" / "pipeline"
+    assert f"diffae-hub push {pipeline} tester/failed" in errors
+    assert (pipeline / "model_index.json").exists()

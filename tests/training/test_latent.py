@@ -24,7 +24,7 @@ def two_modes(count: int = 2000) -> np.ndarray:
 @pytest.mark.parametrize("recipe", ["official", "velocity"])
 def test_two_modes_are_learned(accelerator: Accelerator, tmp_path: Path, recipe: str) -> None:
     """Codes of a Gaussian with the right covariance lie between the modes: 8 % of theirs within 0.1 of the middle."""
-    length = {"training_examples": 96_000, "checkpoint_every": 96_000, "validation_samples": 500}
+    length = {"training_examples": 64_000, "checkpoint_every": 64_000, "validation_samples": 500}
     options = LatentOptions(recipe=recipe, **length, **TINY)
     codes = two_modes()
     model, scheduler = train_latent(codes, options, tmp_path, accelerator)

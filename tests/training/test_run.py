@@ -17,7 +17,7 @@ from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.cli.main import main
 from diffae_hub.metrics.ssim import structural_similarity
 
-from .runner import WITHOUT_DROPOUT, arguments, parsed, records, run, states
+from .runner import WITHOUT_DROPOUT, arguments, parsed, records, run, states, write_images
 
 
 def test_pipeline_has_the_averaged_weights(every_step: Path) -> None:
@@ -139,3 +139,18 @@ def test_diverging_loss_stops_the_run(image_folder: Path, tmp_path: Path) -> Non
     assert "Traceback" not in text + more
     for state in states(tmp_path / "run"):
         assert all(bool(value.isfinite().all()) for value in state["model"].values())
+
+
+def test_unreadable_image_stops_or_is_skipped(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", count=12)
+    (folder / "007.png").write_bytes(b"broken")
+    code, text = run(arguments(folder, tmp_path / "stops", training_examples=32))
+    assert code == 1
+    assert "007.png" in text.splitlines()[-1]
+    assert "Traceback" not in text
+    for name, streaming in (("skips", ()), ("streams", ("--streaming",))):  # 4 epochs
+        flags = ("--skip-bad-images", *streaming)
+        code, text = run(arguments(folder, tmp_path / name, *flags, training_examples=48))
+        assert code == 0, text
+        assert text.count("007.png") == 1
+        assert "\n1 unreadable images were skipped" in text

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..flags import option
-from .quiet import silence_libraries
+from . import silence_libraries
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..flags import option
-from .quiet import silence_diffusers
+from . import silence_diffusers
 
 
 @dataclass

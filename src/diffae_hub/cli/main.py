@@ -34,7 +34,7 @@ _COMMANDS = {
     "variations": ("sampling", "decode one code from several noises"),
     "sample": ("sampling", "make new images"),
     "neighbours": ("codes", "find the images of an encoded data set that are nearest to one"),
-    "evaluate": ("evaluate", "measure a model by the paper's protocol"),
+    "evaluate": ("train", "measure a model by the paper's protocol"),
     "train": ("train", "train or fine-tune a model on a data set"),
     "encode": ("codes", "write the latent codes of a data set"),
     "fit-attributes": ("codes", "find attributes in latent codes, for edit"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..flags import option
-from .quiet import silence_diffusers
+from . import silence_diffusers
 
 _MAX_ALONG, _MAX_TILES = 64, 4096  # of a picture: hours on a CPU
 _EXACT = 1e-6  # the tolerance of `--exact`: about what float32 can do
@@ -57,8 +57,6 @@ def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 
     from .. import devices
     from ..schedulers.compatibility import trained_scheduler, with_solver
 
-    if not 0 <= options.seed < 2**63:
-        raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {options.seed}")
     can_invert = isinstance(options, Inversion)
     if can_invert and options.exact:
         if options.solver == "dpm":
@@ -90,7 +88,6 @@ def write_pictures(folder: Path, names: Iterable[str], images: Any) -> list[Path
     from ..files import write_png
     from ..images import to_pil
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png" for name in names]
     for path, image in zip(paths, images, strict=True):
         write_png(path, to_pil(image))
@@ -112,12 +109,13 @@ class ReconstructOptions(Inversion):
 def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any, str]:
     """Encode images and decode them again.
 
-    Writes each reconstruction and a picture side by side. PSNR and SSIM are against what the model was given.
+    Writes each reconstruction, and side by side the original, it and their difference, 5 times. PSNR and SSIM are
+    against what the model was given.
     """
     import torch
 
     from ..files import write_png
-    from ..images import Tiles, pil_to_array, read_image, side_by_side, to_pil, to_uint8, upright
+    from ..images import Tiles, film_strip, pil_to_array, read_image, to_pil, to_uint8, upright
     from ..metrics.psnr import peak_signal_to_noise_ratio
     from ..metrics.ssim import structural_similarity
 
@@ -136,7 +134,7 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
         counts.append(len(Tiles(sizes[-1][1], sizes[-1][0], size, overlap)))
         if counts[-1] > _MAX_TILES:
             raise ValueError(f"--tiles must give at most {_MAX_TILES:,} tiles a picture, got {counts[-1]:,} for {path}")
-    options.output.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)  # or fails before any work
 
     records, lines = [], []
     for path, name, picture_size, count in zip(options.images, _names(options.images), sizes, counts, strict=True):
@@ -159,7 +157,8 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
             "equal_values": int((pixels == to_uint8(original)).sum()),
         }
         write_png(record["reconstruction"], to_pil(result))
-        write_png(record["side_by_side"], side_by_side(original, result))
+        difference = (5 * (original - result).abs()).clamp(max=1)
+        write_png(record["side_by_side"], film_strip([original, result, difference]))
         records.append(record)
         line = f"{path}: {record['width']}x{record['height']}, PSNR {psnr:.2f} dB, SSIM {record['ssim']:.4f}"
         equal = f", {record['equal_values']} of {record['values']} 8-bit values equal" if options.exact else ""
@@ -267,7 +266,6 @@ def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, s
     image = read_image(options.image)
     pipeline, settings = load_for_sampling(options, arguments)
     output = pipeline.variations(image, options.num_images, **settings)
-    options.output.mkdir(parents=True, exist_ok=True)
     strip, spread = options.output / "variations.png", options.output / "spread.png"
     write_png(strip, film_strip(output.images.cpu()))
     write_png(spread, image_grid([(5 * output.spread.cpu()).clamp(max=1)], 1))

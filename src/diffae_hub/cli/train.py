@@ -1,17 +1,18 @@
-"""Commands that train."""
+"""Commands that train, and the one that measures."""
 
 from __future__ import annotations
 
 import os
-import sys
 from argparse import Namespace
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.options import EvaluationOptions
 from ..flags import from_values, option
 from ..training.latent import LatentOptions
 from ..training.options import TrainingOptions
+from . import silence_libraries
 from .codes import load_for_codes
 
 
@@ -70,14 +71,12 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
 
     pipeline = load_for_codes(options.model, options.codes)
     accelerator = Accelerator()
-    quiet = arguments.json or not accelerator.is_main_process
     folder = options.run_dir or options.output.with_name(f"{options.output.name}-training")
     model, scheduler = train_latent(
         load_codes(options.codes)["latent_code"],
         from_values(LatentOptions, vars(options)),
         folder,
         accelerator,
-        (lambda line: None) if quiet else lambda line: print(line, file=sys.stderr, flush=True),
     )
     if not accelerator.is_main_process:
         return None
@@ -85,3 +84,20 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     with new_folder(options.output) as partial:
         pipeline.save_pretrained(partial)
     return {"output": options.output, **read_metrics(folder)[-1]}, str(options.output)
+
+
+def evaluate(options: EvaluationOptions, arguments: Namespace) -> tuple[Any, str] | None:
+    """Reconstruct a data set and measure it by the paper's protocol.
+
+      diffae-hub evaluate cifar10-32-small --dataset photos/ --num-images 100 --output evaluation
+      diffae-hub evaluate MODEL --dataset test.parquet --train-dataset train.parquet --baselines mean_image pca jpeg \\
+          --path-length-pairs 200 --probe multiclass --label-columns label --output evaluation
+      accelerate launch -m diffae_hub.cli evaluate MODEL ...          shares the sampling between several devices
+
+    OUTPUT/report.md, report.json and pictures are written. Given again, the command continues where it stopped.
+    """
+    from ..evaluation import evaluate as steps
+
+    silence_libraries()
+    figures = steps.evaluate(options, show_progress=arguments.show_progress, command=arguments.command_line)
+    return (figures, (options.output / "report.md").read_text()) if figures else None

@@ -5,7 +5,3 @@ from __future__ import annotations
 
 class TrainingError(RuntimeError):
     """The training cannot go on."""
-
-
-class UnfitImage(ValueError):
-    """An intact image that the crop is not for: the command must change, not the image."""

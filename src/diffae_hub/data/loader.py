@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from .errors import TrainingError, UnfitImage
+from .errors import TrainingError
 from .transform import ImageTransform
 
 
@@ -46,27 +46,25 @@ class ImageTensorDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
-        """(image, one line for each unreadable one before it) at an index, or at (index, position in the training)."""
-        index, *position = key if isinstance(key, tuple) else (key,)
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
+        """(image, one line for each unreadable one before it) at (index, position in the training)."""
+        index, position = key
         unreadable: list[str] = []
         for offset in range(len(self.rows)):
             try:
                 row = self.rows[(index + offset) % len(self.rows)]
-                return self.transform(row, tuple(position) or None), unreadable
-            except UnfitImage:
-                raise
+                return self.transform(row, (position,)), unreadable
             except ValueError as error:
                 if not self.skip_bad_images:
                     raise unreadable_image(error) from error
                 unreadable.append(str(error))
         raise TrainingError(f"none of the {len(self.rows)} images can be read; the first: {unreadable[0]}")
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Batch | Exception:
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | Exception:
         """A batch, or what stops the training: see [`TrainingDataLoader`]."""
         try:
             images, unreadable = zip(*(self[key] for key in keys), strict=True)
-        except (TrainingError, UnfitImage) as error:
+        except TrainingError as error:
             return error
         return Batch(torch.stack(images), [line for lines in unreadable for line in lines])
 
@@ -92,9 +90,6 @@ class ResumableBatchSampler:
     seed: int
     process_index: int = 0
     num_processes: int = 1
-
-    def __len__(self) -> int:
-        return max(0, -(-(self.stop - self.start) // self.batch_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = process_share(self.batch_size, self.process_index, self.num_processes)

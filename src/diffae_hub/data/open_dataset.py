@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..network import check_hub_answers, hub_requests
 from . import sources
-from .sources import local_path, split_name
+from .sources import split_name
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -61,16 +61,15 @@ def open_dataset(
             the name of a Hub dataset. `~` is the home folder.
         split: Its split, with a slice (`"train[:90%]"`) unless streaming: see
             [`~diffae_hub.data.sources.image_folder`] and [`~diffae_hub.data.sources.parquet_files`].
-        image_column: The column that holds the images. A folder of images has any, with metadata files "image".
+        image_column: A folder of images has any, with metadata files "image".
         streaming: Whether to read it while training, without a copy on the disk.
         columns: Columns to keep beside the images. Those of a folder of images are in its metadata files (metadata.csv,
             .jsonl or .parquet, by `file_name`); without these "label" is the subfolder that an image is in.
 
-    Raises:
-        ValueError: If the source, the split or a column does not exist, or a file is damaged.
-        ConnectionError: If the Hub does not give the dataset.
+    A ValueError, if the source, the split or a column does not exist, or a file is damaged; a ConnectionError, if the
+    Hub does not give the dataset.
     """
-    path, name = local_path(source), split_name(split)
+    path, name = Path(source).expanduser(), split_name(split)
     if streaming and split != name:
         raise ValueError(f"split must be a name without a slice when streaming, got {split!r}")
     if path.exists():

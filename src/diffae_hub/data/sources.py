@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..files import user_path
-
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Not read, but worth a word: whoever has such files will think that they are.
 _OTHER_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".tga")
@@ -23,16 +21,6 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # What folders of splits are called, and what that means.
 _SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation"}
 _SPLITS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test"}
-
-
-def local_path(source: str) -> Path:
-    """Where a data set is if it is on this disk, with `~` for the home folder."""
-    path = user_path(source)
-    try:
-        path.exists()
-    except OSError as error:
-        raise ValueError(f"dataset must be a path that can be read, got {error.filename}: {error.strerror}") from error
-    return path
 
 
 def files_below(folder: str | Path) -> Iterator[tuple[str, os.DirEntry]]:

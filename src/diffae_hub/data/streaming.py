@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from .errors import TrainingError, UnfitImage
+from .errors import TrainingError
 from .loader import Batch, TrainingDataLoader, unreadable_image
 from .open_dataset import image_of
 from .transform import ImageTransform
@@ -115,8 +115,6 @@ class StreamedBatches(IterableDataset):
         """The image of a row, or why there is none, and the row's position."""
         try:
             return self.transform(row, (self.process_index, position["examples"])), position
-        except UnfitImage:
-            raise
         except ValueError as error:
             if not self.skip_bad_images:
                 raise unreadable_image(error) from error
@@ -125,7 +123,7 @@ class StreamedBatches(IterableDataset):
     def __iter__(self) -> Iterator[Batch | Exception]:
         try:
             yield from self._batches()
-        except (TrainingError, UnfitImage) as error:  # raised in a loader's process it would become a traceback
+        except TrainingError as error:  # raised in a loader's process it would become a traceback
             yield error
 
     def _batches(self) -> Iterator[Batch]:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..images import pil_to_array, read_image, read_image_bytes, upright
-from .errors import UnfitImage
+from ..images import pil_to_array, read_image, upright
 
 CROPS = ("center", "random", "d2c")
 
@@ -42,15 +41,13 @@ class ImageTransform:
         """The image of a row: `bytes` is the encoded image, or None for the file at `path`, its name in an error.
 
         `position` is the place in the training. With the seed it decides the flip and the random crop; None: neither.
-        An image of the wrong size for the crop is an `UnfitImage`, one that cannot be read a ValueError that names it.
+        An image that cannot be read, or has the wrong size for the crop, is a ValueError that names it.
         """
-        path, content = row["path"], row["bytes"]
-        image = read_image(path) if content is None else read_image_bytes(content, path)
+        path = row["path"]
+        image = read_image(path, row["bytes"])
         try:
-            image = self._cropped(image, path, position)
+            image = self._cropped(image, position)
             array = pil_to_array(image, channels=self.channels, size=(self.resolution, self.resolution))
-        except UnfitImage:
-            raise
         except Exception as error:  # Pillow raises almost anything on odd files
             raise ValueError(f"image {path} cannot be used: {error}") from error
         if self.horizontal_flip and position is not None and self._random(0, position).random() < 0.5:
@@ -60,16 +57,13 @@ class ImageTransform:
     def _random(self, purpose: int, position: tuple[int, ...]) -> np.random.Generator:
         return np.random.default_rng((self.seed, purpose, *position))
 
-    def _cropped(self, image: Image.Image, path: str, position: tuple[int, ...] | None) -> Image.Image:
+    def _cropped(self, image: Image.Image, position: tuple[int, ...] | None) -> Image.Image:
         if self.crop == "center":
             return image  # `pil_to_array` does it
         image = upright(image)
         if self.crop == "d2c":
             if image.size != _CELEBA_SIZE:
-                raise UnfitImage(
-                    "--crop must be 'center' or 'random' for images that are not of 178x218 pixels, got 'd2c' for "
-                    f"{path} of {image.width}x{image.height}"
-                )
+                raise ValueError(f"crop 'd2c' is for images of 178x218 pixels, got {image.width}x{image.height}")
             return image.crop(_D2C_BOX)
         side = min(image.size)
         room = [length - side for length in image.size]

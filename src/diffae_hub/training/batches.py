@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..data.loader import ImageTensorDataset, ResumableBatchSampler, process_share, training_loader
 from ..data.open_dataset import is_saved, load_rows, open_dataset
-from ..data.sources import files_below, image_folder, local_path, parquet_files, split_name
+from ..data.sources import files_below, image_folder, parquet_files, split_name
 from ..data.streaming import StreamedBatches, streaming_loader
 from ..data.transform import ImageTransform
 from .checkpoints import check_equal
@@ -32,7 +32,7 @@ def open_batches(
     """
     source = options.dataset, options.split, options.image_column
     rows = open_dataset(*source, streaming=True) if options.streaming else load_rows(*source)
-    path = local_path(options.dataset)
+    path = Path(options.dataset).expanduser()
     data = {
         "dataset": str(path.resolve()) if path.exists() else options.dataset,
         "split": options.split,
@@ -99,7 +99,7 @@ def data_fingerprint(source: str, split: str, rows: Any) -> str:
     It is made without reading the images: of the names, sizes and times of a split's files on this disk, else of the
     fingerprint of `datasets`, of a stream's shards' names, which hold the revision. `rows` are the opened data set.
     """
-    path, parts = local_path(source), []
+    path, parts = Path(source).expanduser(), []
     if path.exists():
         split = split_name(split)
         files = list(map(Path, parquet_files(path, split)))

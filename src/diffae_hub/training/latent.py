@@ -7,7 +7,7 @@ velocity on a shifted cosine schedule.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,13 +135,19 @@ def train_latent(
     options: LatentOptions,
     run_folder: Path,
     accelerator: Accelerator,
-    report: Callable[[str], None] = print,
 ) -> tuple[LatentCodeModel, VPDDIMScheduler]:
     """Trains, from the newest checkpoint of `run_folder` if it has one, and writes metrics.jsonl beside them.
+
+    What happens is told on stderr.
 
     Returns the network with averaged weights, and its scheduler. A ValueError, if the codes cannot be used, or the
     checkpoints are of other codes or options.
     """
+
+    def report(text: str) -> None:
+        if accelerator.is_main_process:
+            print(text, file=sys.stderr, flush=True)
+
     trainer = LatentTrainer(codes, options, accelerator)
     settings = {
         "experiment": dataclasses.asdict(options),

@@ -47,13 +47,9 @@ _COLUMNS = 8  # of the picture of a validation
 def train(options: TrainingOptions, assignments: Sequence[str] = ()) -> None:
     """Trains, from the beginning or from a checkpoint, until all examples are seen or a signal comes.
 
-    Args:
-        options: What to train, on what, and where to.
-        assignments: Further overrides of the experiment, texts `KEY=VALUE`.
-
-    Raises:
-        ValueError: If the options, the data or the checkpoint do not fit; nothing was trained.
-        TrainingError: If the run breaks off after it has begun; the message names its last checkpoint.
+    `assignments` are those of [`~diffae_hub.training.options.resolve_experiment`]. A ValueError, if the options, the
+    data or the checkpoint do not fit: nothing was trained. A TrainingError, if the run breaks off after it has begun;
+    its message names the last checkpoint.
     """
     pretrained = None
     if options.pretrained_model is not None:
@@ -260,7 +256,6 @@ class _Run:
             figures, pictures = validate(pipeline, images, phase, options.validation_steps, options.seed)
         rows = [row[:_COLUMNS] for row in pictures.values()]
         picture = image_grid([image for row in rows for image in row], columns=len(rows[0]))
-        self._validation_picture().parent.mkdir(exist_ok=True)
         write_png(self._validation_picture(), picture)
         if options.report_to != "none":
             layout = {"dataformats": "NHWC"} if options.report_to == "tensorboard" else {}
@@ -278,7 +273,7 @@ class _Run:
     # ---- after the last step --------------------------------------------------------------------------------------
 
     def write_end(self) -> None:
-        """The pipeline with averaged weights and its card; uploads it if that was asked for."""
+        """The pipeline with averaged weights and its card, uploaded if that was asked for."""
         if self.is_main:
             pipeline_folder = self.folder / "pipeline"
             with self.trainer.averaged_weights(), new_folder(pipeline_folder) as partial:
@@ -309,13 +304,12 @@ class _Run:
     def _figures(self) -> dict[str, Any]:
         networks = self.trainer.network.named_children()
         phase1_fraction = self.trainer.phase1_examples / self.preset.training_examples  # of a run that was prolonged
-        return figures_of_run(
-            self.hub_model_id or self.folder.resolve().name,
-            self.options.dataset,
-            {**self.preset.to_dict(), "phase1_fraction": phase1_fraction},
-            {name: sum(p.numel() for p in network.parameters()) for name, network in networks},
-            read_metrics(self.folder),
-            0 if self.validation_images is None else len(self.validation_images),
-            self.options.validation_steps,
-            self.options.hub_license,
-        )
+        validated = 0 if self.validation_images is None else len(self.validation_images)
+        experiment = {**self.preset.to_dict(), "phase1_fraction": phase1_fraction}
+        return {
+            "model_name": self.hub_model_id or self.folder.resolve().name,
+            "license": self.options.hub_license,
+            "dataset": {"name": self.options.dataset},
+            "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks},
+            **figures_of_run(experiment, read_metrics(self.folder), validated, self.options.validation_steps),
+        }

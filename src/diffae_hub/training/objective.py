@@ -30,11 +30,6 @@ def derived_seed(seed: int, *position: int) -> int:
     return int(np.random.SeedSequence((seed, *position)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def phase_at(examples_seen: int, phase1_examples: int) -> int:
-    """The phase, 1 or 2, of the batch that starts after `examples_seen` examples (section 5: phases count examples)."""
-    return 1 if examples_seen < phase1_examples else 2
-
-
 def sample_timesteps(
     batch_size: int, phase: int, scheduler: VPDDIMScheduler, generator: torch.Generator
 ) -> torch.Tensor:
@@ -59,16 +54,10 @@ def denoising_loss(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean squared error between the prediction and its target (Algorithm 2, lines 7-16).
+    """Mean squared error between the prediction and its target, of each image, (B,) (Algorithm 2, lines 7-16).
 
-    Args:
-        model: A [`DiffusionAutoencoder`], possibly wrapped.
-        images: x_0 in [-1, 1], (B, C, H, W), float32.
-        noise: eps, standard normal, same shape.
-        timesteps: 1000 t, (B,); may stay on the CPU, where the scheduler checks them without waiting for a device.
-
-    Returns:
-        The loss per image, (B,), float32: its mean over a global batch is the training loss.
+    x_0 in [-1, 1] and eps are (B, C, H, W), float32, and `timesteps`, 1000 t, (B,): these may stay on the CPU, where
+    the scheduler checks them without waiting for a device. `model` is a [`DiffusionAutoencoder`], possibly wrapped.
     """
     noisy_images = scheduler.add_noise(images, noise, timesteps)
     target = scheduler.training_target(images, noise, timesteps)

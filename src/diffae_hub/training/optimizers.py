@@ -11,8 +11,8 @@ OPTIMIZERS = ("adam", "adamw", "muon")
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine", "polynomial")
 
 
-def newton_schulz(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Moves the singular values of matrices towards 1 (Jordan et al. 2024, "Muon").
+def newton_schulz(matrices: torch.Tensor) -> torch.Tensor:
+    """Moves the singular values of matrices towards 1, in five steps (Jordan et al. 2024, "Muon").
 
     Each step is X <- (a I + b X X^T + c (X X^T)^2) X. The polynomials are gathered on the small Gram matrix and applied
     to X once, which for wide matrices takes a third of the operations of applying each of them.
@@ -21,11 +21,11 @@ def newton_schulz(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     if matrices.shape[-2] > matrices.shape[-1]:
-        return newton_schulz(matrices.mT, steps).mT
+        return newton_schulz(matrices.mT).mT
     matrices = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     gram = matrices @ matrices.mT
     identity = product = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    for _ in range(steps):
+    for _ in range(5):
         polynomial = a * identity + b * gram + c * (gram @ gram)
         product = polynomial @ product
         gram = polynomial @ gram @ polynomial

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -25,15 +24,6 @@ if TYPE_CHECKING:
 
 # A checkpoint of 2 GB every few seconds, or a validation, would take a good part of a fast GPU's time.
 _EVERY = "default: a hundredth of the training, but at least 100000"
-
-
-# The options that belong to a part of the preset.
-_OF_COMPONENTS = {
-    "encoder": ("latent_dim",),
-    "decoder": ("latent_dim",),
-    "scheduler": ("prediction_type", "noise_schedule", "scaling_factor"),
-}
-
 _experiment = partial(option, None, group="experiment")  # the preset decides
 _data, _machine, _output = (partial(option, group=group) for group in ("data", "machine", "output"))
 
@@ -86,7 +76,7 @@ class TrainingOptions:
     gradient_checkpointing: bool = _machine(False, "compute activations again instead of keeping them")
     gradient_accumulation_steps: int = _machine(1, "parts in which a batch goes through the networks", minimum=1)
 
-    output: Path = _output(MISSING, "folder of the run", aliases=("--output-dir",))
+    output: Path = _output(MISSING, "folder of the run")
     checkpoint_every: int | None = _output(None, f"examples between checkpoints; {_EVERY}", minimum=1)
     keep_checkpoints: int = _output(2, "number of checkpoints to keep", minimum=1)
     resume_from_checkpoint: str | None = _output(None, "'latest' (anew if there is none) or a checkpoint's file")
@@ -99,10 +89,6 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         check_minimums(self)
-        if self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2**63, got {self.seed}")
-        if self.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.hub_license):
-            raise ValueError(f"hub_license must be an id like 'mit' or 'cc-by-4.0', got {self.hub_license!r}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"report_to {self.report_to} needs the package: pip install {self.report_to}")
 
@@ -135,9 +121,8 @@ def resolve_experiment(
 ) -> TrainingPreset:
     """The preset, overridden by the JSON file, then by the options, then by assignments.
 
-    Args:
-        assignments: Texts `KEY=VALUE` or `COMPONENT.KEY=VALUE`, values in JSON or plain words.
-        pretrained: Pipeline to go on from: the networks and the noise schedule are its own.
+    These are texts `KEY=VALUE` or `COMPONENT.KEY=VALUE`, values in JSON or plain words. The networks and the noise
+    schedule are those of the pipeline `pretrained`, if there is one.
     """
     if options.preset is not None:
         preset = preset_named(options.preset)
@@ -158,8 +143,8 @@ def resolve_experiment(
         preset = preset.at_resolution(options.resolution)
     given = options.to_dict()
     overrides = {field.name: given[field.name] for field in dataclasses.fields(preset) if field.name in given}
-    for component, names in _OF_COMPONENTS.items():
-        overrides[component] = {name: given[name] for name in names if name in given}
+    for component in COMPONENTS:  # such as latent_dim, of the encoder and of the decoder
+        overrides[component] = {name: given[name] for name in getattr(preset, component) if name in given}
     preset = preset.with_overrides(overrides)
     for assignment in assignments:
         path, separator, text = assignment.partition("=")

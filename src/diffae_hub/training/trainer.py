@@ -11,7 +11,7 @@ from diffusers.training_utils import EMAModel
 
 from ..data.loader import process_share
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from .objective import DiffusionAutoencoder, denoising_loss, derived_seed, phase_at, sample_timesteps
+from .objective import DiffusionAutoencoder, denoising_loss, derived_seed, sample_timesteps
 from .optimizers import build_optimizer, learning_rate_at
 from .presets import TrainingPreset
 
@@ -27,13 +27,9 @@ NOISE, TIMESTEPS, DROPOUT = 1, 2, 3
 class Trainer:
     """A network in training, with its optimizer and the averages of its weights.
 
-    What a step draws depends on the seed and on the examples seen, on nothing else, so that a checkpoint needs no state
-    of any random generator.
-
-    Attributes:
-        network: With the weights of the last step.
-        model: The network as a step calls it: compiled, and in the wrapper of several processes.
-        examples_seen: Examples trained on, over all processes.
+    What a step draws depends on the seed and on the examples seen, by all processes, on nothing else, so that a
+    checkpoint needs no state of any random generator. `model` is the network as a step calls it: compiled, and in the
+    wrapper of several processes.
     """
 
     def __init__(
@@ -129,14 +125,8 @@ class Trainer:
 class TwoPhaseTrainer(Trainer):
     """A diffusion autoencoder in training (Algorithms 1 and 2; section 8 for Adam, warm-up and averaged weights).
 
-    Several processes draw dropout each for its own share: with dropout their weights are not those that one process
-    would have.
-
-    Args:
-        preset: The experiment.
-        accelerator: Device, processes and precision.
-        seed: Of the initial weights and of every draw.
-        pretrained: Networks whose weights the training begins with; None for new ones.
+    `seed` is that of new initial weights, unless they are those of `pretrained`, and of every draw. Several processes
+    draw dropout each for its own share: with dropout their weights are not those that one process would have.
     """
 
     def __init__(
@@ -171,8 +161,8 @@ class TwoPhaseTrainer(Trainer):
 
     @property
     def phase(self) -> int:
-        """The phase, 1 or 2, of the last step; before the first one, of the first."""
-        return phase_at(max(self.examples_seen - self.batch_size, 0), self.phase1_examples)
+        """1 or 2, that of the last step; before the first one, of the first. Phases count examples (section 5)."""
+        return 1 if max(self.examples_seen - self.batch_size, 0) < self.phase1_examples else 2
 
     @property
     def learning_rate(self) -> float:
@@ -182,16 +172,13 @@ class TwoPhaseTrainer(Trainer):
     def step(self, images: torch.Tensor) -> torch.Tensor:
         """One optimizer step on a global batch, of which this process has its share.
 
-        Args:
-            images: This process's share, (b, C, H, W), in [-1, 1], float32, on any device.
-
-        Returns:
-            This process's share of the loss, (), on the device: the shares add up to the loss of the global batch.
+        That is `images`, (b, C, H, W), in [-1, 1], float32, on any device. Returned is its share of the loss, (), on
+        the device: the shares add up to the loss of the global batch.
         """
         preset, accelerator, device = self.preset, self.accelerator, self.accelerator.device
 
         # Every process draws the timesteps and the noise of the global batch and takes its share.
-        phase = phase_at(self.examples_seen, self.phase1_examples)
+        phase = 1 if self.examples_seen < self.phase1_examples else 2
         timesteps = sample_timesteps(self.batch_size, phase, self.scheduler, self.generator(TIMESTEPS))[self.share]
         shape = (self.batch_size, *images.shape[1:])
         noise = torch.randn(shape, generator=self.generator(NOISE, device), device=device)[self.share]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..data.open_dataset import image_of, open_dataset
-from ..data.sources import local_path, split_name
+from ..data.sources import split_name
 from ..data.transform import ImageTransform
 from ..files import new_file
 from ..metrics.psnr import peak_signal_to_noise_ratio
@@ -26,7 +26,7 @@ def load_validation_images(options: TrainingOptions, preset: TrainingPreset) -> 
     """The first images of the validation data, (B, C, H, W), in [-1, 1]."""
     dataset, split, column = options.validation_dataset, options.validation_split, options.image_column
     # Of a Hub data set's split no more is downloaded than is used.
-    streaming = not local_path(dataset).exists() and split == split_name(split)
+    streaming = not Path(dataset).expanduser().exists() and split == split_name(split)
     rows = islice(open_dataset(dataset, split, column, streaming), options.validation_images)
     transform = ImageTransform(preset.encoder["sample_size"], preset.encoder["in_channels"], crop=preset.crop)
     images = [transform(image_of(row, column, index)) for index, row in enumerate(rows)]
@@ -41,10 +41,9 @@ def validate(
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Reconstructs held-out images, (B, C, H, W) in [-1, 1], and compares.
 
-    Returns:
-        Figures (`psnr_<mode>` in dB and `ssim_<mode>`, means over the images) and the pictures by mode, the originals
-        first, (B, C, H, W) in [0, 1], on the CPU. A mode is `one_step` in phase 1, where the model knows t = 1 only,
-        `stochastic` and `inversion` in phase 2.
+    Returns figures (`psnr_<mode>` in dB and `ssim_<mode>`, means over the images) and the pictures by mode, the
+    originals first, (B, C, H, W) in [0, 1], on the CPU. A mode is `one_step` in phase 1, where the model knows t = 1
+    only, `stochastic` and `inversion` in phase 2.
     """
     pipeline.set_progress_bar_config(disable=True)
     modes = {"one_step": ("stochastic", 1)}
