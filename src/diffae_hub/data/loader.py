@@ -149,8 +149,12 @@ def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
 def _raising(batches: Iterator[Batch | Exception]) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(batch, Exception):
-            raise batch
+            break
         yield batch
+    else:
+        return
+    del batches  # ends the processes; collected together with a traceback, they would be waited for
+    raise batch
 
 
 def _prepare_worker(worker_index: int) -> None:
