@@ -97,7 +97,7 @@ def test_pipes_are_refused_by_name(tmp_path: Path, name: str) -> None:
 
 
 def test_images_of_other_types_are_counted(tmp_path: Path) -> None:
-    for name in ("a.png", "b.jfif", "c.AVIF", "d.txt"):
+    for name in ("a.png", "b.jfif", "c.HEIC", "d.txt"):
         Image.fromarray(GRADIENT).save(tmp_path / name, "PNG")
     with pytest.warns(UserWarning, match="2 files"):
         assert len(load_rows(str(tmp_path))) == 1

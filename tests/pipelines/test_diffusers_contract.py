@@ -141,6 +141,14 @@ def test_interrupt_skips_the_rest_of_one_call(tiny_pipeline, images) -> None:
     assert not torch.equal(run(tiny_pipeline, images, num_inference_steps=5), output)
 
 
+def test_progress_bars_have_names(tiny_pipeline, images, capfd) -> None:
+    for disable in (False, True):
+        tiny_pipeline.set_progress_bar_config(disable=disable)
+        tiny_pipeline(images, mode="inversion", num_inference_steps=2)
+        shown = capfd.readouterr().err
+        assert [name in shown for name in ("encode", "invert", "decode")] == [not disable] * 3
+
+
 def test_components_and_from_pipe(tiny_pipeline, images) -> None:
     expected = run(tiny_pipeline, images)
     assert {"encoder", "decoder", "scheduler"} <= set(tiny_pipeline.components)

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Not read, but worth a word: whoever has such files will think that they are.
-_OTHER_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".tga")
+_OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".tga")
 # Further columns of the images beside them, and no data of their own.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # What folders of splits are called, and what that means.
