@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from ..flags import option
 from . import silence_diffusers
 
 _MAX_ALONG, _MAX_TILES = 64, 4096  # of a picture: hours on a CPU
+_PIXELS_TOGETHER = 2**17  # of pictures in one batch: larger ones do not pay
 _EXACT = 1e-6  # the tolerance of `--exact`: about what float32 can do
 _MODE_HELP = (
     "stochastic: decode from random noise, so that a picture shows what the latent code alone holds; inversion: "
@@ -112,6 +113,7 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
     Writes each reconstruction, and side by side the original, it and their difference, 5 times. PSNR and SSIM are
     against what the model was given.
     """
+    import numpy as np
     import torch
 
     from ..files import write_png
@@ -136,12 +138,20 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
             raise ValueError(f"--tiles must give at most {_MAX_TILES:,} tiles a picture, got {counts[-1]:,} for {path}")
     options.output.mkdir(parents=True, exist_ok=True)  # or fails before any work
 
+    def pictures() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each original, and its reconstruction in 8 bits, as the file will hold it."""
+        together = max(1, _PIXELS_TOGETHER // size**2) if along == 1 else 1
+        for first in range(0, len(options.images), together):
+            files = zip(options.images[first : first + together], sizes[first : first + together], strict=True)
+            arrays = [pil_to_array(read_image(path), channels, picture_size) for path, picture_size in files]
+            originals = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+            # The same noise for each.
+            settings["generator"] = [torch.Generator().manual_seed(options.seed) for _ in arrays]
+            yield from zip(originals, to_uint8(pipeline(originals, **settings).images.cpu()), strict=True)
+
     records, lines = [], []
-    for path, name, picture_size, count in zip(options.images, _names(options.images), sizes, counts, strict=True):
-        original = torch.from_numpy(pil_to_array(read_image(path), channels, picture_size)).permute(2, 0, 1)
-        settings["generator"].manual_seed(options.seed)  # the same noise for each
-        # Measured on 8-bit pixels, as the file holds them.
-        pixels = to_uint8(pipeline(original[None], **settings).images[0].cpu())
+    names = _names(options.images)
+    for path, name, count, (original, pixels) in zip(options.images, names, counts, pictures(), strict=True):
         result = pixels.float() / 255
         psnr = float(peak_signal_to_noise_ratio(result[None], original[None]))
         record = {
