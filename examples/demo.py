@@ -7,7 +7,8 @@ tile becomes a latent code of 512 numbers; the decoder turns the codes back into
 (stochastic autoencoding: the picture shows what the codes alone hold) and once from the noise that the photograph
 itself leads to (inversion: nearly exact).
 
-Six emoji that `noto-emoji-64` has never seen are reconstructed, given another skin tone, and interpolated.
+Six emoji that `noto-emoji-64` has never seen are reconstructed, given another skin tone, and interpolated;
+six new ones are drawn.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def photographs(pipeline: DiffusionAutoencoderPipeline, output: Path) -> None:
 
 
 def emoji(pipeline: DiffusionAutoencoderPipeline, output: Path) -> None:
-    """Rows of six: originals, from the code alone, round trips, two edits, an interpolation."""
+    """Rows of six: originals, from the code alone, round trips, two edits, an interpolation, samples."""
     names = ("judge", "princess", "vampire", "woman", "heart_eyes", "panda")
     images = [Image.open(EMOJI / f"{name}.png").convert("RGBA") for name in names]
     original = torch.cat([pipeline.image_processor.preprocess(image) for image in images]) / 2 + 0.5
@@ -80,11 +81,13 @@ def emoji(pipeline: DiffusionAutoencoderPipeline, output: Path) -> None:
     for index, attribute in ((2, "dark skin tone"), (1, "light skin tone")):
         rows.append(pipeline.edit(original[index], {attribute: strengths}, **options).images)
     rows.append(pipeline.interpolate(original[:2], num_frames=6, **options).images)
+    pipeline.scheduler = VPDPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    rows.append(pipeline.sample(6, torch.Generator().manual_seed(0), **options).images)
     psnr = float(peak_signal_to_noise_ratio(round_trip, original).mean())
     print(f"emoji, inversion: PSNR {psnr:.2f} dB")
     path = output / "emoji.png"
     image_grid(torch.cat(rows), 6).save(path)
-    print(f"  original, from the code alone, round trip, two edits, interpolation: {path.resolve()}")
+    print(f"  original, from the code alone, round trip, two edits, interpolation, samples: {path.resolve()}")
 
 
 if __name__ == "__main__":

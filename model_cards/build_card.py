@@ -4,8 +4,9 @@
 
 `--run` is the folder of `diffae-hub train`; `--evaluation` that of `diffae-hub evaluate`, whose report and pictures go
 into model_cards/ too; `--further` names others, of other modes or fewer images, for what the first does not have;
-`--editing` is the file of `benchmarks/measure_editing.py`; `--tables` the folder of `examples/replicate_tables.py`, for
-the options beyond the paper.
+`--editing` is the file of `benchmarks/measure_editing.py`, `--sampling` the folder of `benchmarks/measure_sampling.py`
+and `--codes` the metrics.jsonl of `diffae-hub train-latent`; `--tables` is the folder of `examples/replicate_tables.py`,
+for the options beyond the paper.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "noto-emoji-64": {
         "summary": "A small diffusion autoencoder for 64x64 emoji on white, with a classifier of their attributes "
-        "for editing. Trained by the two-phase method (velocity prediction, "
-        "SC-4) on a CPU.",
+        "for editing and a latent code model for new images. Trained by the two-phase method (velocity prediction, SC-4) "
+        "on a CPU.",
         "license": "apache-2.0",
         "dataset": {
             "name": "Noto Color Emoji, 2,973 training images",
@@ -61,7 +62,10 @@ MODELS: dict[str, dict[str, Any]] = {
         },
         "training": {
             "learning rate over time": "cosine, whose end was moved: planned for 150,000 examples, from 38,656 on for 100,000, from "
-            "57,600 on for 120,000, where it was 0; then for 300,000, from 142,528 on for 232,000, from 202,432 on for 224,000"
+            "57,600 on for 120,000, where it was 0; then for 300,000, from 142,528 on for 232,000, from 202,432 on for 224,000, "
+            "where it was 0 again; then from 224,000 on for 332,000, from 225,088 on for 290,000",
+            "latent code model": "velocity prediction on SC-1, on the codes of the training images and of their mirror images; "
+            "AdamW, 1e-3, 256 codes a step",
         },
         "test images": "the test families, 362 emoji, which played no part in training or in any choice",
         "limitations": [
@@ -172,6 +176,27 @@ def editing_table(document: dict[str, Any]) -> str:
     )
 
 
+def sampling_table(figures: dict[str, Any], training: dict[str, Any]) -> str:
+    """Fréchet distances of samples, and whether they are copies."""
+    titles = {
+        "latent_code_model": "latent code model",
+        "gaussian": "Gaussian codes, decoded",
+        "held_out": "test images",
+    }
+    few = figures["held_out"]["num_images"]
+    lines = [f"| images | FD-VGG16 | of the first {few} | nearest training code |", "|---|---|---|---|"]
+    for name, title in titles.items():
+        row = figures[name]
+        distances = f"{row['fd_vgg16']:.1f} ({row['num_images']:,} images) | {row[f'fd_vgg16_of_{few}']:.1f}"
+        lines.append(f"| {title} | {distances} | {row['nearest']:.2f} |")
+    return (
+        f"\n\n### New images\n\n`pipe.sample()`; the latent code model saw {training['examples']:,} codes. Distance to the "
+        f"training images, which falls with the number of images ({figures['steps']} steps of DPM-Solver++; "
+        "`benchmarks/measure_sampling.py`); *nearest training code*: median distance to it, over that of test images: far "
+        "below 1 would be copies.\n\n" + "\n".join(lines)
+    )
+
+
 def draw_editing(path: Path, rows: list[dict[str, Any]]) -> None:
     """The table's figures: AUROC by attribute; target and LPIPS over strength."""
     attributes = list(dict.fromkeys(row["attribute"] for row in rows))
@@ -196,6 +221,8 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, required=True)
     parser.add_argument("--further", type=Path, nargs="*", default=[])
     parser.add_argument("--editing", type=Path)
+    parser.add_argument("--sampling", type=Path)
+    parser.add_argument("--codes", type=Path)
     parser.add_argument("--tables", type=Path)
     parser.add_argument("--hardware", required=True, help="that the training ran on")
     arguments = parser.parse_args()
@@ -238,6 +265,14 @@ def main() -> None:
         evaluation += editing_table(document)
         draw_editing(FOLDER / drawn, document["rows"])
         evaluation += f"\n\n![AUROC by attribute; change of probability and LPIPS over strength]({drawn})"
+    if arguments.sampling:
+        drawn = f"images/{name}_samples.png"
+        shutil.copy(arguments.sampling / "samples.png", FOLDER / drawn)
+        lines = arguments.codes.read_text().splitlines()
+        evaluation += sampling_table(
+            json.loads((arguments.sampling / "figures.json").read_text()), json.loads(lines[-1])
+        )
+        evaluation += f"\n\n![Samples, each above the training image of the nearest code]({drawn})"
     psnr = {method: figure["psnr_db"]["mean"] for method, figure in report["results"].items() if "psnr_db" in figure}
     limitations = list(about["limitations"])
     if psnr.get("pca", 0) > psnr["stochastic"]:

@@ -121,6 +121,14 @@ def test_an_emoji_comes_back(emoji: DiffusionAutoencoderPipeline, judge: torch.T
     assert float(peak_signal_to_noise_ratio(output.images, judge)) > 45
 
 
+def test_new_emoji_stand_on_white_and_are_not_all_alike(emoji: DiffusionAutoencoderPipeline) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = emoji.sample(4, generator, num_inference_steps=5, output_type="pt").images
+    corners = torch.stack([images[..., row, column] for row in (0, 1) for column in (0, 1, -2, -1)])
+    assert float(corners.median()) > 0.95
+    assert torch.pdist(images.flatten(1)).square().median() / images[0].numel() > 0.03
+
+
 def test_an_edit_darkens_the_skin_and_not_the_background(
     emoji: DiffusionAutoencoderPipeline, judge: torch.Tensor
 ) -> None:

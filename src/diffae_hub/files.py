@@ -88,9 +88,7 @@ def check_output_folder(output: Path, overwrite: bool, marker: str, *inputs: Pat
     """
     empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
     if not empty and not (overwrite and (output / marker).is_file()):
-        raise ValueError(
-            f"output must be a new or empty folder, or with --overwrite one that holds {marker}, got {output}"
-        )
+        raise ValueError(f"output must be a new or empty folder, or one with a {marker} to overwrite, got {output}")
     for path in inputs:
         if path.resolve().is_relative_to(output.resolve()):
             raise ValueError(f"output must be another folder than that of {path}, got {output}")
@@ -135,14 +133,16 @@ def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The records of such a file, but for half lines; none if there is no such file."""
     records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         with suppress(ValueError):
             records.append(json.loads(line))
     return records
 
 
 def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """A file that must hold a JSON object with these keys; a ValueError that names it, if it does not."""
+    """A regular file that must hold a JSON object with these keys; a ValueError that names it, if it does not."""
+    if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
+        raise ValueError(f"{path} must be a regular file")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -147,6 +147,11 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.corners)
 
+    @staticmethod
+    def count(height: int, width: int, size: int, overlap: int) -> int:
+        """How many there would be, without making them."""
+        return _count(height, size, overlap) * _count(width, size, overlap)
+
     def split(self, pictures: torch.Tensor) -> torch.Tensor:
         """(B, C, height, width) -> (B * tiles, C, size, size), picture by picture, row by row."""
         cut = [pictures[..., top : top + self.size, left : left + self.size] for top, left in self.corners]
@@ -165,8 +170,12 @@ class Tiles:
         return pictures / total
 
 
+def _count(length: int, size: int, overlap: int) -> int:
+    return 1 + math.ceil((length - size) / (size - overlap))
+
+
 def _starts(length: int, size: int, overlap: int) -> list[int]:
-    count = 1 + math.ceil((length - size) / (size - overlap))
+    count = _count(length, size, overlap)
     return [round(index * (length - size) / max(1, count - 1)) for index in range(count)]
 
 

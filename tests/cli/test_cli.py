@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,6 +171,8 @@ def test_interpolate(model: str, photo: str, tmp_path: Path, capsys) -> None:
         ("reconstruct PHOTO --model MODEL --tiles 0 --output OUT", "--tiles"),
         ("reconstruct PHOTO --model MODEL --device abacus --output OUT", "device"),
         ("reconstruct STRIPE --model MODEL --tiles 4 --output OUT", "--tiles"),
+        ("reconstruct LINE --model MODEL --tiles 2 --output OUT", "--tiles"),  # 340 million tiles
+        ("train --preset small-64 --config PIPE --dataset PHOTOS --output OUT", "pipe"),
         ("reconstruct PHOTO --mode magic --output OUT", "--mode"),
         ("reconstruct PHOTO --model MODEL --exact --solver dpm --output OUT", "--solver"),
         ("variations PHOTO --model MODEL --exact --output OUT", "--exact"),
@@ -180,10 +183,14 @@ def test_interpolate(model: str, photo: str, tmp_path: Path, capsys) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words, message, model, photo, tmp_path, capsys) -> None:
-    stripe, text = tmp_path / "stripe.png", tmp_path / "text.png"
+    stripe, line, text, pipe = (tmp_path / name for name in ("stripe.png", "line.png", "text.png", "pipe"))
     Image.new("L", (3, 6000)).save(stripe)
+    if "LINE" in words:
+        Image.new("L", (80_000_000, 1)).save(line)
+    os.mkfifo(pipe)
     text.write_text("not a picture")
-    places = {"PHOTO": photo, "STRIPE": stripe, "TEXT": text, "MODEL": model, "OUT": tmp_path / "out"}
+    places = {"PHOTO": photo, "STRIPE": stripe, "LINE": line, "TEXT": text, "PIPE": pipe, "PHOTOS": tmp_path}
+    places |= {"MODEL": model, "OUT": tmp_path / "out"}
     assert main([str(places.get(word, word)) for word in words.split()]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -27,6 +27,22 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+def test_a_data_set_that_changed_is_not_continued(photos: Path, model: str, tmp_path: Path, capsys) -> None:
+    encode = ["encode", str(photos), "--split", "train", "--model", model, "--output", str(tmp_path / "codes")]
+    assert main(encode) == 0
+    before = load_codes(tmp_path / "codes")["latent_code"]
+    Image.new("RGB", (16, 16)).save(photos / "bright" / "00.png")  # in front of the others
+    assert main(encode) == 2
+    assert "output" in capsys.readouterr().err
+    assert np.array_equal(load_codes(tmp_path / "codes")["latent_code"], before)
+    # The sheet shows the neighbours, not what stands in their places now.
+    sheet, search = tmp_path / "sheet.png", ["--codes", str(tmp_path / "codes"), "--model", model]
+    picture = str(photos / "dark" / "5.png")
+    assert main(["neighbours", picture, *search, "--num-neighbours", "1", "--sheet", str(sheet)]) == 0
+    pixels = np.asarray(Image.open(sheet))
+    assert np.array_equal(pixels[:, :256], pixels[:, 264:])
+
+
 def test_from_images_to_edits_neighbours_and_new_images(photos: Path, model: str, tmp_path: Path, capsys) -> None:
     codes, mine = tmp_path / "codes", tmp_path / "mine"
 
@@ -54,6 +70,10 @@ def test_from_images_to_edits_neighbours_and_new_images(photos: Path, model: str
     principal = output_of("fit-attributes", codes, "--principal", 2, "--output", tmp_path / "principal")["attributes"]
     assert list(principal) == ["component 0", "component 1"]
     assert "--labels" in refusal("fit-attributes", codes, "--model", model, "--output", mine)
+    for output in (codes, tmp_path, photos):  # what it read, or what others wrote, is not its to replace
+        assert "output" in refusal("fit-attributes", codes, "--principal", 2, "--model", model, "--output", output)
+        assert "output" in refusal("train-latent", codes, "--model", model, "--output", output)
+    assert load_codes(codes)["index"].tolist() == list(range(32))
 
     # Edits.
     picture, steps = photos / "bright" / "3.png", ["--steps", 3, "--output"]
@@ -61,8 +81,9 @@ def test_from_images_to_edits_neighbours_and_new_images(photos: Path, model: str
     edited = output_of("edit", picture, "--attribute", "dark", *strengths, *steps, tmp_path / "edits", model=mine)
     assert [Path(path).is_file() for path in edited["images"][0]["edited"]] == [True] * 3
     assert Image.open(edited["images"][0]["strip"]).size == (4 * 256 + 3 * 8, 256)
-    words = ["edit", picture, "--attribute", "smile", "--model", mine, *steps, tmp_path / "edits"]
-    assert "dark" in refusal(*words)
+    words = ["--model", mine, *steps, tmp_path / "edits"]
+    assert "dark" in refusal("edit", picture, "--attribute", "smile", *words)
+    assert "--strengths" in refusal("edit", picture, "--attribute", "dark", "--strengths", 0.1234567, 0.1234568, *words)
 
     # The nearest image is the image.
     search = [photos / "dark" / "5.png", "--codes", codes, "--num-neighbours", 3]

@@ -92,8 +92,13 @@ def test_bad_input(model: str, test_images: str, tmp_path: Path, capsys) -> None
         assert more[0][2:].replace("-", "_") in capsys.readouterr().err
     with pytest.raises(ValueError, match="codes"):
         load_codes(tmp_path)
-    with pytest.raises(ValueError, match="columns"):
-        load_codes(folder, ["other"])
+    for columns in (["other"], ["label", "label"]):
+        with pytest.raises(ValueError, match="columns"):
+            load_codes(folder, columns)
+    (folder / "codes-0000001.parquet").rename(tmp_path / "kept")
+    with pytest.raises(ValueError, match="codes"):
+        load_codes(folder)
+    (tmp_path / "kept").rename(folder / "codes-0000001.parquet")
     (folder / "codes.json").write_text("{}")
     with pytest.raises(ValueError, match="codes.json"):
         load_codes(folder)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from diffae_hub.data.fingerprint import data_fingerprint
 from diffae_hub.data.open_dataset import load_rows, open_dataset
-from diffae_hub.training.batches import data_fingerprint
 
 from .pictures import encoded, table, write_images
 

@@ -107,9 +107,12 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     if options.sheet is not None:
         config = pipeline.encoder.config
         transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
-        data = load_rows(summary["dataset"], summary["split"], summary["image_column"])
+        rows = [{"path": neighbour["source"], "bytes": None} for neighbour in found]
+        if not Path(found[0]["source"]).is_file():  # the images of a table: `source` says the row
+            data = load_rows(summary["dataset"], summary["split"], summary["image_column"])
+            rows = [data[neighbour["index"]] for neighbour in found]
         first = pipeline.image_processor.preprocess(image)[0]
-        pictures = [first, *(transform(data[neighbour["index"]]) for neighbour in found)]
+        pictures = [first, *map(transform, rows)]
         write_png(options.sheet, film_strip([picture / 2 + 0.5 for picture in pictures]))
     lines = [f"{neighbour['distance']:.4f}  {neighbour['source']}" for neighbour in found]
     return {"image": options.image, "neighbours": found}, "\n".join(lines)
@@ -140,11 +143,14 @@ def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple
     diffae-hub fit-attributes smiling --without serious --name smile --method means --output mine
     diffae-hub fit-attributes codes --principal 10 --output mine              from nothing
     """
-    from ..files import new_folder
+    from ..files import check_output_folder, new_folder
+    from ..network import INDEX
 
     if sum((bool(options.labels), options.without is not None, options.principal is not None)) != 1:
         raise ValueError("--labels, --without or --principal must be given, one of them")
-    pipeline = load_for_codes(options.model, *filter(None, (options.codes, options.without)))
+    codes = [folder for folder in (options.codes, options.without) if folder]
+    check_output_folder(options.output, True, INDEX, *codes)
+    pipeline = load_for_codes(options.model, *codes)
     pipeline.attribute_classifier = _fit(options)
     with new_folder(options.output) as folder:
         pipeline.save_pretrained(folder)
@@ -175,7 +181,11 @@ def _fit(options: FitAttributesOptions) -> Any:
         codes, names = np.concatenate([codes, others]), [options.name]
     elif len(names) == 1 and options.method != "ridge":
         classes = codes_summary(options.codes)["class_names"].get(names[0])
-        labels, names = np.array(classes)[table[names[0]]] if classes else table[names[0]], None
+        labels, names = table[names[0]], None
+        if classes:
+            if any(label not in range(len(classes)) for label in labels.tolist()):  # -1: not labelled
+                raise ValueError(f"labels must be 0 to {len(classes) - 1} in {options.labels[0]!r}, got others")
+            labels = np.array(classes)[labels]
     else:
         labels = np.stack([table[name] for name in names], axis=1)
     fit = {name: getattr(options, name) for name in ("method", "held_out", "seed", "regularization")}

@@ -95,7 +95,7 @@ def push(options: PushOptions, arguments: Namespace) -> tuple[Any, str]:
         bundled_model_path(options.model) if is_bundled else options.model,
         options.repo_id,
         private=options.private,
-        commit_message=options.message,
+        commit_message=options.message or PushOptions.message,
         card=options.card,
         license=options.license,
         evaluation=options.evaluation,

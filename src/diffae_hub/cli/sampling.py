@@ -133,7 +133,7 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
     for path, (width, height) in zip(options.images, shapes, strict=True):
         scale = (along * size - (along - 1) * overlap) / min(width, height)
         sizes.append((size, size) if along == 1 else (round(width * scale), round(height * scale)))
-        counts.append(len(Tiles(sizes[-1][1], sizes[-1][0], size, overlap)))
+        counts.append(Tiles.count(sizes[-1][1], sizes[-1][0], size, overlap))
         if counts[-1] > _MAX_TILES:
             raise ValueError(f"--tiles must give at most {_MAX_TILES:,} tiles a picture, got {counts[-1]:,} for {path}")
     options.output.mkdir(parents=True, exist_ok=True)  # or fails before any work
@@ -243,9 +243,11 @@ def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
     from ..files import write_png
     from ..images import film_strip, pil_to_array, read_image
 
+    strengths = options.strengths
+    if len({f"{strength:g}" for strength in strengths}) < len(strengths):  # the files' names
+        raise ValueError(f"--strengths must differ in their first six digits, got {' '.join(map(str, strengths))}")
     images = [read_image(path) for path in options.images]
     pipeline, settings = load_for_sampling(options, arguments)
-    strengths = options.strengths
     edited = pipeline.edit(images, {options.attribute: strengths}, keep=options.keep, **settings).images.cpu()
     config, records = pipeline.decoder.config, []
     for number, (path, picture) in enumerate(zip(options.images, images, strict=True)):

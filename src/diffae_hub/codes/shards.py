@@ -25,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from ..data.fingerprint import data_fingerprint
 from ..data.open_dataset import image_of, open_dataset
 from ..data.transform import ImageTransform
 from ..files import SETTINGS, check_new_or_continued, check_output, keep_settings, new_file, read_json, write_text
@@ -89,6 +90,7 @@ def encode_dataset(
         "encoder": encoder_fingerprint(pipeline),
         "dtype": str(pipeline.encoder.dtype),
         "dataset": source,
+        "data": data_fingerprint(source, split, dataset),
         "split": split,
         "image_column": image_column,
         "crop": crop,
@@ -158,10 +160,13 @@ def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.
     """
     summary = codes_summary(folder)
     known = ["source", *summary["columns"]]
-    if unknown := [name for name in columns if name not in known]:
-        raise ValueError(f"columns must be among {known}, got {unknown}")
+    if len({*columns} & {*known}) < len(columns):
+        raise ValueError(f"columns must be some of {known}, each once, got {list(columns)}")
     parts = list(_read_codes(Path(folder), columns, summary["count"]))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    codes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {"index": []}
+    if not np.array_equal(codes["index"], np.arange(summary["count"])):
+        raise ValueError(f"codes must be complete and in order, {summary['count']} of them, but not so in {folder}")
+    return codes
 
 
 def codes_summary(folder: str | Path) -> dict[str, Any]:

@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..files import append_json_lines, read_json_lines, write_png
-from ..images import to_pil
+from ..images import read_image, to_pil
 from ..metrics.psnr import peak_signal_to_noise_ratio
 from ..metrics.sharpness import high_pass_energy
 from ..metrics.ssim import structural_similarity
@@ -61,7 +60,7 @@ class EvaluationFolder:
 
     def read(self, method: str, indices: Sequence[int]) -> torch.Tensor:
         """Images from their PNG files: (B, C, H, W) in [0, 1]."""
-        arrays = [np.atleast_3d(np.array(Image.open(self.file(method, index)))) for index in indices]
+        arrays = [np.atleast_3d(np.array(read_image(self.file(method, index)))) for index in indices]
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
     def scores(self, method: str) -> dict[int, dict[str, float]]:

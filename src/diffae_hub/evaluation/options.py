@@ -83,6 +83,8 @@ class EvaluationOptions:
             raise ValueError(f"train_dataset must be given for {', '.join(fitted)}, got none")
         if self.probe and not self.label_columns:
             raise ValueError("label_columns must be given for a probe, got none")
+        if len({*self.label_columns}) < len(self.label_columns):
+            raise ValueError(f"label_columns must differ from one another, got {', '.join(self.label_columns)}")
         if self.probe == "multiclass" and len(self.label_columns) > 1:
             raise ValueError(f"label_columns must be one column for multiclass, got {', '.join(self.label_columns)}")
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..codes.fingerprints import weights_fingerprint
 from ..codes.shards import encode_dataset, encode_images
+from ..data.fingerprint import data_fingerprint
 from ..data.open_dataset import load_rows, open_dataset
 from ..data.transform import ImageTransform
 from ..devices import find_device, load_pipeline, processor_name
@@ -103,7 +104,8 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
     for source, split, _ in labelled.values():
         open_dataset(source, split, options.image_column, False, options.label_columns)
 
-    settings = {"weights": weights, "dataset_images": len(images.rows)}
+    data = data_fingerprint(options.dataset, options.split, images.rows)
+    settings = {"weights": weights, "dataset_images": len(images.rows), "data": data}
     for name in ("dataset", "split", "image_column", "crop", "solver", "steps", "seed", "dtype"):
         settings[name] = getattr(options, name)
     parts = {SETTINGS: settings, "settings_compare.json": compared, "settings_baselines.json": fitted}

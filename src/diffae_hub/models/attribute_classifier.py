@@ -236,6 +236,6 @@ def _score(outputs: np.ndarray, labels: np.ndarray, method: str) -> dict[str, fl
     from sklearn.metrics import r2_score, roc_auc_score
 
     if method == "ridge":
-        return {"r2": float(r2_score(labels, outputs))}
+        return {"r2": float(r2_score(labels, outputs))} if len(np.unique(labels)) > 1 else {}
     accuracy = float(((outputs > 0) == (labels == 1)).mean())
     return {"accuracy": accuracy, "auroc": float(roc_auc_score(labels, outputs))}

@@ -78,8 +78,8 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
             )
         if not 0 < scaling_factor < math.inf:
             raise ValueError(f"scaling_factor must be a finite number above 0, got {scaling_factor}")
-        if not 0 < time_exponent < math.inf or (time_exponent != 1 and timestep_spacing == "leading"):
-            raise ValueError(f"time_exponent must be above 0, and 1 with 'leading' spacing, got {time_exponent}")
+        if not 0.25 <= time_exponent <= 4 or (time_exponent != 1 and timestep_spacing == "leading"):
+            raise ValueError(f"time_exponent must be 0.25 to 4, and 1 with 'leading' spacing, got {time_exponent}")
         if timestep_spacing == "trailing":
             self.register_to_config(timestep_spacing="uniform")  # one word in saved files
         self.init_noise_sigma = 1.0

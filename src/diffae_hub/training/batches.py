@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
+from ..data.fingerprint import data_fingerprint
 from ..data.loader import ImageTensorDataset, ResumableBatchSampler, process_share, training_loader
-from ..data.open_dataset import is_saved, load_rows, open_dataset
-from ..data.sources import files_below, image_folder, parquet_files, split_name
+from ..data.open_dataset import load_rows, open_dataset
 from ..data.streaming import StreamedBatches, streaming_loader
 from ..data.transform import ImageTransform
 from .checkpoints import check_equal
@@ -91,30 +89,3 @@ def _check_same_data(
     for name in loose:
         if saved[name] != current[name]:
             warn(f"WARNING: {name} was {saved[name]!r} of the data of the checkpoint, this run has {current[name]!r}")
-
-
-def data_fingerprint(source: str, split: str, rows: Any) -> str:
-    """A text that changes if the files of a data set change, but not if they are moved with their times.
-
-    It is made without reading the images: of the names, sizes and times of a split's files on this disk, else of the
-    fingerprint of `datasets`, of a stream's shards' names, which hold the revision. `rows` are the opened data set.
-    """
-    path, parts = Path(source).expanduser(), []
-    if path.exists():
-        split = split_name(split)
-        files = list(map(Path, parquet_files(path, split)))
-        folder = files[0].parent if files else path if is_saved(path) else image_folder(path, split)
-        for file in files or sorted(Path(entry.path) for _, entry in files_below(folder)):
-            status = file.stat() if file.exists() else None  # it may be a link to nothing
-            parts.append((os.path.relpath(file, folder), status and (status.st_size, status.st_mtime_ns)))
-    elif hasattr(rows, "dataset"):
-        parts.append(rows.dataset._fingerprint)
-    else:
-        stream = rows._ex_iterable
-        while hasattr(stream, "ex_iterable"):  # the choice of columns is wrapped around it
-            stream = stream.ex_iterable
-        for name, value in sorted(getattr(stream, "kwargs", {}).items()):
-            if isinstance(value, list) and all(isinstance(item, str) for item in value):
-                parts.append((name, value))
-        parts.append(rows.num_shards)
-    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()

@@ -52,7 +52,7 @@ class LatentOptions:
     weight_decay: float = _training(0.01, "AdamW's weight decay", minimum=0)
     ema_decay: float = _training(0.9999, "decay of the averaged weights")
     validation_fraction: float = _training(0.05, "share of the codes that are held out")
-    validation_samples: int = _training(2_000, "codes sampled for a validation", minimum=1)
+    validation_samples: int = _training(2_000, "codes sampled for a validation", minimum=2)
     checkpoint_every: int = _training(500_000, "codes between checkpoints, each with a validation", minimum=1)
     seed: int = _training(0, "of the weights and of every draw", minimum=0)
 
@@ -60,6 +60,8 @@ class LatentOptions:
         check_minimums(self)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
 class LatentTrainer(Trainer):
@@ -166,9 +168,10 @@ def train_latent(
     while not trainer.finished:
         losses.append(trainer.step())
         if trainer.due(options.checkpoint_every) and accelerator.is_main_process:
-            figures = {"loss": float(torch.stack(losses).mean()) * accelerator.num_processes, **trainer.validate()}
-            if not np.isfinite(figures["loss"]):
+            loss = float(torch.stack(losses).mean()) * accelerator.num_processes
+            if not np.isfinite(loss):
                 raise ValueError(f"learning_rate must be such that the loss stays finite, got {options.learning_rate}")
+            figures = {"loss": loss, **trainer.validate()}
             save_checkpoint(run_folder, {**trainer.state_dict(), **settings}, keep=2)
             append_metrics(run_folder, {"examples": trainer.examples_seen, **figures})
             report(", ".join([f"{trainer.examples_seen} codes", *(f"{k} {v:.4g}" for k, v in figures.items())]))

@@ -1,0 +1,38 @@
+"""Whether a data set is still what it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from .open_dataset import is_saved
+from .sources import files_below, image_folder, parquet_files, split_name
+
+
+def data_fingerprint(source: str, split: str, rows: Any) -> str:
+    """A text that changes if the files of a data set change, but not if they are moved with their times.
+
+    It is made without reading the images: of the names, sizes and times of a split's files on this disk, else of the
+    fingerprint of `datasets`, of a stream's shards' names, which hold the revision. `rows` are the opened data set.
+    """
+    path, parts = Path(source).expanduser(), []
+    if path.exists():
+        split = split_name(split)
+        files = list(map(Path, parquet_files(path, split)))
+        folder = files[0].parent if files else path if is_saved(path) else image_folder(path, split)
+        for file in files or sorted(Path(entry.path) for _, entry in files_below(folder)):
+            status = file.stat() if file.exists() else None  # it may be a link to nothing
+            parts.append((os.path.relpath(file, folder), status and (status.st_size, status.st_mtime_ns)))
+    elif hasattr(getattr(rows, "dataset", rows), "_fingerprint"):
+        parts.append(getattr(rows, "dataset", rows)._fingerprint)
+    else:
+        stream = rows._ex_iterable
+        while hasattr(stream, "ex_iterable"):  # the choice of columns is wrapped around it
+            stream = stream.ex_iterable
+        for name, value in sorted(getattr(stream, "kwargs", {}).items()):
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                parts.append((name, value))
+        parts.append(rows.num_shards)
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
