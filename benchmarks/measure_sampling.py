@@ -4,7 +4,7 @@
 
 `--codes` are the training images' codes (`diffae-hub encode`). FD-VGG16 to the training images is measured for images
 of the latent code model, for decoded Gaussian codes with the mean and covariance of the training codes, and for
-held-out images; each for `--num-images`, and for as many as there are held-out images, since it falls with the number.
+held-out images. It falls with the number of images: compare equal numbers of them (`--num-images`).
 `nearest` is the median distance (normalised codes) to the nearest training code over that of held-out images: a value
 far below 1 says that the model copies. Writes figures.json, and samples.png: samples, each above the training image of
 the nearest code. Needs the extra `eval`.
@@ -32,7 +32,7 @@ def saved(images: torch.Tensor, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index:05}.png" for index in range(len(images))]
     for image, path in zip(images, paths, strict=True):
-        to_pil(image * 2 - 1).save(path)
+        to_pil(image).save(path)
     return paths
 
 
@@ -82,7 +82,6 @@ def main() -> None:
         figures[name] = {
             "num_images": len(paths),
             "fd_vgg16": fd_vgg16(paths, references),
-            f"fd_vgg16_of_{len(test)}": fd_vgg16(paths[: len(test)], references),
             "nearest": float(np.median(distances) / typical),
         }
         print(name, figures[name], flush=True)

@@ -54,7 +54,7 @@ def figures(images: torch.Tensor, originals: torch.Tensor, lpips: PerceptualDist
         for folder, batch in zip(folders, (images, originals), strict=True):
             folder.mkdir()
             for index, image in enumerate(batch):
-                to_pil(image * 2 - 1).save(folder / f"{index:05}.png")
+                to_pil(image).save(folder / f"{index:05}.png")
         distance = fd_vgg16(*(sorted(folder.iterdir()) for folder in folders))
     return {
         "psnr_db": float(peak_signal_to_noise_ratio(images, originals).mean()),

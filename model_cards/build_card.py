@@ -184,14 +184,12 @@ def sampling_table(figures: dict[str, Any], training: dict[str, Any]) -> str:
         "gaussian": "Gaussian codes, decoded",
         "held_out": "test images",
     }
-    few = figures["held_out"]["num_images"]
-    lines = [f"| images | FD-VGG16 | of the first {few} | nearest training code |", "|---|---|---|---|"]
+    lines = ["| images | FD-VGG16 | nearest training code |", "|---|---|---|"]
     for name, title in titles.items():
         row = figures[name]
-        distances = f"{row['fd_vgg16']:.1f} ({row['num_images']:,} images) | {row[f'fd_vgg16_of_{few}']:.1f}"
-        lines.append(f"| {title} | {distances} | {row['nearest']:.2f} |")
+        lines.append(f"| {title}, {row['num_images']:,} | {row['fd_vgg16']:.1f} | {row['nearest']:.2f} |")
     return (
-        f"\n\n### New images\n\n`pipe.sample()`; the latent code model saw {training['examples']:,} codes. Distance to the "
+        f"\n\n### New images\n\n`pipe.sample()`; the latent code model saw {training['examples']:,} codes. FD-VGG16 to the "
         f"training images, which falls with the number of images ({figures['steps']} steps of DPM-Solver++; "
         "`benchmarks/measure_sampling.py`); *nearest training code*: median distance to it, over that of test images: far "
         "below 1 would be copies.\n\n" + "\n".join(lines)
