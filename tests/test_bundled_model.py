@@ -25,7 +25,7 @@ from diffae_hub.training.presets import preset_named
 
 NAME = "cifar10-32-small"
 SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "DDIMScheduler",
-           "EulerDiscreteScheduler")  # fmt: skip
+           "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from diffae_hub import VPDDIMScheduler
 from diffae_hub.schedulers.compatibility import network_timestep, trained_scheduler
 
 SOLVERS = ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "DDIMScheduler",
-           "EulerDiscreteScheduler"]  # fmt: skip
+           "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*SOLVERS, "DDPMScheduler"])
@@ -46,7 +46,6 @@ def test_the_model_s_own_schedule_comes_back(name, config, tmp_path) -> None:
     [
         ("FlowMatchEulerDiscreteScheduler", {}),
         ("LCMScheduler", {}),
-        ("HeunDiscreteScheduler", {}),
         ("DDIMScheduler", {"trained_betas": None}),
         ("DDIMScheduler", {"prediction_type": "epsilon"}),
         ("EulerDiscreteScheduler", {"rescale_betas_zero_snr": True, "beta_end": 0.1, "trained_betas": None}),

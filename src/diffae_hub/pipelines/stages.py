@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from ..images import Tiles
-from ..schedulers.compatibility import network_timestep, trained_scheduler
+from ..schedulers.compatibility import network_timestep, scheduler_for_one_walk, trained_scheduler
 from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
 
 MODES = ("stochastic", "inversion")
@@ -80,7 +79,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         trained_scheduler(self.scheduler)  # one that walks another schedule would decode to nonsense
-        copy.deepcopy(self.scheduler).set_timesteps(num_inference_steps)
+        scheduler_for_one_walk(self.scheduler).set_timesteps(num_inference_steps)
         if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
             raise ValueError(f"generator must be one generator or a list of {batch_size}, got {len(generator)}")
         width, channels = self.decoder.config.latent_dim, self.decoder.config.in_channels
@@ -143,7 +142,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         callback: StepCallback = (None, ()),
     ) -> torch.Tensor:
         """z and x_T (B, C, H, W) -> images, about in [-1, 1]."""
-        scheduler = copy.deepcopy(self.scheduler)  # other threads walk on their own
+        scheduler = scheduler_for_one_walk(self.scheduler)
         scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         return self._walk("decode", scheduler, noise, latent_code, tiles, callback, generator=generator)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -12,8 +14,9 @@ SOLVERS = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}
 
 # They walk jumps that only distilled networks have learned.
 DISTILLED_ONLY = ("LCMScheduler", "TCDScheduler")
-# The first step, from alpha = 0, is infinitely long for a Runge-Kutta step in sigma / alpha: Heun's reached 6 dB.
-SINGULAR_AT_PURE_NOISE = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+# Their second evaluation in a step spoils it (6 dB) if sigma / alpha falls from almost infinity in one step.
+RUNGE_KUTTA = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+OTHER_SIGMAS = ("use_karras_sigmas", "use_beta_sigmas", "use_exponential_sigmas")
 PURE_NOISE = 1e-6
 # alphas_cumprod in float32 is a product of up to 1000 rounded factors.
 ALPHA_BAR_TOLERANCE = 1e-4
@@ -44,11 +47,18 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
         problem = f"has prediction_type {config.prediction_type!r}, the model {trained.config.prediction_type!r}"
     elif name in DISTILLED_ONLY:
         problem = "needs a distilled network"
-    elif name in SINGULAR_AT_PURE_NOISE and float(alpha_bar[-1]) < PURE_NOISE:
-        problem = "cannot start from pure noise, as this model does"
     else:
         return trained
     raise ValueError(f"scheduler must not be this {name}: it {problem}. DPMSolverMultistepScheduler will do")
+
+
+def scheduler_for_one_walk(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """A copy that no other thread walks on. Runge-Kutta solvers get exponential sigmas, if they start from pure noise."""
+    scheduler = copy.deepcopy(scheduler)
+    if type(scheduler).__name__ in RUNGE_KUTTA and float(scheduler.alphas_cumprod[-1]) < PURE_NOISE:
+        if not any(scheduler.config.get(name) for name in OTHER_SIGMAS):
+            scheduler.register_to_config(use_exponential_sigmas=True)
+    return scheduler
 
 
 def with_solver(scheduler: SchedulerMixin, solver: str) -> VPDDIMScheduler:
