@@ -16,7 +16,7 @@ def torch_device(name: str) -> torch.device:
     """A device by its name; a ValueError, if this machine has none that holds values."""
     try:
         torch.zeros(1, device=name).item()  # "meta" holds none
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device must be a device of this machine, got {name!r}") from error
     return torch.device(name)
 

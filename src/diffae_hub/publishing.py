@@ -135,7 +135,7 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
     for name in folders:
         found = [path for kind in _KINDS for path in (folder / name).glob(kind)]
         if not found:
-            raise ValueError(f"folder must hold a pipeline with {INDEX} and its components, {name} is not in {folder}")
+            raise ValueError(f"folder must hold a pipeline with {INDEX} and its components, got {folder / name}")
         for path in found:
             if path.is_symlink() or (name and path.parent.is_symlink()) or not path.is_file():
                 raise ValueError(f"folder must hold its files themselves, not links, got {path}")

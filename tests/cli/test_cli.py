@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from skimage.metrics import peak_signal_noise_ratio
 
 from diffae_hub import (
+    AttributeClassifier,
     ConditionedUNet2DModel,
     DiffusionAutoencoderPipeline,
     SemanticEncoderModel,
@@ -159,6 +160,28 @@ def test_interpolate(model: str, photo: str, tmp_path: Path, capsys) -> None:
     assert len(imageio.v3.imread(out / "frames.mp4", plugin="FFMPEG")) == 7
     assert main([*arguments, "--frames", "1000", "--grid"]) == 2
     assert "num_frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("interpolate PHOTO OTHER --frames 2", "frame_001.png"),
+        ("interpolate PHOTO OTHER --frames 2", "strip.png"),
+        ("reconstruct PHOTO OTHER", "photo_stochastic.png"),
+        ("edit PHOTO OTHER --attribute component --strengths 1", "000_photo_1.png"),
+        ("variations OTHER", "variations.png"),
+    ],
+)
+def test_no_image_is_written_over(words, name, model, photo, tmp_path, tiny_pipeline, capsys) -> None:
+    tiny_pipeline.attribute_classifier = AttributeClassifier(8, 1, ["component"])
+    tiny_pipeline.save_pretrained(model)
+    other = tmp_path / name
+    other.write_bytes(Path(photo).read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.png")}
+    words = [{"PHOTO": photo, "OTHER": str(other)}.get(word, word) for word in words.split()]
+    assert main([*words, "--model", model, "--steps", "2", "--output", str(tmp_path)]) == 2
+    assert name in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.png")} == before
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,14 @@ def test_neighbours_are_those_of_brute_force(metric: str) -> None:
 
 
 def test_bad_arguments() -> None:
-    for number in (0, 51):
-        with pytest.raises(ValueError, match="num_neighbours"):
-            nearest_codes(np.eye(50, 6), np.ones((1, 6)), number)
-    with pytest.raises(ValueError, match="queries"):
-        nearest_codes(np.eye(50, 6), np.ones((1, 1)))
+    for name, change in (
+        ("num_neighbours", {"num_neighbours": 0}),
+        ("num_neighbours", {"num_neighbours": 51}),
+        ("queries", {"queries": np.ones((1, 1))}),
+        ("queries", {"queries": np.full((1, 6), np.inf)}),
+        ("codes", {"codes": np.full((50, 6), np.nan)}),
+        ("codes", {"codes": np.ones(50)}),
+        ("metric", {"metric": "manhattan"}),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}"):
+            nearest_codes(**{"codes": np.eye(50, 6), "queries": np.ones((1, 6)), **change})

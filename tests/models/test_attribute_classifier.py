@@ -148,6 +148,7 @@ def test_an_attribute_of_one_image_has_a_direction_but_no_figures(codes: np.ndar
         ("names", {"names": ["one", "two"]}),
         ("method", {"method": "guess"}),
         ("held_out", {"held_out": 1.0}),
+        ("held_out", {"groups": np.zeros(2000)}),
         ("regularization", {"regularization": 0.0}),
         ("codes", {"codes": np.full((2000, 16), np.nan)}),
         ("codes", {"codes": np.zeros(16)}),

@@ -93,4 +93,5 @@ def test_malformed_model_is_one_line(case: str, model: str, tmp_path: Path, capf
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1, captured.err
+    assert str(tmp_path) in captured.err
     assert not output.exists()

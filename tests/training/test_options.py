@@ -22,6 +22,8 @@ BAD_COMMAND_LINES = [  # flags, and the word that the message must have
     ("--prediction-type=noise", "--prediction-type"),
     ("--scaling-factor=-1", "scaling_factor"),
     ("--set=decoder.dropout", "set"),
+    ("--set=decoder=5", "decoder"),
+    ("--set=decoder.base_channels=[1]", "decoder"),
     ("--config=nowhere.json", "nowhere.json"),
     ("--validation-steps=1001", "validation_steps"),
     ("--keep-checkpoints=0", "keep_checkpoints"),

@@ -84,15 +84,19 @@ def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 
     return pipeline, settings
 
 
-def write_pictures(folder: Path, names: Iterable[str], images: Any) -> list[Path]:
-    """Writes images (C, H, W) in [0, 1] as PNG files of these names, without their ending; returns the paths."""
+def check_not_replaced(images: Iterable[Path], written: Iterable[Path]) -> None:
+    """Refuses to write a picture in place of one that is read."""
+    if replaced := {path.resolve() for path in images} & {path.resolve() for path in written}:
+        raise ValueError(f"--output must be a folder where no image is replaced, got that of {min(replaced)}")
+
+
+def write_pictures(paths: Sequence[Path], images: Any) -> None:
+    """Writes images (C, H, W) in [0, 1] as PNG files."""
     from ..files import write_png
     from ..images import to_pil
 
-    paths = [folder / f"{name}.png" for name in names]
     for path, image in zip(paths, images, strict=True):
         write_png(path, to_pil(image))
-    return paths
 
 
 @dataclass(kw_only=True)
@@ -137,6 +141,8 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
         if counts[-1] > _MAX_TILES:
             raise ValueError(f"--tiles must give at most {_MAX_TILES:,} tiles a picture, got {counts[-1]:,} for {path}")
     options.output.mkdir(parents=True, exist_ok=True)  # or fails before any work
+    names, ends = _names(options.images), (f"{options.mode}.png", f"{options.mode}_side_by_side.png")
+    check_not_replaced(options.images, (options.output / f"{name}_{end}" for name in names for end in ends))
 
     def pictures() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each original, and its reconstruction in 8 bits, as the file will hold it."""
@@ -150,14 +156,13 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
             yield from zip(originals, to_uint8(pipeline(originals, **settings).images.cpu()), strict=True)
 
     records, lines = [], []
-    names = _names(options.images)
     for path, name, count, (original, pixels) in zip(options.images, names, counts, pictures(), strict=True):
         result = pixels.float() / 255
         psnr = float(peak_signal_to_noise_ratio(result[None], original[None]))
         record = {
             "image": path,
-            "reconstruction": options.output / f"{name}_{options.mode}.png",
-            "side_by_side": options.output / f"{name}_{options.mode}_side_by_side.png",
+            "reconstruction": options.output / f"{name}_{ends[0]}",
+            "side_by_side": options.output / f"{name}_{ends[1]}",
             "width": result.shape[-1],
             "height": result.shape[-2],
             "tiles": count,
@@ -204,8 +209,10 @@ def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any,
     pipeline, settings = load_for_sampling(options, arguments)
     layout, name = ("grid", "grid") if options.grid else ("path", "strip")
     frames = pipeline.interpolate(images, num_frames=options.frames, layout=layout, **settings).images.cpu()
-    paths = write_pictures(options.output, (f"frame_{index:03d}" for index in range(len(frames))), frames)
+    paths = [options.output / f"frame_{index:03d}.png" for index in range(len(frames))]
     overview = options.output / f"{name}.png"
+    check_not_replaced(options.images, [*paths, overview])
+    write_pictures(paths, frames)
     write_png(overview, image_grid(frames, options.frames) if options.grid else film_strip(frames))
     document = {"model": options.model, "frames": paths, name: overview}
     enlarged = [image_grid([frame], 1) for frame in frames] if options.gif or options.mp4 else []
@@ -253,9 +260,11 @@ def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
     for number, (path, picture) in enumerate(zip(options.images, images, strict=True)):
         row = edited[number * len(strengths) : (number + 1) * len(strengths)]
         name = f"{number:03d}_{path.stem}"
-        files = write_pictures(options.output, (f"{name}_{strength:g}" for strength in strengths), row)
+        files = [options.output / f"{name}_{strength:g}.png" for strength in strengths]
         original = torch.from_numpy(pil_to_array(picture, config.in_channels, (config.sample_size,) * 2))
         strip = options.output / f"{name}_strip.png"
+        check_not_replaced(options.images, [*files, strip])
+        write_pictures(files, row)
         write_png(strip, film_strip([original.permute(2, 0, 1), *row]))
         records.append({"image": path, "edited": files, "strip": strip})
     document = {"attribute": options.attribute, "strengths": strengths, "images": records}
@@ -279,6 +288,7 @@ def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, s
     pipeline, settings = load_for_sampling(options, arguments)
     output = pipeline.variations(image, options.num_images, **settings)
     strip, spread = options.output / "variations.png", options.output / "spread.png"
+    check_not_replaced([options.image], [strip, spread])
     write_png(strip, film_strip(output.images.cpu()))
     write_png(spread, image_grid([(5 * output.spread.cpu()).clamp(max=1)], 1))
     return {"strip": strip, "spread": spread}, f"{strip}\n{spread}"
@@ -298,7 +308,8 @@ def sample(options: SampleOptions, arguments: Namespace) -> tuple[Any, str]:
 
     pipeline, settings = load_for_sampling(options, arguments)
     images = pipeline.sample(options.num_images, **settings).images.cpu()
-    paths = write_pictures(options.output, (f"sample_{index:04d}" for index in range(len(images))), images)
+    paths = [options.output / f"sample_{index:04d}.png" for index in range(len(images))]
+    write_pictures(paths, images)
     grid = options.output / "grid.png"
     write_png(grid, image_grid(images, max(1, round(len(images) ** 0.5))))
     return {"images": paths, "grid": grid}, str(grid)

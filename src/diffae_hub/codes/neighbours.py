@@ -18,10 +18,14 @@ def nearest_codes(
     from sklearn.neighbors import NearestNeighbors
 
     codes, queries = np.asarray(codes, np.float32), np.asarray(queries, np.float32)
+    if metric not in ("cosine", "euclidean"):
+        raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
+    if codes.ndim != 2 or not np.isfinite(codes).all():
+        raise ValueError(f"codes must be finite, of shape (number, latent_dim), got {codes.shape}")
     if not 1 <= num_neighbours <= len(codes):
         raise ValueError(f"num_neighbours must be between 1 and {len(codes)}, got {num_neighbours}")
-    if queries.ndim != 2 or queries.shape[1] != codes.shape[1]:
-        raise ValueError(f"queries must have shape (number, {codes.shape[1]}), got {queries.shape}")
+    if queries.ndim != 2 or queries.shape[1] != codes.shape[1] or not np.isfinite(queries).all():
+        raise ValueError(f"queries must be finite, of shape (number, {codes.shape[1]}), got {queries.shape}")
     mean, std = codes.mean(axis=0), codes.std(axis=0).clip(min=1e-6)
     index = NearestNeighbors(n_neighbors=num_neighbours, metric=metric, algorithm="brute").fit((codes - mean) / std)
     return index.kneighbors((queries - mean) / std)

@@ -98,7 +98,10 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
             raise ValueError(f"regularization must be above 0, got {regularization}")
         groups = np.arange(len(normalized)) if groups is None else np.asarray(groups)
         splitter = GroupShuffleSplit(1, test_size=held_out, random_state=seed)
-        train, test = next(splitter.split(normalized, groups=groups))
+        try:
+            train, test = next(splitter.split(normalized, groups=groups))
+        except ValueError as error:
+            raise ValueError(f"held_out and groups must leave codes on both sides, got {held_out}: {error}") from error
         rows, scores = [], []
         for column, name in zip(labels.T, names, strict=True):
             if method != "ridge" and len(np.unique(column)) < 2:

@@ -22,6 +22,13 @@ _RANGE_TOLERANCE = 0.01
 ImageInput = Image.Image | np.ndarray | torch.Tensor | list[Any] | tuple[Any, ...]
 
 
+def check_values(name: str, tensor: torch.Tensor) -> None:
+    """Raises ValueError for a tensor of complex numbers or integers, and for one that is sparse or has no values."""
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        kind = f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
+        raise ValueError(f"{name} must be a dense tensor of floating-point values, got {kind}")
+
+
 class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
     """diffusers' `VaeImageProcessor`, with PIL pictures of every mode and size, 8-bit arrays, and errors for ranges.
 
@@ -84,21 +91,21 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
 
     def _checked(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
         """An array or tensor as (B, C, H, W) in [0, 1], float32, of any size."""
-        if isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray) and image.dtype.kind in "uif":
             channels_first = np.moveaxis(image, -1, 1 if image.ndim == 4 else 0)
             tensor = torch.from_numpy(np.ascontiguousarray(channels_first))
         elif isinstance(image, torch.Tensor):
             tensor = image
         else:
-            raise ValueError(f"image must be PIL images, arrays or tensors, got {type(image).__name__}")
+            kind = getattr(image, "dtype", type(image).__name__)
+            raise ValueError(f"image must be PIL images, tensors or arrays of numbers, got {kind}")
         tensor = tensor[None] if tensor.ndim == 3 else tensor
         if tensor.ndim != 4 or tensor.shape[1] != self.channels or 0 in tensor.shape:
             axes = f"(height, width, {self.channels}) as an array, ({self.channels}, height, width) as a tensor"
             raise ValueError(f"image must have shape {axes}, or that behind a batch axis, got {tuple(image.shape)}")
         if tensor.dtype == torch.uint8:
             return tensor.float() / 255
-        if not tensor.is_floating_point():
-            raise ValueError(f"image must be uint8 or floating point, got {tensor.dtype}")
+        check_values("image, if it is not uint8,", tensor)
         tensor = tensor.float()
         low, high = (float(value) for value in tensor.aminmax())
         if not (low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE):  # written so that NaN fails

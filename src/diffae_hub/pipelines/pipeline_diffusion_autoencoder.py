@@ -123,7 +123,10 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             OSError: If the Hub cannot be reached, or a file is missing or damaged.
         """
         folder = _pipeline_folder(pretrained_model_name_or_path, kwargs)
-        return super().from_pretrained(folder, **kwargs | {"use_safetensors": True})
+        try:
+            return super().from_pretrained(folder, **kwargs | {"use_safetensors": True})
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # of what a configuration holds
+            raise ValueError(f"{folder} cannot be loaded: {error}") from error
 
     def enable_tiling(self, overlap: int | None = None) -> None:
         """Lets a call take images larger than the model's size in overlapping tiles of that size.

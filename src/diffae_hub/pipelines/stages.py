@@ -19,6 +19,7 @@ from PIL import Image
 from ..images import Tiles
 from ..schedulers.compatibility import network_timestep, scheduler_for_one_walk, trained_scheduler
 from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
+from .image_processor import check_values
 
 MODES = ("stochastic", "inversion")
 # How many frames or tiles go through a network at once.
@@ -91,8 +92,10 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
                 wanted = f"({batch_size}, {channels}, height, width), sides divisible by {factor}"
                 raise ValueError(f"noise must have shape {wanted}, got {shape}")
         for name, tensor in (("latent_code", latent_code), ("noise", noise)):
-            if tensor is not None and not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} must be finite, got NaN or infinity")
+            if tensor is not None:
+                check_values(name, tensor)
+                if not torch.isfinite(tensor).all():
+                    raise ValueError(f"{name} must be finite, got NaN or infinity")
 
     def _encode(self, pixels: torch.Tensor, tiles: Tiles | None = None) -> torch.Tensor:
         """Images (B, C, H, W) in [-1, 1] -> z, (B, latent_dim), or one per tile."""

@@ -53,11 +53,11 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
 
 
 def scheduler_for_one_walk(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """A copy that no other thread walks on. Runge-Kutta solvers get exponential sigmas, if they start from pure noise."""
+    """A copy that no other thread walks on. From pure noise, Runge-Kutta solvers get exponential sigmas."""
     scheduler = copy.deepcopy(scheduler)
-    if type(scheduler).__name__ in RUNGE_KUTTA and float(scheduler.alphas_cumprod[-1]) < PURE_NOISE:
-        if not any(scheduler.config.get(name) for name in OTHER_SIGMAS):
-            scheduler.register_to_config(use_exponential_sigmas=True)
+    chosen = any(scheduler.config.get(name) for name in OTHER_SIGMAS)
+    if type(scheduler).__name__ in RUNGE_KUTTA and not chosen and float(scheduler.alphas_cumprod[-1]) < PURE_NOISE:
+        scheduler.register_to_config(use_exponential_sigmas=True)
     return scheduler
 
 

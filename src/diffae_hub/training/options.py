@@ -156,7 +156,10 @@ def resolve_experiment(
             value = text  # a word needs no quotes
         component, dot, name = path.partition(".")
         preset = preset.with_overrides({component: {name: value} if dot else value})
-    preset.validate()
+    try:
+        preset.validate()
+    except TypeError as error:
+        raise ValueError(f"encoder, decoder and scheduler must have arguments of their types: {error}") from error
     if pretrained is not None:
         for component in ("encoder", "decoder"):
             for name, value in own[component].items():

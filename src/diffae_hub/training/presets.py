@@ -87,6 +87,8 @@ class TrainingPreset:
         values = dict(overrides)
         for name, value in overrides.items():
             if name in COMPONENTS:
+                if not isinstance(value, Mapping):
+                    raise ValueError(f"{name} must be set by its arguments, as in {name}.NAME=VALUE, got {value!r}")
                 values[name] = {**getattr(self, name), **value}
             elif isinstance(value, float) and value.is_integer() and isinstance(getattr(self, name), int):
                 values[name] = int(value)  # JSON's 64e6 is a float
