@@ -16,6 +16,7 @@ BAD_COMMAND_LINES = [  # flags, and the word that the message must have
     ("--training-examples=1.5", "--training-examples"),
     ("--output=", "--output"),
     ("--seed=-1", "seed"),
+    ("--more-ema-decays=1", "more_ema_decays"),
     ("--compile", "no-such-compiler"),
     ("--gradient-accumulation-steps=17", "batch_size"),
     ("--prediction-type=epsilon --dataset=nowhere", "phase1_fraction"),  # before any data is read

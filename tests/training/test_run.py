@@ -21,12 +21,13 @@ from .runner import WITHOUT_DROPOUT, arguments, parsed, records, run, states, wr
 
 
 def test_pipeline_has_the_averaged_weights(every_step: Path) -> None:
-    pipeline = DiffusionAutoencoderPipeline.from_pretrained(every_step / "pipeline")
     state = states(every_step)[-1]
-    averaged = dict(zip(state["model"], state["ema"]["shadow_params"], strict=True))
-    for component in ("encoder", "decoder"):
-        for name, value in getattr(pipeline, component).state_dict().items():
-            assert torch.equal(value, averaged[f"{component}.{name}"]), name
+    for name, averages in (("pipeline", state["ema"]), ("pipeline-ema-0.25", state["more_ema"][0])):
+        pipeline = DiffusionAutoencoderPipeline.from_pretrained(every_step / name)
+        averaged = dict(zip(state["model"], averages["shadow_params"], strict=True))
+        for component in ("encoder", "decoder"):
+            for key, value in getattr(pipeline, component).state_dict().items():
+                assert torch.equal(value, averaged[f"{component}.{key}"]), key
 
 
 def test_records_pictures_and_tracker(every_step: Path) -> None:

@@ -16,6 +16,7 @@ from diffae_hub.training.trainer import TwoPhaseTrainer
 from .runner import TINY_EXPERIMENT, WITHOUT_DROPOUT
 
 EXAMPLES, BATCH, LEARNING_RATE, WARMUP, DECAY, NORM = 128, 16, 1e-3, 64, 0.5, 0.05
+OTHER_DECAY = 0.25
 
 
 def tiny_preset() -> TrainingPreset:
@@ -36,7 +37,7 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
     What the reference takes from the trainer are its initial weights and its draws of t and x_t, from which it has the
     noise.
     """
-    trainer = TwoPhaseTrainer(tiny_preset(), accelerator, channels_last=channels_last)
+    trainer = TwoPhaseTrainer(tiny_preset(), accelerator, channels_last=channels_last, more_ema_decays=[OTHER_DECAY])
     in_layout = {
         p.is_contiguous(memory_format=torch.channels_last) for p in trainer.parameters if p.shape[2:] == (3, 3)
     }
@@ -45,7 +46,7 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
     trainer.network.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
     reference = copy.deepcopy(trainer.network).double()
     parameters = list(reference.parameters())
-    averages = [parameter.detach().clone() for parameter in parameters]
+    averages, other_averages = ([parameter.detach().clone() for parameter in parameters] for _ in range(2))
     first, second = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
     for step, images in enumerate(batches, start=1):
         loss = trainer.step(images)
@@ -66,7 +67,7 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
         norm = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))
         assert float(norm) > NORM  # so that clipping shows
         rate = LEARNING_RATE * min(1.0, step * BATCH / WARMUP)
-        decay = min(DECAY, (1 + step) / (10 + step))
+        decay, other = (min(most, (1 + step) / (10 + step)) for most in (DECAY, OTHER_DECAY))
         assert trainer.learning_rate == pytest.approx(rate)
         with torch.no_grad():
             for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
@@ -76,12 +77,14 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
                 mean, square = first[index] / (1 - 0.9**step), second[index] / (1 - 0.999**step)
                 parameter -= rate * mean / (square.sqrt() + 1e-8)
                 averages[index] = decay * averages[index] + (1 - decay) * parameter
+                other_averages[index] = other * other_averages[index] + (1 - other) * parameter
     assert trainer.finished
     for ours, expected in zip(trainer.parameters, parameters, strict=True):
         torch.testing.assert_close(ours.double(), expected, rtol=0, atol=0.02 * LEARNING_RATE)
-    with trainer.averaged_weights():
-        for ours, expected in zip(trainer.parameters, averages, strict=True):
-            torch.testing.assert_close(ours.double(), expected, rtol=0, atol=0.02 * LEARNING_RATE)
+    for kept, averaged in ((None, averages), (trainer.more_averages[0], other_averages)):
+        with trainer.averaged_weights(kept):
+            for ours, expected in zip(trainer.parameters, averaged, strict=True):
+                torch.testing.assert_close(ours.double(), expected, rtol=0, atol=0.02 * LEARNING_RATE)
 
 
 def half_precision(scale: float) -> Accelerator:
@@ -134,15 +137,17 @@ def test_goes_on_in_another_memory_format(
 ) -> None:
     """A state taken up again under the other memory format leads to the same weights, but for rounding."""
     preset = tiny_preset().with_overrides({"optimizer": optimizer})
-    whole = TwoPhaseTrainer(preset, accelerator, channels_last=bool(before))
+    whole = TwoPhaseTrainer(preset, accelerator, channels_last=bool(before), more_ema_decays=[OTHER_DECAY])
     for images in batches[:4]:
         whole.step(images)
-    resumed = TwoPhaseTrainer(preset, accelerator, channels_last=bool(after))
+    resumed = TwoPhaseTrainer(preset, accelerator, channels_last=bool(after), more_ema_decays=[OTHER_DECAY])
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for ours, average in zip(resumed.parameters, resumed.averages.shadow_params, strict=True):
         assert ours.stride() == average.stride()
     for images in batches[4:]:
         whole.step(images)
         resumed.step(images)
-    for ours, theirs in zip(resumed.parameters, whole.parameters, strict=True):
+    with resumed.averaged_weights(resumed.more_averages[0]), whole.averaged_weights(whole.more_averages[0]):
+        averages = [[parameter.detach().clone() for parameter in t.parameters] for t in (resumed, whole)]
+    for ours, theirs in zip([*resumed.parameters, *averages[0]], [*whole.parameters, *averages[1]], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02 * LEARNING_RATE)

@@ -116,8 +116,11 @@ class _Run:
             gradient_checkpointing=options.gradient_checkpointing,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             compiled=options.compile,
+            more_ema_decays=options.more_ema_decays,
         )
         self.experiment = {**preset.to_dict(), "seed": options.seed}  # what a resumed run must repeat
+        if options.more_ema_decays:
+            self.experiment["more_ema_decays"] = options.more_ema_decays
         state = self._resume()
         self.loader, self.data = open_batches(options, preset, accelerator, state)
         self.position = state["stream_positions"][accelerator.process_index] if state and options.streaming else None
@@ -157,7 +160,10 @@ class _Run:
                 print(f"a checkpoint beyond {examples_seen} examples is set aside: {path}", flush=True)
             rewind_metrics(self.folder, examples_seen)
         if options.report_to != "none":
-            plain = {name: str(value) if isinstance(value, dict) else value for name, value in self.experiment.items()}
+            plain = {
+                name: str(value) if isinstance(value, (dict, tuple)) else value
+                for name, value in self.experiment.items()
+            }
             # TensorBoard leaves out what was recorded after the checkpoint, which is recorded again.
             after = {"tensorboard": {"purge_step": examples_seen + 1}}
             self.accelerator.init_trackers("two_phase", config=plain, init_kwargs=after)
@@ -282,6 +288,11 @@ class _Run:
                 self._add_pictures(partial, figures)
                 write_model_card(partial, figures)
             print(f"pipeline saved to {pipeline_folder}")
+            for averages in self.trainer.more_averages:
+                path = self.folder / f"pipeline-ema-{averages.decay:g}"
+                with self.trainer.averaged_weights(averages), new_folder(path) as partial:
+                    self.trainer.pipeline().save_pretrained(partial)
+                print(f"pipeline saved to {path}")
             if self.hub_model_id:
                 try:
                     push_pipeline(pipeline_folder, self.hub_model_id, private=self.options.hub_private)

@@ -77,6 +77,9 @@ class TrainingOptions:
     gradient_accumulation_steps: int = _machine(1, "parts in which a batch goes through the networks", minimum=1)
 
     output: Path = _output(MISSING, "folder of the run")
+    more_ema_decays: tuple[float, ...] = _output(
+        (), "averages beside --ema-decay's, each saved in a pipeline-ema-DECAY"
+    )
     checkpoint_every: int | None = _output(None, f"examples between checkpoints; {_EVERY}", minimum=1)
     keep_checkpoints: int = _output(2, "number of checkpoints to keep", minimum=1)
     resume_from_checkpoint: str | None = _output(None, "'latest' (anew if there is none) or a checkpoint's file")
@@ -89,6 +92,9 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         check_minimums(self)
+        for decay in self.more_ema_decays:
+            if not 0 <= decay < 1 or self.more_ema_decays.count(decay) > 1:
+                raise ValueError(f"more_ema_decays must be in [0, 1) and differ, got {self.more_ema_decays}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"report_to {self.report_to} needs the package: pip install {self.report_to}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +39,20 @@ class Trainer:
         accelerator: Accelerator,
         experiment: TrainingPreset | LatentOptions,
         seed: int,
-        min_decay: float = 0.0,
+        constant_decay: bool = False,
         compiled: bool = False,
+        more_ema_decays: Sequence[float] = (),
     ) -> None:
         self.network, self.accelerator, self.seed, self.examples_seen = network, accelerator, seed, 0
         self.batch_size, self.training_examples = experiment.batch_size, experiment.training_examples
         self.share = process_share(self.batch_size, accelerator.process_index, accelerator.num_processes)
         self.parameters = list(network.parameters())
         # With update_after_step=-1 the decay of step n = 1, 2, ... is min(decay, (1 + n) / (10 + n)).
-        average = {"decay": experiment.ema_decay, "min_decay": min_decay, "update_after_step": -1}
-        self.averages = EMAModel(self.parameters, **average, foreach=True)
+        # A `min_decay` that is the decay itself goes without that warm-up.
+        self.averages, *self.more_averages = (
+            EMAModel(self.parameters, decay, decay if constant_decay else 0.0, update_after_step=-1, foreach=True)
+            for decay in (experiment.ema_decay, *more_ema_decays)
+        )
         self.model, self.optimizer = accelerator.prepare(torch.compile(network) if compiled else network, optimizer)
 
     @property
@@ -76,19 +80,21 @@ class Trainer:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.averages.step(self.parameters)
+        for averages in (self.averages, *self.more_averages):
+            averages.step(self.parameters)
         self.examples_seen += self.batch_size
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self, averages: EMAModel | None = None) -> Iterator[None]:
         """The network holds the averaged weights, ready for inference; afterwards the trained ones again."""
-        self.averages.store(self.parameters)
-        self.averages.copy_to(self.parameters)
+        averages = averages or self.averages
+        averages.store(self.parameters)
+        averages.copy_to(self.parameters)
         self.network.eval()
         try:
             yield
         finally:
-            self.averages.restore(self.parameters)
+            averages.restore(self.parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """All that [`load_state_dict`] needs: nested dicts and lists of tensors and plain values."""
@@ -98,6 +104,7 @@ class Trainer:
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.averages.state_dict(),
+            "more_ema": [averages.state_dict() for averages in self.more_averages],
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -113,10 +120,12 @@ class Trainer:
             for name, value in values.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        before = self.averages.shadow_params
-        self.averages.load_state_dict(state["ema"])
-        after = self.averages.shadow_params
-        self.averages.shadow_params = [torch.empty_like(a).copy_(b) for a, b in zip(before, after, strict=True)]
+        saved_averages = [state["ema"], *state.get("more_ema", ())]
+        for averages, saved in zip((self.averages, *self.more_averages), saved_averages, strict=False):
+            before = averages.shadow_params
+            averages.load_state_dict(saved)
+            after = averages.shadow_params
+            averages.shadow_params = [torch.empty_like(a).copy_(b) for a, b in zip(before, after, strict=True)]
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.examples_seen = state["examples_seen"]
@@ -140,6 +149,7 @@ class TwoPhaseTrainer(Trainer):
         gradient_checkpointing: bool = False,
         gradient_accumulation_steps: int = 1,
         compiled: bool = False,
+        more_ema_decays: Sequence[float] = (),
     ) -> None:
         self.preset, self.scheduler = preset, preset.build_scheduler()
         self.gradient_accumulation_steps = gradient_accumulation_steps
@@ -156,8 +166,8 @@ class TwoPhaseTrainer(Trainer):
             network.encoder.enable_gradient_checkpointing()
             network.decoder.enable_gradient_checkpointing()
         optimizer = build_optimizer(preset.optimizer, network.parameters(), preset.learning_rate)
-        min_decay = 0.0 if preset.ema_warmup else preset.ema_decay
-        super().__init__(network, optimizer, accelerator, preset, seed, min_decay, compiled)
+        constant_decay = not preset.ema_warmup
+        super().__init__(network, optimizer, accelerator, preset, seed, constant_decay, compiled, more_ema_decays)
 
     @property
     def phase(self) -> int:
