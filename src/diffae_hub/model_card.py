@@ -42,7 +42,8 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
 
     Args:
         figures: JSON-like document with `model_name`, its Hub id or name, and optionally
-            `class_name`: the class that loads it (default: the pipeline); `summary`: one paragraph;
+            `class_name`: the class that loads it (default: the pipeline); `variant`: of the weights, if they have only
+            one; `summary`: one paragraph;
             `dataset`: `{"name", "note"}`, of a local path the last part is shown;
             `experiment`: a `TrainingPreset.to_dict()`, or `networks`: configurations by component;
             `parameters`: number of parameters by component;
@@ -53,12 +54,13 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
     """
     name, experiment = figures["model_name"], figures.get("experiment", {})
     class_name = figures.get("class_name", _PIPELINE)
+    variant = f", variant={json.dumps(figures['variant'])}" if "variant" in figures else ""
     code = "\ncomponent = {loading}"
     summary = f"The {class_name} of a diffusion autoencoder."
     if class_name == _PIPELINE:
         code, summary = _CODE, _SUMMARY
     code = code.format(
-        loading=f"{class_name}.from_pretrained({json.dumps(name)})",
+        loading=f"{class_name}.from_pretrained({json.dumps(name)}{variant})",
         steps=1 if experiment.get("phase1_fraction") == 1 else 50,  # all of the training was phase 1
     )
     sections = [
@@ -204,6 +206,8 @@ def _training_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if dataset := figures.get("dataset"):
         rows.append(("data", ": ".join(filter(None, (public_name(dataset["name"]), dataset.get("note"))))))
+    if base_model := figures.get("base_model"):
+        rows.append(("fine-tuned from", public_name(base_model)))
     if experiment := figures.get("experiment"):
         percent = _number(100 * experiment["phase1_fraction"])
         phases = {"0": "one", "100": "one; all examples with t = 1"}

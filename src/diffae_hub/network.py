@@ -133,7 +133,8 @@ def component_files(names: Iterable[str], folder: str, variant: str | None = Non
         weights = weights or [name for name in inside if re.fullmatch(pattern, name)]
     configurations = inside & set(CONFIGURATIONS)
     if not weights and "scheduler_config.json" not in configurations:
-        raise LookupError(f"it lacks files of {folder or 'the model'}")
+        others = sorted(name for name in inside if re.fullmatch(rf"{WEIGHTS}\..+\.safetensors", name))
+        raise LookupError(f"it lacks files of {folder or 'the model'}; there are {others or 'none'}")
     return sorted(prefix + name for name in [*weights, *configurations])
 
 
@@ -189,6 +190,8 @@ def download(
             commit = folder.name
         if not re.fullmatch("[0-9a-f]{40}", commit):
             raise ConnectionError(f"the Hub named a commit {commit!r}")
+        if subfolder == "" and INDEX in names:
+            raise LookupError("it is a whole pipeline: give the subfolder of a component")
         options = {"cache_dir": cache_dir, "token": token, "local_files_only": folder is not None}
         folders, files = [subfolder], []
         if subfolder is None:

@@ -10,13 +10,14 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .files import read_json, write_text
 from .model_card import card_with_header, render_model_card, results_of_evaluation
 from .network import CONFIGURATIONS, INDEX, WEIGHTS, component_folders, hub_requests
+from .pretrained import bundled_model_path, list_models
 
 _KINDS = (*CONFIGURATIONS, f"{WEIGHTS}*.safetensors", f"{WEIGHTS}.safetensors.index*.json")
 _PICTURES_AND_PAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".md")
@@ -24,6 +25,7 @@ _PICTURES_AND_PAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".md")
 _MARKDOWN_TARGET = re.compile(r"\]\(([^)\s:#]+)\)")
 # What `save_pretrained` of diffusers takes; the rest is for `push_to_hub`.
 _SAVING = {"is_main_process", "save_function", "safe_serialization", "variant", "max_shard_size"}
+_LIBRARIES = ("diffae_hub", "diffusers")
 _ALIAS = "diffae_hub.__init__"  # the package by a name that no loader file bears
 _LOADER = '''"""Lets diffusers find the class."""
 
@@ -61,7 +63,8 @@ def publish(
 ) -> Any:
     """Uploads what `save_pretrained` wrote in one commit: an interrupted upload is never visible.
 
-    Links are refused, and other files stay behind. The repository must exist; see [`ensure_repository`].
+    Links are refused, and other files stay behind. The repository must exist; see [`ensure_repository`]. Its card
+    stays, if there is nothing to say but what the configurations hold.
 
     Args:
         token, commit_message, create_pr: As in huggingface_hub, whose `CommitInfo` is returned.
@@ -75,15 +78,18 @@ def publish(
     files, given = model_files(folder), folder / "figures.json"
     measured = {**(json.loads(given.read_text()) if given.is_file() else {}), **(figures or {})}
     page = Path(card or folder / "README.md")
+    says_nothing_new = not (page.is_file() or measured)
     if card is not None or (page.is_file() and not given.is_file()):
         root, text = page.parent, card_with_header(page, {"model_name": repo_id, **measured})
     else:
         root, text = folder, render_model_card({**_described(files), **measured, "model_name": repo_id})
     files = _linked_files(text, root.resolve()) | files  # a card replaces none of them
-    files["README.md"] = text.encode()
-    operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+    api = HfApi(token=token)
     with hub_requests(f"repo_id {repo_id!r} cannot be written"):
-        return HfApi(token=token).create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
+        if not (says_nothing_new and api.file_exists(repo_id, "README.md")):
+            files["README.md"] = text.encode()
+        operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+        return api.create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
 
 
 def push_pipeline(
@@ -105,22 +111,27 @@ def push_pipeline(
 
     from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 
-    if card is not None and not Path(card).is_file():
-        raise ValueError(f"card must be a Markdown file, got {card}")
+    figures = _card_figures(card, license, evaluation)
     model_files(Path(folder))  # what cannot be sent is refused first
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.decoder.config
     image = torch.full((1, config.in_channels, config.sample_size, config.sample_size), 0.5)
     pipeline(image, num_inference_steps=1)
-    figures = {"license": license} if license else {}
-    if evaluation is not None:
-        figures["results"] = results_of_evaluation(
-            read_json(Path(evaluation), ("dataset", "num_images", "modes", "results"))
-        )
     full_id = ensure_repository(repo_id, private)
     publish(folder, full_id, commit_message=commit_message, card=card, figures=figures)
     return full_id
+
+
+def _card_figures(card: str | Path | None, license: str | None, evaluation: str | Path | None) -> dict[str, Any]:
+    """The licence, and the results of an evaluation's report.json, where they are given."""
+    if card is not None and not Path(card).is_file():
+        raise ValueError(f"card must be a Markdown file, got {card}")
+    figures = {"license": license} if license else {}
+    if evaluation is not None:
+        keys = ("dataset", "num_images", "modes", "results")
+        figures["results"] = results_of_evaluation(read_json(Path(evaluation), keys))
+    return figures
 
 
 def model_files(folder: Path) -> dict[str, Path | bytes]:
@@ -169,10 +180,15 @@ def _described(files: Mapping[str, Path | bytes]) -> dict[str, Any]:
     """What the configurations say, for the card."""
     configs = {name: json.loads(files[name]) for name in files if name.endswith(CONFIGURATIONS)}
     networks = {
-        Path(name).parent.name or config["_class_name"]: {k: v for k, v in config.items() if not k.startswith("_")}
+        Path(name).parent.name or config["_class_name"]: {
+            key: value for key, value in config.items() if not key.startswith("_") and key != "trained_betas"
+        }
         for name, config in configs.items()
     }
-    return {"networks": networks} | ({} if INDEX in files else {"class_name": next(iter(networks))})
+    variants = {part for name in files for part in re.findall(rf"{WEIGHTS}\.(.+?)(?:-\d+-of-\d+)?\.safetensors$", name)}
+    plain = any(re.search(rf"{WEIGHTS}(-\d+-of-\d+)?\.safetensors$", name) for name in files)
+    described = {"networks": networks} if plain or not variants else {"networks": networks, "variant": min(variants)}
+    return described | ({} if INDEX in files else {"class_name": next(iter(networks))})
 
 
 def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
@@ -182,11 +198,18 @@ def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
     return {path.relative_to(root).as_posix(): path for path in paths if path.is_file() and path.is_relative_to(root)}
 
 
+def _loadable_class(model: Any) -> list[str]:
+    """Library and name of its class, or of the one of ours or of diffusers' from which it is derived."""
+    libraries = ((base.__module__.split(".")[0], base.__name__) for base in type(model).__mro__)
+    return next([library, name] for library, name in libraries if library in _LIBRARIES)
+
+
 class PublishingMixin:
     """`push_to_hub` and `save_pretrained(push_to_hub=True)` with our card; stands before diffusers' classes.
 
-    Both take, beside diffusers' arguments, figures of the card, such as `license`, `datasets`, `tags`, `base_model`;
-    see [`~diffae_hub.model_card.render_model_card`].
+    Both take, beside diffusers' arguments, what the card says: `license`, `datasets`, `tags` and `base_model` as in the
+    Hub's header, `evaluation`, the report.json of one, and `card`, a Markdown page to upload with its pictures. With
+    none of these a card that the repository has stays.
     """
 
     def push_to_hub(
@@ -198,7 +221,13 @@ class PublishingMixin:
         create_pr: bool = False,
         safe_serialization: bool = True,
         variant: str | None = None,
-        **figures: Any,
+        *,
+        card: str | Path | None = None,
+        evaluation: str | Path | None = None,
+        license: str | None = None,
+        datasets: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        base_model: str | None = None,
     ) -> Any:
         """Uploads weights, configuration and card in one commit, and returns huggingface_hub's `CommitInfo`.
 
@@ -206,11 +235,15 @@ class PublishingMixin:
         """
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
+        header = {"datasets": [*datasets], "tags": [*tags], "base_model": base_model}
+        figures = _card_figures(card, license, evaluation) | {name: value for name, value in header.items() if value}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **({"variant": variant} if variant else {}))
+            model_files(Path(folder))  # what cannot be sent is refused before there is a repository
             full_id = ensure_repository(repo_id, private, token)
             message = commit_message or f"Upload {type(self).__name__}"
-            return publish(folder, full_id, token=token, commit_message=message, create_pr=create_pr, figures=figures)
+            commit = {"token": token, "commit_message": message, "create_pr": create_pr}
+            return publish(folder, full_id, card=card, figures=figures, **commit)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves as diffusers does, a pipeline with the loader file that plain diffusers needs."""
@@ -218,16 +251,24 @@ class PublishingMixin:
         super().save_pretrained(save_directory, *args, **kwargs)
         index = Path(save_directory) / INDEX
         if index.is_file():
-            write_text(index, _json(_for_diffusers(index)).decode())
-            write_text(index.with_name("pipeline.py"), _loader(type(self).__name__).decode())
+            content = _for_diffusers(index) | {"_class_name": ["pipeline", _loadable_class(self)[1]]}
+            for name, component in self.components.items():
+                if component is not None and content[name][0] not in _LIBRARIES:
+                    content[name] = _loadable_class(component)
+            write_text(index, _json(content).decode())
+            write_text(index.with_name("pipeline.py"), _loader(_loadable_class(self)[1]).decode())
         if push_to_hub:
-            repo_id = publishing.pop("repo_id", Path(save_directory).resolve().name)
+            repo_id, page = publishing.pop("repo_id", Path(save_directory).resolve().name), index.with_name("README.md")
+            publishing.setdefault("card", page if page.is_file() else None)
             PublishingMixin.push_to_hub(self, repo_id, variant=kwargs.get("variant"), **publishing)
 
     @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers does, but a pipeline of ours needs no loader files: nobody's Python file is run."""
-        loaded = super().load_config(*args, **kwargs)
+    def load_config(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers does; of a bundled model too. No loader files are needed: nobody's Python file is run."""
+        source = pretrained_model_name_or_path
+        if str(source) in list_models() and not Path(source).exists():
+            source = bundled_model_path(str(source))
+        loaded = super().load_config(source, *args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]

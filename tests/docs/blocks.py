@@ -84,6 +84,7 @@ def prepare(folder: Path) -> None:
     Path(folder, "tiny.json").write_text(json.dumps(TINY_EXPERIMENT))
     Path(folder, "examples").symlink_to(ROOT / "examples")
     shutil.copytree(ROOT / "src" / "diffae_hub" / "pretrained" / "cifar10-32-small", folder / "runs/mine/pipeline")
+    (folder / "runs/mine/pipeline/README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
 
 
 def _picture(rng: np.random.Generator, brightness: float) -> Image.Image:

@@ -55,7 +55,8 @@ def test_publishing(hub: HubServer, client: Client, tmp_path: Path) -> None:
     exit_code, errors, _ = client.run("python", code, tmp_path, "guides/publish.md")
     assert exit_code == 0, errors
     files = hub.repositories["tester/my-autoencoder"].commits[-1][2]
-    assert {"model_index.json", "README.md", "decoder/diffusion_pytorch_model.safetensors"} <= set(files)
+    assert {"model_index.json", "decoder/diffusion_pytorch_model.safetensors"} <= set(files)
+    assert "license: mit" in files["README.md"].decode()
 
 
 def test_the_loop_of_the_diffusers_page_is_the_pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,12 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionAutoencoderPipeline.from_pretrained(sys.argv[1])
 pipeline.push_to_hub("pushed", license="mit", datasets=["uoft-cs/cifar10"], base_model="tester/other")
 pipeline.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="saved", private=True)
+pipeline.push_to_hub("pushed", variant="fp16")  # the card stays
+try:
+    pipeline.push_to_hub("never", licence="mit")
+except TypeError as error:
+    assert "licence" in str(error)
+pipeline.push_to_hub("half", variant="fp16", evaluation=sys.argv[3])
 pipeline.encoder.push_to_hub("encoder", commit_message="Mine")
 pipeline.scheduler.push_to_hub("scheduler")
 folder = DiffusionPipeline.download("tester/pushed", trust_remote_code=True)
@@ -179,7 +185,13 @@ try:
     DiffusionPipeline.from_pretrained(sys.argv[2])
 except ValueError as error:
     assert "trust_remote_code" in str(error)
+DiffusionAutoencoderPipeline.from_pretrained("tester/half", variant="fp16")
+try:
+    SemanticEncoderModel.from_pretrained("tester/pushed")
+except OSError as error:
+    assert "subfolder" in str(error)
 SemanticEncoderModel.from_pretrained("tester/encoder")
+assert SemanticEncoderModel.load_config("cifar10-32-small", subfolder="encoder")["latent_dim"] == 512
 SemanticEncoderModel.from_pretrained("tester/pushed@main", subfolder="encoder")
 VPDDIMScheduler.from_pretrained("tester/scheduler")
 VPDDIMScheduler.from_pretrained("tester/pushed", subfolder="scheduler")
@@ -201,16 +213,20 @@ finally:
 def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
     hub: HubServer, client: Client, model: str, tmp_path: Path
 ) -> None:
-    run(client, "python", EVERY_WAY, model, tmp_path / "saved")
-    assert set(hub.repositories) == {f"tester/{name}" for name in ("pushed", "saved", "encoder", "scheduler")}
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    run(client, "python", EVERY_WAY, model, tmp_path / "saved", tmp_path / "report.json")
+    assert set(hub.repositories) == {f"tester/{name}" for name in ("pushed", "half", "saved", "encoder", "scheduler")}
+    half = ModelCard(hub.repositories["tester/half"].commits[-1][2]["README.md"].decode())
+    assert 'from_pretrained("tester/half", variant="fp16")' in half.text
+    assert [result.metric_value for result in half.data.eval_results] == [23.25]
     for name, repository in hub.repositories.items():
         files = repository.commits[-1][2]
         card = ModelCard(files["README.md"].decode())
         assert (card.data.library_name, card.data.pipeline_tag) == ("diffae_hub", "image-to-image")
-        assert f'from_pretrained("{name}")' in card.text
+        assert f'from_pretrained("{name}"' in card.text
         assert not any(str(tmp_path).encode() in content for content in files.values()), "no local path"
         if name in ("tester/pushed", "tester/saved"):
-            assert set(files) == EXPECTED
+            assert {path for path in files if ".fp16." not in path} == EXPECTED
     data = ModelCard(hub.repositories["tester/pushed"].commits[-1][2]["README.md"].decode()).data
     assert (data.license, data.datasets, data.base_model) == ("mit", ["uoft-cs/cifar10"], "tester/other")
     assert hub.repositories["tester/saved"].private

@@ -10,12 +10,14 @@ from ..hub_server import Client, HubServer
 
 LOAD = """
 import sys
-from diffae_hub import DiffusionAutoencoderPipeline
+from diffae_hub import DiffusionAutoencoderPipeline, SemanticEncoderModel
 
 def load(name, **options):
     DiffusionAutoencoderPipeline.from_pretrained(name, cache_dir=sys.argv[1], **options)
 
 load("tester/tiny@main", variant="fp16")
+load("tester/tiny", variant="fp16", revision="main", token="secret")
+SemanticEncoderModel.from_pretrained("tester/tiny", subfolder="encoder", variant="fp16", cache_dir=sys.argv[1])
 load("tester/tiny", variant="fp16", local_files_only=True)
 for name, options in (("tester/tiny@nowhere", {}), ("tester/none", {}), ("tester/tiny", {"variant": "bf8"})):
     try:

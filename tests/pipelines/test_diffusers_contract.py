@@ -44,8 +44,28 @@ def test_saved_folder_loads_to_the_bit(tiny_pipeline, images, tmp_path: Path) ->
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"][-1] == "DiffusionAutoencoderPipeline"  # behind the name of its loader file
     assert index["encoder"] == ["diffae_hub", "SemanticEncoderModel"]
+    tiny_pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    assert (tmp_path / "half" / "encoder" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "half", variant="fp16")
+    assert torch.equal(run(loaded, images), before[0])
     with pytest.raises(ValueError, match="safe_serialization"):
         tiny_pipeline.save_pretrained(tmp_path / "a", safe_serialization=False)
+
+
+def test_subclasses_load_as_ours(tiny_pipeline, images, tmp_path: Path) -> None:
+    class Mine(SemanticEncoderModel):
+        pass
+
+    class MyPipeline(DiffusionAutoencoderPipeline):
+        pass
+
+    encoder = Mine.from_config(tiny_pipeline.encoder.config)
+    encoder.load_state_dict(tiny_pipeline.encoder.state_dict())
+    MyPipeline(encoder, tiny_pipeline.decoder, tiny_pipeline.scheduler).save_pretrained(tmp_path)
+    assert "import DiffusionAutoencoderPipeline" in (tmp_path / "pipeline.py").read_text()
+    loaded = DiffusionAutoencoderPipeline.from_pretrained(tmp_path)
+    assert type(loaded.encoder) is SemanticEncoderModel
+    assert torch.equal(run(loaded, images), run(tiny_pipeline, images))
 
 
 def test_optional_components_are_registered_when_assigned(tiny_pipeline, tmp_path: Path) -> None:
@@ -101,6 +121,7 @@ def test_callback_sees_and_changes_every_step(tiny_pipeline, images) -> None:
         seen.append((step, float(timestep), set(tensors)))
         return {"sample": torch.zeros_like(tensors["sample"]).double()} if step == 3 else None
 
+    assert DiffusionAutoencoderPipeline._callback_tensor_inputs == ["sample", "latent_code"]
     output = run(
         tiny_pipeline, images, num_inference_steps=4, callback_on_step_end=callback,
         callback_on_step_end_tensor_inputs=["sample", "latent_code"],
@@ -110,6 +131,26 @@ def test_callback_sees_and_changes_every_step(tiny_pipeline, images) -> None:
     assert torch.equal(output, torch.zeros(2, 3, 16, 16))
     with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs"):
         run(tiny_pipeline, images, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["latents"])
+    with pytest.raises(ValueError, match="callback_on_step_end"):
+        run(tiny_pipeline, images, callback_on_step_end=lambda *_: {"latents": images})
+
+
+def test_callback_changes_the_code(tiny_pipeline, images) -> None:
+    """The first update is with the images' own codes, the second with what the callback returned."""
+    code, noise = tiny_pipeline.encode(images), torch.randn(images.shape, generator=seeded())
+    half = []
+    tiny_pipeline.decode(
+        code, noise, num_inference_steps=2, callback_on_step_end=lambda *a: half.append(a[3]["sample"]) and None
+    )
+    scheduler = tiny_pipeline.scheduler
+    scheduler.set_timesteps(2)
+    with torch.no_grad():
+        velocity = tiny_pipeline.decoder(half[0], scheduler.timesteps[1], code.flip(0)).sample
+    expected = scheduler.step(velocity, scheduler.timesteps[1], half[0]).prev_sample
+    output = run(
+        tiny_pipeline, images, num_inference_steps=2, callback_on_step_end=lambda *_: {"latent_code": code.flip(0)}
+    )
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_callbacks_of_diffusers_say_what_they_receive(tiny_pipeline, images) -> None:
@@ -176,6 +217,7 @@ def test_compiled_or_in_channels_last(images, tmp_path: Path) -> None:
     networks = randomize(SemanticEncoderModel(**options)), randomize(ConditionedUNet2DModel(**options))
     pipeline = DiffusionAutoencoderPipeline(*networks, VPDDIMScheduler())
     expected = run(pipeline, images)
+    pipeline.encoder.compile_repeated_blocks(backend="eager")
     pipeline.decoder = torch.compile(pipeline.decoder, backend="eager")
     torch.testing.assert_close(run(pipeline, images), expected, atol=1e-5, rtol=1e-5)
     pipeline.save_pretrained(tmp_path)
@@ -200,6 +242,10 @@ def test_inversion_is_what_the_scheduler_s_configuration_says(tiny_pipeline, ima
 
 
 def test_a_scheduler_of_another_schedule_is_refused(tiny_pipeline, images) -> None:
+    tiny_pipeline.latent_code_model = LatentCodeModel(8, hidden_dim=16, num_layers=2)
+    tiny_pipeline.latent_scheduler = diffusers.DDIMScheduler()
+    with pytest.raises(ValueError, match="^scheduler"):
+        tiny_pipeline.sample(num_inference_steps=2)
     tiny_pipeline.scheduler = diffusers.DDIMScheduler()
     for call in (tiny_pipeline, tiny_pipeline.invert):
         with pytest.raises(ValueError, match="^scheduler"):

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from diffae_hub import VPDDIMScheduler
+from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler
 from diffae_hub.schedulers.compatibility import network_timestep, trained_scheduler
 
 SOLVERS = ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "DDIMScheduler",
@@ -46,6 +46,10 @@ def test_the_model_s_own_schedule_comes_back(name, config, tmp_path) -> None:
     [
         ("FlowMatchEulerDiscreteScheduler", {}),
         ("LCMScheduler", {}),
+        ("PNDMScheduler", {}),
+        ("DDIMInverseScheduler", {}),
+        ("DPMSolverMultistepInverseScheduler", {}),
+        ("DDIMScheduler", {"timestep_spacing": "leading"}),
         ("DDIMScheduler", {"trained_betas": None}),
         ("DDIMScheduler", {"prediction_type": "epsilon"}),
         ("EulerDiscreteScheduler", {"rescale_betas_zero_snr": True, "beta_end": 0.1, "trained_betas": None}),
@@ -54,6 +58,6 @@ def test_the_model_s_own_schedule_comes_back(name, config, tmp_path) -> None:
 )
 def test_what_cannot_be_known_to_share_the_schedule_is_refused(name, changes) -> None:
     solver = getattr(diffusers, name).from_config(VPDDIMScheduler().config, **changes)
-    for unknown in (solver, getattr(diffusers, name)()):
+    for unknown in (solver, getattr(diffusers, name)(), VPDDIMInverseScheduler()):
         with pytest.raises(ValueError, match="scheduler"):
             trained_scheduler(unknown)

@@ -15,6 +15,8 @@ from . import silence_diffusers
 _MAX_ALONG, _MAX_TILES = 64, 4096  # of a picture: hours on a CPU
 _PIXELS_TOGETHER = 2**17  # of pictures in one batch: larger ones do not pay
 _EXACT = 1e-6  # the tolerance of `--exact`: about what float32 can do
+_MODEL_HELP = "bundled model (see `diffae-hub models`), pipeline folder or Hub id"
+_WITH_MORE = "noto-emoji-64"  # it has attributes and a latent code model
 _MODE_HELP = (
     "stochastic: decode from random noise, so that a picture shows what the latent code alone holds; inversion: "
     "decode from the noise that the image itself leads to, nearly exact"
@@ -25,7 +27,7 @@ _MODE_HELP = (
 class Sampling:
     """Arguments of commands that decode from random noise."""
 
-    model: str = option("cifar10-32-small", "bundled model (see `diffae-hub models`), pipeline folder or Hub id")
+    model: str = option("cifar10-32-small", _MODEL_HELP)
     steps: int | None = option(
         None, "1 to 1000 (default: 10; 50 for ddim from random noise, and for official checkpoints)"
     )
@@ -233,6 +235,7 @@ def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any,
 class EditOptions(Inversion):
     """What to change, and how far."""
 
+    model: str = option(_WITH_MORE, _MODEL_HELP)
     attribute: str = option(MISSING, "what to change")
     strengths: tuple[float, ...] = option((0.3,), "how far, in one direction or the other")
     keep: tuple[str, ...] = option((), "attributes that shall stay")
@@ -298,6 +301,7 @@ def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, s
 class SampleOptions(Sampling):
     """How many."""
 
+    model: str = option(_WITH_MORE, _MODEL_HELP)
     num_images: int = option(16, "how many")
 
 

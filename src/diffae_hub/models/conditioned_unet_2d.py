@@ -59,7 +59,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
 
     __module__ = "diffae_hub"
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ConditionedResidualBlock", "SelfAttentionBlock"]
+    _no_split_modules = _repeated_blocks = ["ConditionedResidualBlock", "SelfAttentionBlock"]
 
     @register_to_config
     def __init__(

@@ -43,7 +43,7 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
 
     __module__ = "diffae_hub"
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["EncoderResidualBlock", "SelfAttentionBlock"]
+    _no_split_modules = _repeated_blocks = ["EncoderResidualBlock", "SelfAttentionBlock"]
 
     @register_to_config
     def __init__(

@@ -20,6 +20,8 @@ def edited_codes(
     classifier: AttributeClassifier | None,
 ) -> torch.Tensor:
     """z' of codes z, (B, d), as `DiffusionAutoencoderPipeline.edit` defines it: (B * F, d) for F strengths each."""
+    if not isinstance(edits, (Mapping, torch.Tensor)):
+        raise ValueError(f"edits must be a dictionary of strengths by attribute, or a direction, got {edits!r}")
     z = latent_code.float()
     by_name = not isinstance(edits, torch.Tensor)
     if classifier is None and (by_name or keep):

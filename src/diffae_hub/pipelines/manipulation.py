@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..schedulers.compatibility import scheduler_for_one_walk, trained_scheduler
 from ..schedulers.noise_schedules import check_choice
 from .editing import Strength, edited_codes
 from .image_processor import ImageInput
@@ -177,13 +177,15 @@ class ManipulationMixin(DiffusionAutoencoderStages):
             raise ValueError("sample needs a pipeline with latent_code_model and latent_scheduler, got one without")
         _check_count("num_images", num_images, 1, MAX_FRAMES)
         self.check_inputs(num_images, num_inference_steps, output_type=output_type, generator=generator)
-        scheduler = copy.deepcopy(self.latent_scheduler)
+        trained_scheduler(self.latent_scheduler)
+        scheduler = scheduler_for_one_walk(self.latent_scheduler)
         scheduler.set_timesteps(latent_num_inference_steps, device=self._execution_device)
 
+        def network(codes: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return model(codes.to(model.dtype), timestep, return_dict=False)[0].to(codes.dtype)
+
         codes = self._random_noise((num_images, model.config.latent_dim), generator)
-        for timestep in scheduler.timesteps:
-            prediction = model(codes.to(model.dtype), timestep, return_dict=False)[0].to(codes.dtype)
-            codes = scheduler.step(prediction, timestep, codes, return_dict=False)[0]
+        codes = self._walk("draw codes", scheduler, lambda _: network, codes, generator=generator)
         codes = model.denormalize(codes.to(model.dtype))
         size, channels = self.decoder.config.sample_size, self.decoder.config.in_channels
         noises = self._random_noise((num_images, channels, size, size), generator)
@@ -198,9 +200,13 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         generator: Generators,
         callback: StepCallback = (None, ()),
     ) -> torch.Tensor:
-        one = generator if isinstance(generator, torch.Generator) else None  # for solvers that draw noise on their way
-        batches = zip(codes.split(BATCH_SIZE), noises.split(BATCH_SIZE), strict=True)
-        return torch.cat([self._decode(*batch, num_inference_steps, one, callback=callback) for batch in batches])
+        images = []
+        for first in range(0, len(codes), BATCH_SIZE):
+            batch, own = slice(first, first + BATCH_SIZE), generator
+            if isinstance(generator, list):  # for solvers that draw noise on their way; one per image that was given
+                own = [generator[row * len(generator) // len(codes)] for row in range(len(codes))[batch]]
+            images.append(self._decode(codes[batch], noises[batch], num_inference_steps, own, callback=callback))
+        return torch.cat(images)
 
 
 def _check_count(name: str, count: int, least: int, most: int) -> None:

@@ -41,8 +41,9 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
     - `generator`: Of random noise: one, or a list of one per image, with which an image does not depend on its batch.
     - `output_type`: "pil", "np", "pt" (in [0, 1]) or "latent" (as the model gives it, about in [-1, 1]).
     - `callback_on_step_end`: Called as `callback(pipe, step, timestep, tensors)` after each update of decoding (in
-      `invert`: of inversion). It may return {"sample": ...} to replace x_t, and set `pipe._interrupt = True` to skip
-      what is left. `callback_on_step_end_tensor_inputs` names what it gets: "sample" (x_t), "latent_code" (z).
+      `invert`: of inversion). It may return {"sample": ...} to replace x_t, "latent_code" too, and set
+      `pipe._interrupt = True` to skip what is left, in all calls under way.
+      `callback_on_step_end_tensor_inputs` names what it gets: "sample" (x_t), "latent_code" (z).
 
     Each call walks on schedulers of its own: threads may share a pipeline. `decode` can carry a gradient to z and x_T.
     Networks are faster after `network.to(memory_format=torch.channels_last)`.
@@ -124,22 +125,23 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         """
         folder = _pipeline_folder(pretrained_model_name_or_path, kwargs)
         try:
-            return super().from_pretrained(folder, **kwargs | {"use_safetensors": True})
+            return super().from_pretrained(str(folder), **kwargs | {"use_safetensors": True})
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # of what a configuration holds
             raise ValueError(f"{folder} cannot be loaded: {error}") from error
 
     def enable_tiling(self, overlap: int | None = None) -> None:
         """Lets a call take images larger than the model's size in overlapping tiles of that size.
 
-        At each update the network's outputs for the tiles are blended, so that no seams show. PIL images then keep
-        their size (with `resize_mode=None`); each tile has a code of its own.
+        "A call" is `pipe(image)`; the other methods take images of the model's size. At each update the network's
+        outputs for the tiles are blended, so that no seams show. PIL images then keep their size (with
+        `resize_mode=None`); each tile has a code of its own.
 
         Args:
             overlap: Pixels that neighbouring tiles share at least; None takes an eighth of the model's size.
         """
         size = self.image_processor.sample_size
         overlap = size // 8 if overlap is None else overlap
-        if not 0 <= overlap <= size // 2:
+        if isinstance(overlap, bool) or not 0 <= overlap <= size // 2:  # a bool is what diffusers' VAE takes
             raise ValueError(f"overlap must be between 0 and {size // 2}, half of the model's size, got {overlap}")
         self._tile_overlap = overlap
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ..images import Tiles
 from ..schedulers.compatibility import network_timestep, scheduler_for_one_walk, trained_scheduler
@@ -31,6 +33,7 @@ _ABSURD = 1e4
 
 Generators = torch.Generator | list[torch.Generator] | None
 CallbackFunction = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x_t and the timestep
 StepCallback = tuple[CallbackFunction | None, Sequence[str]]  # and the names of the tensors that it gets
 
 
@@ -57,11 +60,12 @@ class DiffusionAutoencoderPipelineOutput(BaseOutput):
 class DiffusionAutoencoderStages(DiffusionPipeline):
     """What the public methods of `DiffusionAutoencoderPipeline` share. All but `check_inputs` trust their callers."""
 
-    _interrupt = False  # whether a callback has asked to skip the rest of this call's updates
+    _callback_tensor_inputs = ["sample", "latent_code"]
+    _interrupt = False  # whether somebody has asked to skip the rest of the updates
 
     @property
     def interrupt(self) -> bool:
-        """Whether the rest of this call's updates is skipped; callbacks set `_interrupt`, as in diffusers."""
+        """Whether the rest of the updates is skipped; callbacks set `_interrupt`, as in diffusers."""
         return self._interrupt
 
     def check_inputs(
@@ -81,8 +85,10 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         trained_scheduler(self.scheduler)  # one that walks another schedule would decode to nonsense
         scheduler_for_one_walk(self.scheduler).set_timesteps(num_inference_steps)
-        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
-            raise ValueError(f"generator must be one generator or a list of {batch_size}, got {len(generator)}")
+        if not (generator is None or isinstance(generator, torch.Generator)) and (
+            not isinstance(generator, list) or len(generator) != batch_size
+        ):
+            raise ValueError(f"generator must be one torch.Generator or a list of {batch_size}, got {generator!r}")
         width, channels = self.decoder.config.latent_dim, self.decoder.config.in_channels
         if latent_code is not None and (latent_code.shape != (batch_size, width) or not batch_size):
             raise ValueError(f"latent_code must have shape (batch, {width}), got {tuple(latent_code.shape)}")
@@ -133,7 +139,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         given = {} if inversion is None else {"inversion": inversion}
         scheduler = VPDDIMInverseScheduler.from_config(trained_scheduler(self.scheduler).config, **given)
         scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        return self._walk("invert", scheduler, pixels, latent_code, tiles, callback, tolerance=tolerance)
+        network = partial(self._network, tiles=tiles)
+        return self._walk("invert", scheduler, network, pixels, latent_code, callback, tolerance=tolerance)
 
     def _decode(
         self,
@@ -147,26 +154,33 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         """z and x_T (B, C, H, W) -> images, about in [-1, 1]."""
         scheduler = scheduler_for_one_walk(self.scheduler)
         scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        return self._walk("decode", scheduler, noise, latent_code, tiles, callback, generator=generator)
+        network = partial(self._network, tiles=tiles)
+        return self._walk("decode", scheduler, network, noise, latent_code, callback, generator)
 
     def _walk(
         self,
         name: str,
         scheduler: SchedulerMixin,
+        network_of: Callable[[torch.Tensor | None], Network],
         sample: torch.Tensor,
-        latent_code: torch.Tensor,
-        tiles: Tiles | None,
-        callback: StepCallback,
+        latent_code: torch.Tensor | None = None,
+        callback: StepCallback = (None, ()),
         generator: Generators = None,
         tolerance: float | None = None,
     ) -> torch.Tensor:
-        """From one end of the scheduler's timesteps to the other: x_T -> x_0, or x_0 -> x_T."""
+        """From one end of the scheduler's timesteps to the other: x_T -> x_0, or x_0 -> x_T.
+
+        `network_of` gives the network for a latent code.
+        """
         function, names = callback
         if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):
             names = function.tensor_inputs
-        if not set(names) <= {"sample", "latent_code"}:
-            raise ValueError(f"callback_on_step_end_tensor_inputs must be of sample and latent_code, got {list(names)}")
-        network = self._network(latent_code, tiles)
+        allowed = self._callback_tensor_inputs
+        if not set(names) <= {*allowed}:
+            raise ValueError(f"callback_on_step_end_tensor_inputs must be of {allowed}, got {list(names)}")
+        network = network_of(latent_code)
+        if hasattr(scheduler, "set_begin_index"):  # with Karras sigmas diffusers may find the first timestep twice
+            scheduler.set_begin_index(0)
         extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         sample = sample.to(self._execution_device, torch.promote_types(self.decoder.dtype, torch.float32))
         sample = sample * scheduler.init_noise_sigma
@@ -184,8 +198,13 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
                 sample = scheduler.step(model_output, timestep, sample, **extra, return_dict=False)[0]
                 if function is not None:
                     tensors = {"sample": sample, "latent_code": latent_code}
-                    returned = function(self, index, timestep, {name: tensors[name] for name in names})
-                    sample = (returned or {}).get("sample", sample).to(sample)
+                    returned = function(self, index, timestep, {name: tensors[name] for name in names}) or {}
+                    if not {*returned} <= {*allowed}:
+                        raise ValueError(f"callback_on_step_end must return tensors of {allowed}, got {[*returned]}")
+                    sample = returned.get("sample", sample).to(sample)
+                    if returned.get("latent_code", latent_code) is not latent_code:
+                        latent_code = returned["latent_code"]
+                        network = network_of(latent_code)
                 progress.update()
         largest = float(sample.detach().abs().amax())
         if not largest < _ABSURD:  # NaN neither
@@ -195,9 +214,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
             )
         return sample
 
-    def _network(
-        self, latent_code: torch.Tensor, tiles: Tiles | None
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def _network(self, latent_code: torch.Tensor, tiles: Tiles | None) -> Network:
         """The decoder as a function of x_t and the timestep, in its own dtype; of tiles, their blended outputs."""
         dtype = self.decoder.dtype
         codes = latent_code.to(self._execution_device, dtype)
@@ -223,10 +240,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
     def _random_noise(self, shape: Sequence[int], generator: Generators) -> torch.Tensor:
         return randn_tensor(tuple(shape), generator=generator, device=self._execution_device, dtype=torch.float32)
 
-    def _progress(self, name: str, total: int) -> Any:
-        bar = self.progress_bar(total=total)
-        bar.set_description(name)
-        return bar
+    def _progress(self, name: str, total: int) -> tqdm:
+        return tqdm(total=total, **{"desc": name, **getattr(self, "_progress_bar_config", {})})
 
     def _output(
         self,
@@ -246,7 +261,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
 
 def _corrected(
     scheduler: VPDDIMInverseScheduler,
-    network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    network: Network,
     model_output: torch.Tensor,
     timestep: torch.Tensor,
     sample: torch.Tensor,

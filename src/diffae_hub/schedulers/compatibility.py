@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -10,10 +11,21 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from .scheduling_vp_ddim import VPDDIMScheduler
 from .scheduling_vp_dpmsolver_multistep import VPDPMSolverMultistepScheduler
 
+# diffusers says at every swap that it ignores our `noise_schedule`, which it gets as `trained_betas`.
+logging.getLogger("diffusers.configuration_utils").addFilter(
+    lambda record: "'noise_schedule'" not in record.getMessage()
+)
+
 SOLVERS = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}
 
-# They walk jumps that only distilled networks have learned.
-DISTILLED_ONLY = ("LCMScheduler", "TCDScheduler")
+UNFIT = {
+    "LCMScheduler": "needs a distilled network",
+    "TCDScheduler": "needs a distilled network",
+    "PNDMScheduler": "loses the image at its first steps, from pure noise",
+    "VPDDIMInverseScheduler": "walks from images to noise",
+    "DDIMInverseScheduler": "walks from images to noise",
+    "DPMSolverMultistepInverseScheduler": "walks from images to noise",
+}
 # Their second evaluation in a step spoils it (6 dB) if sigma / alpha falls from almost infinity in one step.
 RUNGE_KUTTA = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
 OTHER_SIGMAS = ("use_karras_sigmas", "use_beta_sigmas", "use_exponential_sigmas")
@@ -29,9 +41,9 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
     `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`. A stochastic one, such as DDPM, may be. A
     ValueError, if it cannot be known to share the model's noise schedule and prediction type.
     """
-    if isinstance(scheduler, VPDDIMScheduler):
-        return VPDDIMScheduler.from_config(scheduler.config)
     name, config = type(scheduler).__name__, scheduler.config
+    if isinstance(scheduler, VPDDIMScheduler) and name not in UNFIT:
+        return VPDDIMScheduler.from_config(config)
     if "_trained_as" not in config:
         raise ValueError(
             f"scheduler must tell how the model was trained: make it by {name}.from_config(pipe.scheduler.config), "
@@ -41,12 +53,14 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
     betas = torch.tensor(trained.config.trained_betas, dtype=torch.float64)
     alpha_bar = getattr(scheduler, "alphas_cumprod", None)
     walks_it = alpha_bar is not None and alpha_bar.shape == betas.shape and not config.get("use_flow_sigmas")
-    if not walks_it or (alpha_bar.cpu() - torch.cumprod(1 - betas, 0)).abs().max() > ALPHA_BAR_TOLERANCE:
+    if name in UNFIT:
+        problem = UNFIT[name]
+    elif not walks_it or (alpha_bar.cpu() - torch.cumprod(1 - betas, 0)).abs().max() > ALPHA_BAR_TOLERANCE:
         problem = "walks another noise schedule than the model's, which its trained_betas hold"
     elif config.prediction_type != trained.config.prediction_type:
         problem = f"has prediction_type {config.prediction_type!r}, the model {trained.config.prediction_type!r}"
-    elif name in DISTILLED_ONLY:
-        problem = "needs a distilled network"
+    elif config.timestep_spacing == "leading" != trained.config.timestep_spacing:
+        problem = "has timestep_spacing 'leading', which does not begin at pure noise"
     else:
         return trained
     raise ValueError(f"scheduler must not be this {name}: it {problem}. DPMSolverMultistepScheduler will do")

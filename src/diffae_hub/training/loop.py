@@ -321,6 +321,7 @@ class _Run:
             "model_name": self.hub_model_id or self.folder.resolve().name,
             "license": self.options.hub_license,
             "dataset": {"name": self.options.dataset},
+            **({"base_model": self.options.pretrained_model} if self.options.pretrained_model else {}),
             "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks},
             **figures_of_run(experiment, read_metrics(self.folder), validated, self.options.validation_steps),
         }
