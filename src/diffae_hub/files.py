@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .network import INDEX
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -31,9 +33,9 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file; see [`new_file`]."""
+    """Writes a text file; see [`new_file`]. What is no text, as in names of files, becomes question marks."""
     with new_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_png(path: Path, picture: Image.Image, compress_level: int = 6) -> None:
@@ -86,12 +88,23 @@ def check_output_folder(output: Path, overwrite: bool, marker: str, *inputs: Pat
 
     `inputs` are files and folders that are read, and hence must not lie in it.
     """
+    if output.resolve() == Path.cwd():
+        raise ValueError(f"output must not be the present folder, which is replaced, got {output}")
     empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
     if not empty and not (overwrite and (output / marker).is_file()):
         raise ValueError(f"output must be a new or empty folder, or one with a {marker} to overwrite, got {output}")
     for path in inputs:
         if path.resolve().is_relative_to(output.resolve()):
             raise ValueError(f"output must be another folder than that of {path}, got {output}")
+
+
+def check_pipeline_output(output: Path, *inputs: Path) -> None:
+    """Refuses an output that holds more than a pipeline, which is replaced: a card, or notes, would be lost."""
+    check_output_folder(output, True, INDEX, *inputs)
+    if (output / INDEX).is_file():
+        replaced = {INDEX, "pipeline.py", *read_json(output / INDEX)}
+        if others := sorted(path.name for path in output.iterdir() if path.name not in replaced):
+            raise ValueError(f"output must hold nothing but a pipeline to replace, got {output} with {others[0]}")
 
 
 def check_new_or_continued(folder: Path, what: str) -> None:
@@ -136,7 +149,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         with suppress(ValueError):
             records.append(json.loads(line))
-    return records
+    return [record for record in records if isinstance(record, dict)]
 
 
 def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:

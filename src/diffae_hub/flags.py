@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import typing
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -51,12 +50,15 @@ def check_minimums(options: Any) -> None:
 
 def whole_number(text: str) -> int:
     """An integer that may be written as 64e6 or 64_000_000."""
-    with suppress(ValueError):
-        return int(text)  # large ones to the last digit
-    number = float(text)
-    if not number.is_integer():  # nor are infinity and NaN
+    try:
+        number = int(text)  # large ones to the last digit
+    except ValueError:
+        if not float(text).is_integer():  # nor are infinity and NaN
+            raise
+        number = int(float(text))
+    if abs(number) >= 2**63:
         raise ValueError
-    return int(number)
+    return number
 
 
 def path(text: str) -> Path:

@@ -124,7 +124,10 @@ def card_with_header(page: Path, figures: Mapping[str, Any]) -> str:
     """A Markdown page, with what its header lacks of ours."""
     from huggingface_hub import CardData, ModelCard
 
-    card = ModelCard(page.read_text(encoding="utf-8"))
+    try:
+        card = ModelCard(page.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"card {page} must be UTF-8 text with a YAML header, if any: {error}") from error
     return f"---\n{CardData(**(card_data(figures).to_dict() | card.data.to_dict())).to_yaml()}\n---\n{card.text}"
 
 

@@ -74,22 +74,30 @@ def publish(
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    folder = Path(folder)
+    files, is_new = _repository_files(Path(folder), repo_id, card, figures or {})
+    api = HfApi(token=token)
+    with hub_requests(f"repo_id {repo_id!r} cannot be written"):
+        if not is_new and api.file_exists(repo_id, "README.md"):
+            del files["README.md"]
+        operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+        return api.create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
+
+
+def _repository_files(
+    folder: Path, repo_id: str, card: str | Path | None, figures: Mapping[str, Any]
+) -> tuple[dict[str, Path | bytes], bool]:
+    """All files as [`publish`] sends them, by name, and whether the card says more than the configurations."""
     files, given = model_files(folder), folder / "figures.json"
-    measured = {**(json.loads(given.read_text()) if given.is_file() else {}), **(figures or {})}
+    measured = {**(read_json(given) if given.is_file() else {}), **figures}
     page = Path(card or folder / "README.md")
-    says_nothing_new = not (page.is_file() or measured)
+    is_new = page.is_file() or bool(measured)
     if card is not None or (page.is_file() and not given.is_file()):
         root, text = page.parent, card_with_header(page, {"model_name": repo_id, **measured})
     else:
         root, text = folder, render_model_card({**_described(files), **measured, "model_name": repo_id})
     files = _linked_files(text, root.resolve()) | files  # a card replaces none of them
-    api = HfApi(token=token)
-    with hub_requests(f"repo_id {repo_id!r} cannot be written"):
-        if not (says_nothing_new and api.file_exists(repo_id, "README.md")):
-            files["README.md"] = text.encode()
-        operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
-        return api.create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
+    files["README.md"] = text.encode()
+    return files, is_new
 
 
 def push_pipeline(
@@ -112,7 +120,7 @@ def push_pipeline(
     from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 
     figures = _card_figures(card, license, evaluation)
-    model_files(Path(folder))  # what cannot be sent is refused first
+    _repository_files(Path(folder), repo_id, card, figures)  # what cannot be sent is refused first
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.decoder.config
@@ -239,7 +247,7 @@ class PublishingMixin:
         figures = _card_figures(card, license, evaluation) | {name: value for name, value in header.items() if value}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **({"variant": variant} if variant else {}))
-            model_files(Path(folder))  # what cannot be sent is refused before there is a repository
+            _repository_files(Path(folder), repo_id, card, figures)  # what cannot be sent is refused first
             full_id = ensure_repository(repo_id, private, token)
             message = commit_message or f"Upload {type(self).__name__}"
             commit = {"token": token, "commit_message": message, "create_pr": create_pr}

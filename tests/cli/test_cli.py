@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -201,6 +202,7 @@ def test_no_image_is_written_over(words, name, model, photo, tmp_path, tiny_pipe
         ("variations PHOTO --model MODEL --exact --output OUT", "--exact"),
         ("reconstruct PHOTO", "--output"),
         ("interpolate PHOTO PHOTO --frames 1 --model MODEL --output OUT", "num_frames"),
+        ("sample --seed 1e30 --output OUT", "--seed"),
         ("juggle", "juggle"),
         ("", "COMMAND"),
     ],
@@ -273,7 +275,9 @@ def test_names_of_files_do_not_steer_the_terminal(model: str, photo: str, tmp_pa
 def test_models_and_a_full_disk_behind_standard_output(capsys) -> None:
     assert main(["models"]) == 0
     assert capsys.readouterr().out.split() == list_models()
+    command = [sys.executable, "-m", "diffae_hub.cli", "models"]
+    closed = subprocess.run(["sh", "-c", f"{shlex.join(command)} >&- 2>&-; echo $?"], capture_output=True, text=True)
+    assert closed.stdout == "0\n"
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "diffae_hub.cli", "models"]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)

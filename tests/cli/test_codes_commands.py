@@ -74,6 +74,11 @@ def test_from_images_to_edits_neighbours_and_new_images(photos: Path, model: str
         assert "output" in refusal("fit-attributes", codes, "--principal", 2, "--model", model, "--output", output)
         assert "output" in refusal("train-latent", codes, "--model", model, "--output", output)
     assert load_codes(codes)["index"].tolist() == list(range(32))
+    again = ("fit-attributes", codes, "--labels", "label", "--output", mine)
+    (mine / "notes.txt").write_text("mine")
+    assert "notes.txt" in refusal(*again, "--model", model)
+    (mine / "notes.txt").unlink()
+    output_of(*again)
 
     # Edits.
     picture, steps = photos / "bright" / "3.png", ["--steps", 3, "--output"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,11 @@ def test_bad_input(model: str, test_images: str, tmp_path: Path, capsys) -> None
     with pytest.raises(ValueError, match="codes"):
         load_codes(folder)
     (tmp_path / "kept").rename(folder / "codes-0000001.parquet")
+    summary = json.loads((folder / "codes.json").read_text())
+    for count, named in ((2_000_000_000, "codes"), (-1, "count"), (1.5, "count")):
+        (folder / "codes.json").write_text(json.dumps({**summary, "count": count}))
+        with pytest.raises(ValueError, match=named):
+            load_codes(folder)
     (folder / "codes.json").write_text("{}")
     with pytest.raises(ValueError, match="codes.json"):
         load_codes(folder)

@@ -209,6 +209,10 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     for name in ("photo.png", "photos.tar"):
         (tmp_path / name).write_bytes(b"content")
         assert name in refused("dataset", tmp_path / name)
+    folder = tmp_path / "latin"
+    folder.mkdir()
+    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.png")).write_bytes(b"content")
+    assert "caf" in refused("dataset", folder)
     (tmp_path / "train.parquet").symlink_to(tmp_path / "gone.parquet")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for source in (tmp_path, tmp_path / "loop", "nowhere/at/all"):

@@ -46,7 +46,7 @@ def test_ssim_equals_an_independent_zero_padded_computation() -> None:
 @pytest.mark.parametrize("metric", [peak_signal_to_noise_ratio, structural_similarity])
 def test_bad_input(metric) -> None:
     floats, pixels = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    for pair in ((floats, floats[..., 1:]), (pixels, pixels)):
+    for pair in ((floats, floats[..., 1:]), (pixels, pixels), (floats[0], floats[0])):
         with pytest.raises(ValueError, match="images"):
             metric(*pair)
 

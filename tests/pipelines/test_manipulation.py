@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import diffusers
 import pytest
 import torch
 
@@ -91,6 +92,7 @@ def test_bad_interpolation(tiny_pipeline, images) -> None:
         ("layout", {"layout": "star"}),
         ("mode", {"mode": "magic"}),
         ("images", {"images": torch.zeros(3, 16, 16)}),
+        ("generator", {"generator": [seeded()] * 3}),
         ("num_frames", {"images": torch.zeros(4, 3, 16, 16), "num_frames": 65, "layout": "grid"}),
     ):
         with pytest.raises(ValueError, match=f"^{named}"):
@@ -122,8 +124,8 @@ def test_edit_is_the_official_formula(with_classifier, images) -> None:
 def test_kept_attributes_keep_their_logits(with_classifier, images) -> None:
     pipeline, classifier = with_classifier, with_classifier.attribute_classifier
     before = classifier(pipeline.encode(images[:1])).logits
-    for edits in ({"a": 1.0}, torch.randn(8, generator=seeded(3))):
-        output = pipeline.edit(images[:1], edits, keep=["b", "c"], mode="stochastic", generator=seeded(), **OPTIONS)
+    for edits, keep in (({"a": 1.0}, ["b", "c", "b"]), (torch.randn(8, generator=seeded(3)), ["b", "c"])):
+        output = pipeline.edit(images[:1], edits, keep=keep, mode="stochastic", generator=seeded(), **OPTIONS)
         after = classifier(output.latent_code).logits
         torch.testing.assert_close(after[:, 1:], before[:, 1:], atol=1e-4, rtol=1e-4)
         if isinstance(edits, dict):
@@ -138,6 +140,8 @@ def test_a_direction_is_added_to_the_code(tiny_pipeline, images) -> None:
     output = tiny_pipeline.edit(images[:1], direction, strength=[0, 2.0], **OPTIONS)
     z = tiny_pipeline.encode(images[:1])
     torch.testing.assert_close(output.latent_code, torch.cat([z, z + 2 * direction]), atol=1e-5, rtol=1e-5)
+    from_array = tiny_pipeline.edit(images[:1], direction.numpy(), strength=[0, 2.0], **OPTIONS)
+    torch.testing.assert_close(from_array.latent_code, output.latent_code)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +155,9 @@ def test_a_direction_is_added_to_the_code(tiny_pipeline, images) -> None:
         ({"edits": torch.zeros(9)}, "edits.*9"),
         ({"edits": {"a": 1.0}, "keep": ["a"]}, "keep"),
         ({"edits": {"a": 1.0}, "keep": ["d"]}, "attribute.*'d'"),
+        ({"edits": {"a": 1.0}, "keep": "bc"}, "keep"),
+        ({"edits": {"a": 1.0}, "strength": 2.0}, "strength"),
+        ({"edits": ["a"]}, "edits"),
         ({"edits": {"a": 1.0}, "mode": "magic"}, "mode"),
     ],
 )
@@ -224,7 +231,11 @@ def test_one_generator_per_image_and_bad_sampling(generative) -> None:
         return generative.sample(len(seeds), generator=[seeded(seed) for seed in seeds], **options).images
 
     torch.testing.assert_close(images([2])[0], images([1, 2])[1], atol=1e-4, rtol=0)
+    for scheduler in (diffusers.DDPMScheduler, diffusers.EulerAncestralDiscreteScheduler):  # they draw noise
+        generative.scheduler = scheduler.from_config(generative.scheduler.config)
+        assert torch.equal(images([1, 2]), images([1, 2]))
     for named, bad in (
+        ("generator", {"generator": (seeded(),)}),
         ("num_images", {"num_images": 0}),
         ("generator", {"num_images": 2, "generator": [torch.Generator()]}),
         ("num_inference_steps", {"latent_num_inference_steps": 60}),

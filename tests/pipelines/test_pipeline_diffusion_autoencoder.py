@@ -194,6 +194,8 @@ def test_bad_arguments_fail_before_any_work(tiny_pipeline, images) -> None:
             {"num_inference_steps": 2000},
             {"generator": [seeded()] * 3},
             {"resize_mode": "zoom"},
+            {"inversion": "magic"},
+            {"tolerance": -1.0},
         ):
             with pytest.raises(ValueError, match=f"^{next(iter(bad))}"):
                 tiny_pipeline(images, **{"mode": mode, "num_inference_steps": 2, **bad})

@@ -21,6 +21,9 @@ STATE = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3), "scalar": torch.tensor(1.5, dtype=torch.float64)},
     "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}]},
     "experiment": {"name": "text", "nothing": None},
+    "ema": {},
+    "scaler": None,
+    "data": {},
 }
 
 
@@ -93,13 +96,15 @@ def test_every_flipped_bit_is_found_or_does_no_harm(tmp_path: Path) -> None:
     assert harmless < len(positions) * 0.9  # of so small a checkpoint most is padding
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "tensor", "pickle"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "tensor", "pickle", "list", "parts"])
 def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 64)
     newest = save(tmp_path, 128)
     content = newest.read_bytes()
     if damage == "tensor":
         flip_bit(newest, content.index(STATE["model"]["weight"].numpy().tobytes()))
+    elif damage in ("list", "parts"):
+        torch.save([1, 2] if damage == "list" else {"examples_seen": 128}, newest)
     else:
         newest.write_bytes({"empty": b"", "truncated": content[:-20], "pickle": pickle.dumps({"lr": 1})}[damage])
     reports: list[str] = []

@@ -62,3 +62,8 @@ def test_another_run_is_not_resumed(accelerator: Accelerator, tmp_path: Path, na
 def test_codes_that_cannot_be_used(accelerator: Accelerator, codes: np.ndarray) -> None:
     with pytest.raises(ValueError, match="codes"):
         LatentTrainer(codes, LatentOptions(**TINY), accelerator)
+
+
+def test_too_much_is_held_out(accelerator: Accelerator) -> None:
+    with pytest.raises(ValueError, match="validation_fraction"):
+        LatentTrainer(two_modes(12), LatentOptions(**TINY, validation_fraction=0.95), accelerator)

@@ -90,6 +90,7 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     """Find the images of an encoded data set that are nearest to one."""
     from ..codes.neighbours import nearest_codes
     from ..codes.shards import codes_summary, load_codes
+    from ..data.fingerprint import data_fingerprint
     from ..data.open_dataset import load_rows
     from ..data.transform import ImageTransform
     from ..files import write_png
@@ -108,8 +109,10 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
         config = pipeline.encoder.config
         transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
         rows = [{"path": neighbour["source"], "bytes": None} for neighbour in found]
-        if not Path(found[0]["source"]).is_file():  # the images of a table: `source` says the row
+        if not Path(found[0]["source"]).is_absolute():  # the images of a table: `source` says the row
             data = load_rows(summary["dataset"], summary["split"], summary["image_column"])
+            if data_fingerprint(summary["dataset"], summary["split"], data) != summary["data"]:
+                raise ValueError(f"--sheet needs the data set as it was encoded, {summary['dataset']} has changed")
             rows = [data[neighbour["index"]] for neighbour in found]
         first = pipeline.image_processor.preprocess(image)[0]
         pictures = [first, *map(transform, rows)]
@@ -143,13 +146,12 @@ def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple
     diffae-hub fit-attributes smiling --without serious --name smile --method means --output mine
     diffae-hub fit-attributes codes --principal 10 --output mine              from nothing
     """
-    from ..files import check_output_folder, new_folder
-    from ..network import INDEX
+    from ..files import check_pipeline_output, new_folder
 
     if sum((bool(options.labels), options.without is not None, options.principal is not None)) != 1:
         raise ValueError("--labels, --without or --principal must be given, one of them")
     codes = [folder for folder in (options.codes, options.without) if folder]
-    check_output_folder(options.output, True, INDEX, *codes)
+    check_pipeline_output(options.output, *codes)
     pipeline = load_for_codes(options.model, *codes)
     pipeline.attribute_classifier = _fit(options)
     with new_folder(options.output) as folder:

@@ -19,6 +19,7 @@ import typing
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -82,6 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     The exit code is 0, 2 for what went wrong, 1 for a training that broke off after it had begun, 130 after Ctrl-C.
     """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the process ends
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a name may hold what the terminal's encoding lacks
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings quote the server
     if not sys.warnoptions:  # nor do libraries' warnings, as of Pillow about a damaged file, belong there
         warnings.simplefilter("ignore")

@@ -65,13 +65,12 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     from accelerate import Accelerator
 
     from ..codes.shards import load_codes
-    from ..files import check_output_folder, new_folder
-    from ..network import INDEX
+    from ..files import check_pipeline_output, new_folder
     from ..training.latent import train_latent
     from ..training.run_folder import read_metrics
 
     folder = options.run_dir or options.output.with_name(f"{options.output.name}-training")
-    check_output_folder(options.output, True, INDEX, options.codes, folder)
+    check_pipeline_output(options.output, options.codes, folder)
     pipeline = load_for_codes(options.model, options.codes)
     accelerator = Accelerator()
     model, scheduler = train_latent(

@@ -33,6 +33,7 @@ from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipel
 from .fingerprints import encoder_fingerprint
 
 SUMMARY = "codes.json"
+_SETTINGS = ("encoder", "columns", "class_names", "dataset", "data", "split", "image_column", "crop")
 _OWN_COLUMNS = ("index", "source", "latent_code")
 
 
@@ -72,6 +73,8 @@ def encode_dataset(
             raise ValueError(f"{name} must be at least 1, got {value}")
     source, folder = str(source), Path(folder)
     check_output(folder, source)
+    if Path(source).expanduser().exists():  # so that it is found again from elsewhere
+        source = str(Path(source).expanduser().absolute())
     config = pipeline.encoder.config
     transform = ImageTransform(config.sample_size, config.in_channels, crop=crop)
     taken = (*_OWN_COLUMNS, image_column)
@@ -164,7 +167,7 @@ def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.
         raise ValueError(f"columns must be some of {known}, each once, got {list(columns)}")
     parts = list(_read_codes(Path(folder), columns, summary["count"]))
     codes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {"index": []}
-    if not np.array_equal(codes["index"], np.arange(summary["count"])):
+    if len(codes["index"]) != summary["count"] or (np.diff(codes["index"], prepend=-1) != 1).any():
         raise ValueError(f"codes must be complete and in order, {summary['count']} of them, but not so in {folder}")
     return codes
 
@@ -177,7 +180,10 @@ def codes_summary(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / SUMMARY
     if not path.is_file():
         raise ValueError(f"codes must be a folder with a {SUMMARY}, made by `diffae-hub encode`, got {folder}")
-    return read_json(path, ("encoder", "columns", "class_names", "count"))
+    summary = read_json(path, (*_SETTINGS, "count"))
+    if not isinstance(summary["count"], int) or summary["count"] < 1:
+        raise ValueError(f"{path} must hold a count of at least 1, got {summary['count']!r}")
+    return summary
 
 
 def _image(index: int, row: dict[str, Any], image_column: str) -> dict[str, Any]:

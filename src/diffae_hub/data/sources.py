@@ -71,6 +71,9 @@ def image_files(folder: Path) -> list[str]:
             check_regular_file(entry.path)
             links.setdefault(os.path.realpath(entry.path), entry.path)
     paths = sorted((links | files).values())
+    for path in paths:
+        if path.encode("utf-8", "replace").decode() != path:
+            raise ValueError(f"dataset must have file names in UTF-8, got {path!r}")
     if not paths:
         raise ValueError(f"dataset must hold at least one image file ({', '.join(IMAGE_SUFFIXES)}), got {folder}")
     if other:

@@ -56,7 +56,7 @@ class EvaluationOptions:
     baselines: tuple[Literal["mean_image", "pca", "jpeg"], ...] = _measures(
         (), "reconstructions without a network; mean_image and pca are fitted on the training data"
     )
-    baseline_images: int = _measures(50_000, "training images of the baselines, at most", minimum=1)
+    baseline_images: int = _measures(50_000, "training images of the baselines, at most", minimum=2)
     compare: str | None = _measures(None, "another model, measured beside")
     path_length_pairs: int = _measures(0, "pairs for the perceptual path length; the paper uses 200", minimum=0)
     path_length_intervals: int = _measures(100, "sub-intervals of a path", minimum=1)

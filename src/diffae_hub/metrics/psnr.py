@@ -16,9 +16,13 @@ def peak_signal_to_noise_ratio(images: torch.Tensor, references: torch.Tensor) -
 
 
 def check_pair(images: torch.Tensor, references: torch.Tensor) -> None:
-    """Raises ValueError unless both are floats of one shape: others would give a number, but a wrong one."""
-    if images.shape != references.shape or not (images.is_floating_point() and references.is_floating_point()):
+    """Raises ValueError unless both are floats of one shape (B, C, H, W): others would give wrong numbers."""
+    if (
+        images.ndim != 4
+        or images.shape != references.shape
+        or not (images.is_floating_point() and references.is_floating_point())
+    ):
         raise ValueError(
-            "images and references must be floating-point tensors of one shape, got "
+            "images and references must be floating-point tensors of one shape (B, C, H, W), got "
             f"{tuple(images.shape)} of {images.dtype} and {tuple(references.shape)} of {references.dtype}"
         )

@@ -5,21 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from ..models.attribute_classifier import AttributeClassifier
+from .image_processor import check_values
 
 Strength = float | Sequence[float]
 
 
 def edited_codes(
     latent_code: torch.Tensor,
-    edits: Mapping[str, Strength] | torch.Tensor,
+    edits: Mapping[str, Strength] | torch.Tensor | np.ndarray,
     strength: Strength,
     keep: Sequence[str],
     classifier: AttributeClassifier | None,
 ) -> torch.Tensor:
     """z' of codes z, (B, d), as `DiffusionAutoencoderPipeline.edit` defines it: (B * F, d) for F strengths each."""
+    edits = torch.from_numpy(edits) if isinstance(edits, np.ndarray) else edits
+    if isinstance(keep, str):
+        raise ValueError(f"keep must be a list of attributes, got {keep!r}")
+    if isinstance(edits, Mapping) and strength != 1.0:
+        raise ValueError(f"strength is of a direction, the strengths of attributes stand in edits, got {strength}")
     if not isinstance(edits, (Mapping, torch.Tensor)):
         raise ValueError(f"edits must be a dictionary of strengths by attribute, or a direction, got {edits!r}")
     z = latent_code.float()
@@ -33,13 +40,16 @@ def edited_codes(
         directions = torch.stack([classifier.direction(name) for name in edits]).to(z)
         lengths = torch.full((len(edits),), math.sqrt(z.shape[1]), device=z.device)
     else:
+        check_values("edits", edits)
         if edits.shape != z.shape[1:]:
             raise ValueError(f"edits must be a direction of shape {tuple(z.shape[1:])}, got {tuple(edits.shape)}")
         directions = (edits.to(z) / std)[None]
         lengths = directions.norm(dim=1)
     amounts = _table(list(edits.values()) if by_name else [strength]).to(z)  # (edits, F)
     if keep:
-        kept, _ = torch.linalg.qr(torch.stack([classifier.direction(name) for name in keep]).to(z).T)  # (d, kept)
+        # An orthonormal basis, (d, rank): directions may be nearly the same.
+        basis, sizes, _ = torch.linalg.svd(torch.stack([classifier.direction(name) for name in keep]).to(z).T, False)
+        kept = basis[:, sizes > 1e-3 * sizes[0]]
         whole = directions.norm(dim=1)
         directions = directions - directions @ kept @ kept.T
         if (directions.norm(dim=1) < 1e-4 * whole).any():

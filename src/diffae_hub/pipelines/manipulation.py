@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from ..schedulers.compatibility import scheduler_for_one_walk, trained_scheduler
@@ -65,7 +66,9 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         check_choice("layout", layout, tuple(LAYOUTS))
         pixels = self.image_processor.preprocess(images, resize_mode)
         is_grid, count = layout == "grid", len(pixels)
-        self.check_inputs(count, num_inference_steps, mode, output_type)
+        self.check_inputs(count, num_inference_steps, mode, output_type, tolerance=tolerance)
+        if isinstance(generator, list):  # all frames share a noise
+            raise ValueError("generator must be one torch.Generator, got a list")
         if count < 2 or (is_grid and count != 4):
             raise ValueError(f"images must be a list of {'four' if is_grid else 'two or more'} images, got {count}")
         least, most = (2, int(MAX_FRAMES**0.5)) if is_grid else (count, MAX_FRAMES)
@@ -85,7 +88,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
     def edit(
         self,
         image: ImageInput,
-        edits: Mapping[str, Strength] | torch.Tensor,
+        edits: Mapping[str, Strength] | torch.Tensor | np.ndarray,
         strength: Strength = 1.0,
         keep: Sequence[str] = (),
         mode: str = "inversion",
@@ -116,7 +119,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
             The edited images; of several images with several strengths, image by image.
         """
         pixels = self.image_processor.preprocess(image, resize_mode)
-        self.check_inputs(len(pixels), num_inference_steps, mode, output_type, generator)
+        self.check_inputs(len(pixels), num_inference_steps, mode, output_type, generator, tolerance=tolerance)
         how = (edits, strength, keep, self.attribute_classifier)
         count = len(edited_codes(pixels.new_zeros(len(pixels), self.decoder.config.latent_dim), *how))
         if count > MAX_FRAMES:

@@ -181,12 +181,12 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
                 (the paper's, less exact), or None for what the scheduler's configuration says.
         """
         pixels = self.image_processor.preprocess(image, resize_mode)
-        self.check_inputs(len(pixels), num_inference_steps, latent_code=latent_code)
+        how = {"tolerance": tolerance, "inversion": inversion}
+        self.check_inputs(len(pixels), num_inference_steps, latent_code=latent_code, **how)
         if latent_code is None:
             latent_code = self._encode(pixels)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        how = {"tolerance": tolerance, "inversion": inversion, "callback": callback}
-        noise = self._noise(pixels, latent_code, num_inference_steps, **how)
+        noise = self._noise(pixels, latent_code, num_inference_steps, callback=callback, **how)
         self.maybe_free_model_hooks()
         return noise
 
@@ -271,14 +271,15 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         """
         # 1. Images to [-1, 1], larger ones in tiles if that is enabled.
         pixels = self.image_processor.preprocess(image, resize_mode, keep_larger=self._tile_overlap is not None)
-        self.check_inputs(len(pixels), num_inference_steps, mode, output_type, generator)
+        how = {"tolerance": tolerance, "inversion": inversion}
+        self.check_inputs(len(pixels), num_inference_steps, mode, output_type, generator, **how)
         (height, width), size = pixels.shape[-2:], self.image_processor.sample_size
         is_larger = min(height, width) >= size and (height, width) != (size, size)
         tiles = Tiles(height, width, size, self._tile_overlap) if self._tile_overlap is not None and is_larger else None
 
         # 2. Image -> z -> x_T -> image
         latent_code = self._encode(pixels, tiles)
-        noise = self._noise(pixels, latent_code, num_inference_steps, mode, generator, tolerance, inversion, tiles)
+        noise = self._noise(pixels, latent_code, num_inference_steps, mode, generator, **how, tiles=tiles)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._decode(latent_code, noise, num_inference_steps, generator, tiles, callback)
         return self._output(sample, latent_code, noise, output_type, return_dict)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..images import Tiles
 from ..schedulers.compatibility import network_timestep, scheduler_for_one_walk, trained_scheduler
+from ..schedulers.noise_schedules import check_choice
 from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
 from .image_processor import check_values
 
@@ -77,12 +78,17 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         generator: Generators = None,
         latent_code: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
+        tolerance: float | None = None,
+        inversion: str | None = None,
     ) -> None:
         """Raises ValueError for arguments that are not allowed."""
         self._interrupt = False  # of the call before
         self.image_processor.check_output_type(output_type)
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+        check_choice("inversion", inversion, (None, "predictor_corrector", "plain"))
+        if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
+            raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
         trained_scheduler(self.scheduler)  # one that walks another schedule would decode to nonsense
         scheduler_for_one_walk(self.scheduler).set_timesteps(num_inference_steps)
         if not (generator is None or isinstance(generator, torch.Generator)) and (
@@ -132,8 +138,6 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         """x_T for images (B, C, H, W) in [-1, 1]: random, or theirs, along the trained noise schedule."""
         if mode == "stochastic":
             return self._random_noise(pixels.shape, generator)
-        if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
-            raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
         if tolerance is not None:
             inversion = "predictor_corrector"
         given = {} if inversion is None else {"inversion": inversion}

@@ -55,7 +55,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             if part := archive.testzip():
                 raise ValueError(f"{part} does not match its checksum")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if state["examples_seen"] < 1 or not {"model", "optimizer", "ema", "scaler", "experiment", "data"} <= {*state}:
+            raise ValueError("it lacks parts of a training's state")
+        return state
     except Exception as error:  # damaged bytes raise almost anything
         raise ValueError(f"checkpoint {path} is damaged: {' '.join(str(error).split())[:200]}") from error
 

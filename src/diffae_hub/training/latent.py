@@ -72,6 +72,9 @@ class LatentTrainer(Trainer):
         if codes.ndim != 2 or len(codes) < MIN_CODES or not codes.isfinite().all():
             raise ValueError(f"codes must be at least {MIN_CODES}, finite, (N, latent_dim), got {tuple(codes.shape)}")
         self.options, self.scheduler = options, VPDDIMScheduler(**SCHEDULERS[options.recipe])
+        if round(options.validation_fraction * len(codes)) > len(codes) - 2:
+            fraction = options.validation_fraction
+            raise ValueError(f"validation_fraction must leave two of {len(codes)} codes for training, got {fraction}")
         order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(options.seed))
         held_out = max(2, round(options.validation_fraction * len(codes)))
         torch.manual_seed(options.seed)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,9 @@ class _Run:
         self.monitor.check()
         positions = gather_object([self.position]) if self.options.streaming else None
         if self.is_main:
-            check_finite_weights(self.trainer.parameters, self.trainer.examples_seen)
+            averages = (self.trainer.averages, *self.trainer.more_averages)
+            weights = chain(self.trainer.parameters, *(average.shadow_params for average in averages))
+            check_finite_weights(weights, self.trainer.examples_seen)
             own = {"stream_positions": positions, "experiment": self.experiment, "data": self.data}
             save_checkpoint(self.folder, {**self.trainer.state_dict(), **own}, self.options.keep_checkpoints)
         self.saved_at = self.trainer.examples_seen

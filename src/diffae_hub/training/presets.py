@@ -86,6 +86,8 @@ class TrainingPreset:
         """A copy with other values; those of `encoder`, `decoder` and `scheduler` are merged key by key."""
         values = dict(overrides)
         for name, value in overrides.items():
+            if not hasattr(self, name):
+                raise ValueError(f"{name} is not among {[field.name for field in dataclasses.fields(self)]}")
             if name in COMPONENTS:
                 if not isinstance(value, Mapping):
                     raise ValueError(f"{name} must be set by its arguments, as in {name}.NAME=VALUE, got {value!r}")
