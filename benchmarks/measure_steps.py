@@ -1,6 +1,6 @@
 """How many steps? Quality against network evaluations, for decoding and for round trips, written to steps.json.
 
-    python benchmarks/measure_steps.py test.parquet --num-images 4000 --num-long 500
+    python benchmarks/measure_steps.py test.parquet --num-images 2000 --num-long 250
 
 "From the code alone" decodes random noise, the same for all rows; `distance_db` is the PSNR to the converged image, of
 100 DPM-Solver steps from the same noise. The distance and round trips, which take long, are measured on the
@@ -70,8 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="PARQUET", help="images, in a column `image`")
     parser.add_argument("--model", default="cifar10-32-small", metavar="NAME_OR_PATH", help="(default: %(default)s)")
-    parser.add_argument("--num-images", type=int, default=4000, help="(default: %(default)s)")
-    parser.add_argument("--num-long", type=int, default=500, help="images of what takes long (default: %(default)s)")
+    parser.add_argument("--num-images", type=int, default=2000, help="(default: %(default)s)")
+    parser.add_argument("--num-long", type=int, default=250, help="images of what takes long (default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15, 20, 50], help="(default: %(default)s)")
     parser.add_argument("--dataset", default="", help="how the page calls the data; default: the file's name")
     parser.add_argument("--hardware", default="a CPU", help="how the page calls the machine")

@@ -1,7 +1,7 @@
 """Draws the pictures of the documentation into docs/images.
 
     python docs/figures.py                                    the noise schedules, and measured figures if there are any
-    python docs/figures.py --model cifar10-32-small           also what the two codes of that model hold
+    python docs/figures.py --model cifar10-32-small           also what that model's codes hold, and its images by steps
 
 Three of them are the paper's figures 1, 9 and 10, computed by `diffae_hub.schedulers.noise_schedules`. Needs the extra
 `eval`.
@@ -15,7 +15,10 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
 
+from diffae_hub import DiffusionAutoencoderPipeline, VPDDIMScheduler, VPDPMSolverMultistepScheduler
 from diffae_hub.schedulers.noise_schedules import alpha_sigma
 
 matplotlib.use("Agg")
@@ -76,22 +79,19 @@ def draw_steps(measured: Path, file: Path) -> None:
     save(figure, file)
 
 
-def draw_codes(model: str, file: Path, num_draws: int = 8) -> None:
-    """What z and x_T of a model hold: pieces of a photograph, decoded from z alone, from both, and z's uncertainty."""
-    from PIL import Image
-    from sklearn.datasets import load_sample_image
-
-    from diffae_hub import DiffusionAutoencoderPipeline
-
-    pipe = DiffusionAutoencoderPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
-    size = pipe.decoder.config.sample_size
-    pieces = []
+def load_pieces(pipe: DiffusionAutoencoderPipeline) -> tuple[list[Image.Image], torch.Tensor]:
+    """Pieces of two photographs at the model's size, also as (B, H, W, C) in [0, 1]."""
+    size, pieces = pipe.decoder.config.sample_size, []
     for name, places in (("flower.jpg", ((230, 90), (150, 160), (40, 0))), ("china.jpg", ((260, 150), (0, 180)))):
         photograph = Image.fromarray(load_sample_image(name))
         pieces += [photograph.crop((x, y, x + 240, y + 240)).resize((size, size), Image.BOX) for x, y in places]
     original = torch.stack([torch.frombuffer(bytearray(piece.tobytes()), dtype=torch.uint8) for piece in pieces])
-    original = original.reshape(-1, size, size, 3) / 255
+    return pieces, original.reshape(-1, size, size, 3) / 255
+
+
+def draw_codes(pipe: DiffusionAutoencoderPipeline, file: Path, num_draws: int = 8) -> None:
+    """What z and x_T of a model hold: decoded from z alone, from both, and z's uncertainty."""
+    pieces, original = load_pieces(pipe)
     generator = torch.Generator().manual_seed(0)
     draws = torch.stack([torch.from_numpy(pipe(pieces, generator=generator, output_type="np").images)
                          for _ in range(num_draws)])  # fmt: skip
@@ -103,7 +103,29 @@ def draw_codes(model: str, file: Path, num_draws: int = 8) -> None:
         "spread over noises, x 5": 5 * draws.std(dim=0),
         "z and its own x_T": round_trip,
     }
-    figure, panels = plt.subplots(len(rows), len(pieces), figsize=(6, 4.7), layout="constrained")
+    draw_rows(rows, file)
+
+
+def draw_steps_pictures(pipe: DiffusionAutoencoderPipeline, file: Path) -> None:
+    """A row per number of steps, each with both solvers side by side, from one noise."""
+    pieces, original = load_pieces(pipe)
+    code = pipe.encode(pieces)
+    noise = torch.randn(len(pieces), *original.shape[:0:-1], generator=torch.Generator().manual_seed(0))
+    rows = {"original": torch.cat([original, original])}
+    for steps in (5, 8, 10, 15, 20, 50):
+        images = []
+        for scheduler_class in (VPDDIMScheduler, VPDPMSolverMultistepScheduler):
+            pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+            output = pipe.decode(code, noise, num_inference_steps=steps, output_type="np")
+            images.append(torch.from_numpy(output.images))
+        rows[f"{steps} steps"] = torch.cat(images)
+    draw_rows(rows, file)
+
+
+def draw_rows(rows: dict[str, torch.Tensor], file: Path) -> None:
+    """Images (B, H, W, C) in [0, 1], a row for each title."""
+    count = len(next(iter(rows.values())))
+    figure, panels = plt.subplots(len(rows), count, figsize=(1 + count, 0.94 * len(rows)), layout="constrained")
     for (title, images), line in zip(rows.items(), panels, strict=True):
         for image, axes in zip(images, line, strict=True):
             axes.imshow(image.clamp(0, 1), interpolation="nearest")
@@ -122,7 +144,7 @@ def save(figure: plt.Figure, file: Path) -> None:
 def main() -> None:
     """Draws everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="also draw what this model's codes hold")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="also draw this model's images")
     parser.add_argument("--output", type=Path, default=IMAGES, metavar="DIR", help="(default: %(default)s)")
     arguments = parser.parse_args()
     output, shifted = arguments.output, SHIFTED_COSINE
@@ -134,7 +156,10 @@ def main() -> None:
     if STEPS.is_file():
         draw_steps(STEPS, output / "steps.svg")
     if arguments.model:
-        draw_codes(arguments.model, output / "codes.png")
+        pipe = DiffusionAutoencoderPipeline.from_pretrained(arguments.model)
+        pipe.set_progress_bar_config(disable=True)
+        draw_codes(pipe, output / "codes.png")
+        draw_steps_pictures(pipe, output / "steps.png")
 
 
 if __name__ == "__main__":
