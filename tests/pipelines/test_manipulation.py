@@ -80,6 +80,11 @@ def test_stochastic_frames_share_one_noise_and_batches_change_nothing(tiny_pipel
     assert torch.equal(whole.noise[0], whole.noise[4])
     monkeypatch.setattr("diffae_hub.pipelines.manipulation.BATCH_SIZE", 2)
     torch.testing.assert_close(run().images, whole.images, atol=1e-5, rtol=1e-5)
+    seen = []
+    tiny_pipeline.interpolate(
+        list(images[:2]), 5, callback_on_step_end=lambda *given: seen.append(len(given[3]["sample"])), **OPTIONS
+    )
+    assert seen == [2] * 6 + [1] * 3  # three steps of each batch of frames
 
 
 def test_bad_interpolation(tiny_pipeline, images) -> None:

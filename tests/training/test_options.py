@@ -67,6 +67,9 @@ def test_one_flag_scales_a_small_preset() -> None:
         assert preset.decoder["latent_spatial_size"] == size
     with pytest.raises(ValueError, match="resolution"):
         parsed([*argv, "--resolution=30"])
+    for name in ("small-64", "small-128", "small-256"):
+        _, preset = parsed([f"--preset={name}", *argv[1:], "--resolution=192"])
+        assert preset.build_decoder().config.sample_size == 192
 
 
 def test_a_folder_below_the_home_folder(tmp_path: Path, monkeypatch) -> None:
