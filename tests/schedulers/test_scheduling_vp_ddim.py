@@ -293,9 +293,11 @@ def test_bad_steps(scheduler_class):
             scheduler.step(x, timestep, x)
     with pytest.raises(ValueError, match="model_output"):
         scheduler.step(torch.zeros(2, 3), 1000, x)
+    with pytest.raises(ValueError, match="model_output and sample"):
+        scheduler.step(x.long(), 1000, x.long())
     for t in scheduler.timesteps:
         scheduler.step(x, t, x)
-    with pytest.raises(IndexError):  # after the last
+    with pytest.raises(ValueError, match="step"):  # after the last
         scheduler.step(x, t, x)
 
 

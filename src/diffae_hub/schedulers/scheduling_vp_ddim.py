@@ -297,10 +297,9 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     def _start_step(self, model_output: torch.Tensor, timestep: torch.Tensor | float, sample: torch.Tensor) -> None:
         if self.num_inference_steps is None:
             raise ValueError("set_timesteps must be called before step, with the number of inference steps")
-        if model_output.shape != sample.shape:
-            raise ValueError(
-                f"model_output must have the shape of sample, {tuple(sample.shape)}, got {tuple(model_output.shape)}"
-            )
+        if model_output.shape != sample.shape or not sample.is_floating_point():  # integers would be rounded
+            kinds = [(tuple(tensor.shape), tensor.dtype) for tensor in (model_output, sample)]
+            raise ValueError(f"model_output and sample must be floating point, of one shape, got {kinds}")
         if self.step_index is None and self.begin_index is not None:
             self.step_index = self.begin_index
         elif self.step_index is None:
@@ -308,6 +307,8 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
             if not len(positions):
                 raise ValueError(f"timestep must be one of those in scheduler.timesteps, got {float(timestep):g}")
             self.step_index = int(positions[0])
+        if self.step_index >= len(self.timesteps):
+            raise ValueError(f"step must be called once for each of {len(self.timesteps)} timesteps, got one call more")
 
     def _update(
         self, index: int, model_output: torch.Tensor, sample: torch.Tensor
