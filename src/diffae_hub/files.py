@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .network import INDEX
+from .network import CONFIGURATIONS, INDEX, WEIGHTS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,8 +88,8 @@ def check_output_folder(output: Path, overwrite: bool, marker: str, *inputs: Pat
 
     `inputs` are files and folders that are read, and hence must not lie in it.
     """
-    if output.resolve() == Path.cwd():
-        raise ValueError(f"output must not be the present folder, which is replaced, got {output}")
+    if output.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(f"output must not be the present folder, or hold it, since it is replaced, got {output}")
     empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
     if not empty and not (overwrite and (output / marker).is_file()):
         raise ValueError(f"output must be a new or empty folder, or one with a {marker} to overwrite, got {output}")
@@ -102,9 +102,16 @@ def check_pipeline_output(output: Path, *inputs: Path) -> None:
     """Refuses an output that holds more than a pipeline, which is replaced: a card, or notes, would be lost."""
     check_output_folder(output, True, INDEX, *inputs)
     if (output / INDEX).is_file():
-        replaced = {INDEX, "pipeline.py", *read_json(output / INDEX)}
-        if others := sorted(path.name for path in output.iterdir() if path.name not in replaced):
+        own = {INDEX, "pipeline.py", "diffae_hub.py", *CONFIGURATIONS}
+        files = [path for path in output.rglob("*") if not path.is_dir() and not path.name.startswith(WEIGHTS)]
+        if others := sorted(path.name for path in files if path.name not in own):
             raise ValueError(f"output must hold nothing but a pipeline to replace, got {output} with {others[0]}")
+
+
+def check_not_replaced(images: Iterable[Path], written: Iterable[Path]) -> None:
+    """Refuses to write a picture in place of one that is read."""
+    if replaced := {path.resolve() for path in images} & {path.resolve() for path in written}:
+        raise ValueError(f"output must not replace an image that is read, got {min(replaced)}")
 
 
 def check_new_or_continued(folder: Path, what: str) -> None:

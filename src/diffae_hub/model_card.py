@@ -121,14 +121,17 @@ def card_data(figures: Mapping[str, Any]) -> Any:
 
 
 def card_with_header(page: Path, figures: Mapping[str, Any]) -> str:
-    """A Markdown page, with what its header lacks of ours."""
+    """A Markdown page, with what its header lacks of ours, and the licence that is given."""
+    import yaml
     from huggingface_hub import CardData, ModelCard
 
     try:
         card = ModelCard(page.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"card {page} must be UTF-8 text with a YAML header, if any: {error}") from error
-    return f"---\n{CardData(**(card_data(figures).to_dict() | card.data.to_dict())).to_yaml()}\n---\n{card.text}"
+    given = {"license": figures["license"]} if figures.get("license") else {}
+    header = card_data(figures).to_dict() | card.data.to_dict() | given
+    return f"---\n{CardData(**header).to_yaml()}\n---\n{card.text}"
 
 
 def figures_of_run(

@@ -17,7 +17,7 @@ from typing import Any
 from .files import read_json, write_text
 from .model_card import card_with_header, render_model_card, results_of_evaluation
 from .network import CONFIGURATIONS, INDEX, WEIGHTS, component_folders, hub_requests
-from .pretrained import bundled_model_path, list_models
+from .pretrained import bundled_or_own
 
 _KINDS = (*CONFIGURATIONS, f"{WEIGHTS}*.safetensors", f"{WEIGHTS}.safetensors.index*.json")
 _PICTURES_AND_PAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".md")
@@ -208,8 +208,11 @@ def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
 
 def _loadable_class(model: Any) -> list[str]:
     """Library and name of its class, or of the one of ours or of diffusers' from which it is derived."""
-    libraries = ((base.__module__.split(".")[0], base.__name__) for base in type(model).__mro__)
-    return next([library, name] for library, name in libraries if library in _LIBRARIES)
+    for base in type(getattr(model, "_orig_mod", model)).__mro__:  # of a compiled network, itself
+        library = base.__module__.split(".")[0]
+        if library in _LIBRARIES and hasattr(base, "load_config"):
+            return [library, base.__name__]
+    raise ValueError(f"{type(model).__name__} must be derived from a class of diffae_hub's or diffusers'")
 
 
 class PublishingMixin:
@@ -217,7 +220,7 @@ class PublishingMixin:
 
     Both take, beside diffusers' arguments, what the card says: `license`, `datasets`, `tags` and `base_model` as in the
     Hub's header, `evaluation`, the report.json of one, and `card`, a Markdown page to upload with its pictures. With
-    none of these a card that the repository has stays.
+    none of these a card that the repository has stays; `save_pretrained` takes one that lies in its folder.
     """
 
     def push_to_hub(
@@ -243,10 +246,13 @@ class PublishingMixin:
         """
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
-        header = {"datasets": [*datasets], "tags": [*tags], "base_model": base_model}
+        datasets, tags = ([given] if isinstance(given, str) else [*given] for given in (datasets, tags))
+        header = {"datasets": datasets, "tags": tags, "base_model": base_model}
         figures = _card_figures(card, license, evaluation) | {name: value for name, value in header.items() if value}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **({"variant": variant} if variant else {}))
+            if not Path(folder, INDEX).is_file():
+                figures["class_name"] = _loadable_class(self)[1]
             _repository_files(Path(folder), repo_id, card, figures)  # what cannot be sent is refused first
             full_id = ensure_repository(repo_id, private, token)
             message = commit_message or f"Upload {type(self).__name__}"
@@ -273,9 +279,7 @@ class PublishingMixin:
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As diffusers does; of a bundled model too. No loader files are needed: nobody's Python file is run."""
-        source = pretrained_model_name_or_path
-        if str(source) in list_models() and not Path(source).exists():
-            source = bundled_model_path(str(source))
+        source = bundled_or_own(pretrained_model_name_or_path)
         loaded = super().load_config(source, *args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(config.get("_class_name"), list):

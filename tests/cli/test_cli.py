@@ -168,6 +168,7 @@ def test_interpolate(model: str, photo: str, tmp_path: Path, capsys) -> None:
     [
         ("interpolate PHOTO OTHER --frames 2", "frame_001.png"),
         ("interpolate PHOTO OTHER --frames 2", "strip.png"),
+        ("interpolate PHOTO OTHER --frames 2 --gif", "frames.gif"),
         ("reconstruct PHOTO OTHER", "photo_stochastic.png"),
         ("edit PHOTO OTHER --attribute component --strengths 1", "000_photo_1.png"),
         ("variations OTHER", "variations.png"),
@@ -178,11 +179,11 @@ def test_no_image_is_written_over(words, name, model, photo, tmp_path, tiny_pipe
     tiny_pipeline.save_pretrained(model)
     other = tmp_path / name
     other.write_bytes(Path(photo).read_bytes())
-    before = {path: path.read_bytes() for path in tmp_path.glob("*.png")}
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     words = [{"PHOTO": photo, "OTHER": str(other)}.get(word, word) for word in words.split()]
     assert main([*words, "--model", model, "--steps", "2", "--output", str(tmp_path)]) == 2
     assert name in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in tmp_path.glob("*.png")} == before
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,11 @@ def test_a_data_set_that_changed_is_not_continued(photos: Path, model: str, tmp_
     assert main(encode) == 2
     assert "output" in capsys.readouterr().err
     assert np.array_equal(load_codes(tmp_path / "codes")["latent_code"], before)
-    # The sheet shows the neighbours, not what stands in their places now.
-    sheet, search = tmp_path / "sheet.png", ["--codes", str(tmp_path / "codes"), "--model", model]
-    picture = str(photos / "dark" / "5.png")
-    assert main(["neighbours", picture, *search, "--num-neighbours", "1", "--sheet", str(sheet)]) == 0
-    pixels = np.asarray(Image.open(sheet))
-    assert np.array_equal(pixels[:, :256], pixels[:, 264:])
+    # Nor are pictures shown that are not those that were encoded.
+    search = [str(photos / "dark" / "5.png"), "--codes", str(tmp_path / "codes"), "--model", model]
+    assert main(["neighbours", *search, "--sheet", str(tmp_path / "sheet.png")]) == 2
+    assert "--sheet" in capsys.readouterr().err
+    assert main(["neighbours", *search]) == 0
 
 
 def test_from_images_to_edits_neighbours_and_new_images(photos: Path, model: str, tmp_path: Path, capsys) -> None:
@@ -97,7 +96,12 @@ def test_from_images_to_edits_neighbours_and_new_images(photos: Path, model: str
     assert found[0]["distance"] == pytest.approx(0, abs=1e-3)
     assert [neighbour["distance"] for neighbour in found] == sorted(neighbour["distance"] for neighbour in found)
     assert Image.open(tmp_path / "sheet.png").size == (4 * 256 + 3 * 8, 256)
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert np.array_equal(pixels[:, :256], pixels[:, 264:520])
     assert "--model" in refusal("neighbours", *search, "--model", "cifar10-32-small")
+    before = (photos / "dark" / "7.png").read_bytes()
+    assert "7.png" in refusal("neighbours", *search, "--model", model, "--sheet", photos / "dark" / "7.png")
+    assert (photos / "dark" / "7.png").read_bytes() == before
 
     # New images, and variations of one.
     size = ["--hidden-dim", 16, "--num-layers", 2, "--training-examples", 512, "--batch-size", 64]

@@ -190,6 +190,8 @@ try:
     SemanticEncoderModel.from_pretrained("tester/pushed")
 except OSError as error:
     assert "subfolder" in str(error)
+else:
+    raise AssertionError
 SemanticEncoderModel.from_pretrained("tester/encoder")
 assert SemanticEncoderModel.load_config("cifar10-32-small", subfolder="encoder")["latent_dim"] == 512
 SemanticEncoderModel.from_pretrained("tester/pushed@main", subfolder="encoder")

@@ -93,11 +93,16 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     from ..data.fingerprint import data_fingerprint
     from ..data.open_dataset import load_rows
     from ..data.transform import ImageTransform
-    from ..files import write_png
+    from ..files import check_not_replaced, write_png
     from ..images import film_strip, read_image
 
     image = read_image(options.image)
     summary, codes = codes_summary(options.codes), load_codes(options.codes, ["source"])
+    if options.sheet is not None:
+        check_not_replaced([options.image, *map(Path, codes["source"])], [options.sheet])
+        data = load_rows(summary["dataset"], summary["split"], summary["image_column"])
+        if data_fingerprint(summary["dataset"], summary["split"], data) != summary["data"]:
+            raise ValueError(f"--sheet needs the data set as it was encoded, but {summary['dataset']} has changed")
     pipeline = load_for_codes(options.model, options.codes)
     query = pipeline.encode(image).float().numpy()
     distances, rows = nearest_codes(codes["latent_code"], query, options.num_neighbours, options.metric)
@@ -108,12 +113,7 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     if options.sheet is not None:
         config = pipeline.encoder.config
         transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
-        rows = [{"path": neighbour["source"], "bytes": None} for neighbour in found]
-        if not Path(found[0]["source"]).is_absolute():  # the images of a table: `source` says the row
-            data = load_rows(summary["dataset"], summary["split"], summary["image_column"])
-            if data_fingerprint(summary["dataset"], summary["split"], data) != summary["data"]:
-                raise ValueError(f"--sheet needs the data set as it was encoded, {summary['dataset']} has changed")
-            rows = [data[neighbour["index"]] for neighbour in found]
+        rows = [data[neighbour["index"]] for neighbour in found]
         first = pipeline.image_processor.preprocess(image)[0]
         pictures = [first, *map(transform, rows)]
         write_png(options.sheet, film_strip([picture / 2 + 0.5 for picture in pictures]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,12 +88,6 @@ def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 
     return pipeline, settings
 
 
-def check_not_replaced(images: Iterable[Path], written: Iterable[Path]) -> None:
-    """Refuses to write a picture in place of one that is read."""
-    if replaced := {path.resolve() for path in images} & {path.resolve() for path in written}:
-        raise ValueError(f"--output must be a folder where no image is replaced, got that of {min(replaced)}")
-
-
 def write_pictures(paths: Sequence[Path], images: Any) -> None:
     """Writes images (C, H, W) in [0, 1] as PNG files."""
     from ..files import write_png
@@ -122,7 +118,7 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
     import numpy as np
     import torch
 
-    from ..files import write_png
+    from ..files import check_not_replaced, write_png
     from ..images import Tiles, film_strip, pil_to_array, read_image, to_pil, to_uint8, upright
     from ..metrics.psnr import peak_signal_to_noise_ratio
     from ..metrics.ssim import structural_similarity
@@ -204,16 +200,19 @@ class InterpolateOptions(Inversion):
 
 def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any, str]:
     """Walk from one image to another: writes the frames, and one picture of all of them."""
-    from ..files import new_file, write_png
+    from ..files import check_not_replaced, new_file, write_png
     from ..images import film_strip, image_grid, read_image
 
+    own_name = re.compile(r"(frame_\d+|strip|grid)\.png|frames\.(gif|mp4)")
+    check_not_replaced(
+        options.images, (options.output / path.name for path in options.images if own_name.fullmatch(path.name))
+    )
     images = [read_image(path) for path in options.images]
     pipeline, settings = load_for_sampling(options, arguments)
     layout, name = ("grid", "grid") if options.grid else ("path", "strip")
     frames = pipeline.interpolate(images, num_frames=options.frames, layout=layout, **settings).images.cpu()
     paths = [options.output / f"frame_{index:03d}.png" for index in range(len(frames))]
     overview = options.output / f"{name}.png"
-    check_not_replaced(options.images, [*paths, overview])
     write_pictures(paths, frames)
     write_png(overview, image_grid(frames, options.frames) if options.grid else film_strip(frames))
     document = {"model": options.model, "frames": paths, name: overview}
@@ -250,23 +249,23 @@ def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
     """
     import torch
 
-    from ..files import write_png
+    from ..files import check_not_replaced, write_png
     from ..images import film_strip, pil_to_array, read_image
 
     strengths = options.strengths
     if len({f"{strength:g}" for strength in strengths}) < len(strengths):  # the files' names
         raise ValueError(f"--strengths must differ in their first six digits, got {' '.join(map(str, strengths))}")
+    names = [options.output / f"{number:03d}_{path.stem}" for number, path in enumerate(options.images)]
+    ends = [*(f"{strength:g}" for strength in strengths), "strip"]
+    written = [[name.with_name(f"{name.name}_{end}.png") for end in ends] for name in names]
+    check_not_replaced(options.images, chain(*written))
     images = [read_image(path) for path in options.images]
     pipeline, settings = load_for_sampling(options, arguments)
     edited = pipeline.edit(images, {options.attribute: strengths}, keep=options.keep, **settings).images.cpu()
     config, records = pipeline.decoder.config, []
-    for number, (path, picture) in enumerate(zip(options.images, images, strict=True)):
-        row = edited[number * len(strengths) : (number + 1) * len(strengths)]
-        name = f"{number:03d}_{path.stem}"
-        files = [options.output / f"{name}_{strength:g}.png" for strength in strengths]
+    rows = zip(options.images, images, written, edited.split(len(strengths)), strict=True)
+    for path, picture, (*files, strip), row in rows:
         original = torch.from_numpy(pil_to_array(picture, config.in_channels, (config.sample_size,) * 2))
-        strip = options.output / f"{name}_strip.png"
-        check_not_replaced(options.images, [*files, strip])
         write_pictures(files, row)
         write_png(strip, film_strip([original.permute(2, 0, 1), *row]))
         records.append({"image": path, "edited": files, "strip": strip})
@@ -284,14 +283,14 @@ class VariationsOptions(Sampling):
 
 def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, str]:
     """Decode one code from several noises: a strip, and a picture of the images' spread, 5 times."""
-    from ..files import write_png
+    from ..files import check_not_replaced, write_png
     from ..images import film_strip, image_grid, read_image
 
+    strip, spread = options.output / "variations.png", options.output / "spread.png"
+    check_not_replaced([options.image], [strip, spread])
     image = read_image(options.image)
     pipeline, settings = load_for_sampling(options, arguments)
     output = pipeline.variations(image, options.num_images, **settings)
-    strip, spread = options.output / "variations.png", options.output / "spread.png"
-    check_not_replaced([options.image], [strip, spread])
     write_png(strip, film_strip(output.images.cpu()))
     write_png(spread, image_grid([(5 * output.spread.cpu()).clamp(max=1)], 1))
     return {"strip": strip, "spread": spread}, f"{strip}\n{spread}"

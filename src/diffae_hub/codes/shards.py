@@ -73,8 +73,6 @@ def encode_dataset(
             raise ValueError(f"{name} must be at least 1, got {value}")
     source, folder = str(source), Path(folder)
     check_output(folder, source)
-    if Path(source).expanduser().exists():  # so that it is found again from elsewhere
-        source = str(Path(source).expanduser().absolute())
     config = pipeline.encoder.config
     transform = ImageTransform(config.sample_size, config.in_channels, crop=crop)
     taken = (*_OWN_COLUMNS, image_column)
@@ -254,4 +252,8 @@ def _write_summary(folder: Path, count: int) -> None:
     found = sum(len(part["index"]) for part in _read_codes(folder, [], count))
     if found != count:
         raise ValueError(f"{folder} must hold the codes of all {count} images, got {found}")
-    write_text(folder / SUMMARY, json.dumps({**read_json(folder / SETTINGS), "count": count}) + "\n")
+    settings = read_json(folder / SETTINGS)
+    source = Path(settings["dataset"]).expanduser()
+    if source.exists():  # so that it is found again from elsewhere
+        settings["dataset"] = str(source.absolute())
+    write_text(folder / SUMMARY, json.dumps({**settings, "count": count}) + "\n")

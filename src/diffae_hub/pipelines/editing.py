@@ -25,12 +25,12 @@ def edited_codes(
     edits = torch.from_numpy(edits) if isinstance(edits, np.ndarray) else edits
     if isinstance(keep, str):
         raise ValueError(f"keep must be a list of attributes, got {keep!r}")
-    if isinstance(edits, Mapping) and strength != 1.0:
+    by_name = isinstance(edits, Mapping)
+    if by_name and not (isinstance(strength, (int, float)) and strength == 1):
         raise ValueError(f"strength is of a direction, the strengths of attributes stand in edits, got {strength}")
-    if not isinstance(edits, (Mapping, torch.Tensor)):
+    if not (by_name or isinstance(edits, torch.Tensor)):
         raise ValueError(f"edits must be a dictionary of strengths by attribute, or a direction, got {edits!r}")
     z = latent_code.float()
-    by_name = not isinstance(edits, torch.Tensor)
     if classifier is None and (by_name or keep):
         raise ValueError("edits and keep name attributes, but this pipeline has no attribute_classifier")
     std = classifier.latent_std.to(z) if by_name or keep else torch.ones_like(z[0])

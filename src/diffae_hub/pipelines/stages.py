@@ -16,7 +16,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..images import Tiles
 from ..schedulers.compatibility import network_timestep, scheduler_for_one_walk, trained_scheduler
@@ -206,15 +205,15 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
                     if not {*returned} <= {*allowed}:
                         raise ValueError(f"callback_on_step_end must return tensors of {allowed}, got {[*returned]}")
                     sample = returned.get("sample", sample).to(sample)
-                    if returned.get("latent_code", latent_code) is not latent_code:
+                    if "latent_code" in returned:
                         latent_code = returned["latent_code"]
                         network = network_of(latent_code)
                 progress.update()
         largest = float(sample.detach().abs().amax())
         if not largest < _ABSURD:  # NaN neither
             raise ValueError(
-                f"latent_code, noise or the decoder's weights lead to values of {largest:g}, where images are in "
-                "[-1, 1]: they mean nothing to this model, are damaged, or overflow half precision"
+                f"{name}: latent_code, noise or weights lead to values of {largest:g}: they mean nothing to this "
+                "model, are damaged, or overflow half precision"
             )
         return sample
 
@@ -244,8 +243,11 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
     def _random_noise(self, shape: Sequence[int], generator: Generators) -> torch.Tensor:
         return randn_tensor(tuple(shape), generator=generator, device=self._execution_device, dtype=torch.float32)
 
-    def _progress(self, name: str, total: int) -> tqdm:
-        return tqdm(total=total, **{"desc": name, **getattr(self, "_progress_bar_config", {})})
+    def _progress(self, name: str, total: int) -> Any:
+        bar = self.progress_bar(total=total)
+        if "desc" not in self._progress_bar_config:
+            bar.set_description(name)
+        return bar
 
     def _output(
         self,

@@ -24,6 +24,12 @@ def bundled_model_path(name: str) -> Path:
     return _ROOT / name
 
 
+def bundled_or_own(source: str | Path) -> str | Path:
+    """The folder of a bundled model, if it is a name of one and not a folder of the user's with a configuration."""
+    own = any((Path(source) / name).is_file() for name in (INDEX, *CONFIGURATIONS))
+    return _ROOT / str(source) if str(source) in list_models() and not own else source
+
+
 def model_folder(source: str | Path, options: dict[str, Any], subfolder: str | None = None) -> str | Path:
     """The folder of a bundled model or, once downloaded, of a Hub id "owner/name" or "owner/name@revision".
 
@@ -33,9 +39,8 @@ def model_folder(source: str | Path, options: dict[str, Any], subfolder: str | N
     """
     hub_options = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
     repository, _, revision = str(source).partition("@")
-    own = any((Path(source) / name).is_file() for name in (INDEX, *CONFIGURATIONS))
-    if str(source) in list_models() and not own:
-        return _ROOT / str(source)
+    if (found := bundled_or_own(source)) != source:
+        return found
     if Path(source).exists() or not re.fullmatch(r"[^/.~][^/]*/[^/]+", repository):
         return source
     if revision:

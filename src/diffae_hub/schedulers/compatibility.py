@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -11,9 +12,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from .scheduling_vp_ddim import VPDDIMScheduler
 from .scheduling_vp_dpmsolver_multistep import VPDPMSolverMultistepScheduler
 
-# diffusers says at every swap that it ignores our `noise_schedule`, which it gets as `trained_betas`.
+# diffusers says at every swap that it ignores these; the noise schedule it gets as `trained_betas`.
+_IGNORED = "'noise_schedule': '[a-z_]+', 'scaling_factor': [0-9.e+-]+, 'time_exponent': [0-9.e+-]+"
 logging.getLogger("diffusers.configuration_utils").addFilter(
-    lambda record: "'noise_schedule'" not in record.getMessage()
+    lambda record: not re.search(f"attributes {{{_IGNORED}}} were passed", record.getMessage())
 )
 
 SOLVERS = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}
@@ -21,15 +23,12 @@ SOLVERS = {"ddim": VPDDIMScheduler, "dpm": VPDPMSolverMultistepScheduler}
 UNFIT = {
     "LCMScheduler": "needs a distilled network",
     "TCDScheduler": "needs a distilled network",
-    "PNDMScheduler": "loses the image at its first steps, from pure noise",
     "VPDDIMInverseScheduler": "walks from images to noise",
     "DDIMInverseScheduler": "walks from images to noise",
     "DPMSolverMultistepInverseScheduler": "walks from images to noise",
 }
 # Their second evaluation in a step spoils it (6 dB) if sigma / alpha falls from almost infinity in one step.
 RUNGE_KUTTA = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
-OTHER_SIGMAS = ("use_karras_sigmas", "use_beta_sigmas", "use_exponential_sigmas")
-PURE_NOISE = 1e-6
 # alphas_cumprod in float32 is a product of up to 1000 rounded factors.
 ALPHA_BAR_TOLERANCE = 1e-4
 
@@ -55,6 +54,8 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
     walks_it = alpha_bar is not None and alpha_bar.shape == betas.shape and not config.get("use_flow_sigmas")
     if name in UNFIT:
         problem = UNFIT[name]
+    elif name == "PNDMScheduler" and trained.config.timestep_spacing != "leading":
+        problem = "loses the image at its first steps, from pure noise"
     elif not walks_it or (alpha_bar.cpu() - torch.cumprod(1 - betas, 0)).abs().max() > ALPHA_BAR_TOLERANCE:
         problem = "walks another noise schedule than the model's, which its trained_betas hold"
     elif config.prediction_type != trained.config.prediction_type:
@@ -67,10 +68,12 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
 
 
 def scheduler_for_one_walk(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """A copy that no other thread walks on. From pure noise, Runge-Kutta solvers get exponential sigmas."""
+    """A copy that no other thread walks on. From (nearly) pure noise, Runge-Kutta solvers get exponential sigmas.
+
+    They stay with Karras sigmas, if these were asked for, but not with others.
+    """
     scheduler = copy.deepcopy(scheduler)
-    chosen = any(scheduler.config.get(name) for name in OTHER_SIGMAS)
-    if type(scheduler).__name__ in RUNGE_KUTTA and not chosen and float(scheduler.alphas_cumprod[-1]) < PURE_NOISE:
+    if type(scheduler).__name__ in RUNGE_KUTTA and scheduler.config["_trained_as"]["timestep_spacing"] != "leading":
         scheduler.register_to_config(use_exponential_sigmas=True)
     return scheduler
 

@@ -47,7 +47,8 @@ def set_aside_newer(run_folder: Path, examples_seen: int) -> list[Path]:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint back, its tensors to the CPU, from the disk as they are used.
 
-    A ValueError, if there is no such file, or it is cut off, or a part does not match its checksum (CRC 32).
+    A ValueError, if there is no such file, or it is cut off, lacks parts of a state, or one does not match its
+    checksum (CRC 32).
     """
     if not path.is_file():
         raise ValueError(f"resume_from_checkpoint must be 'latest' or a checkpoint's file, got {path}")

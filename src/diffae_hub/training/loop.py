@@ -119,9 +119,8 @@ class _Run:
             compiled=options.compile,
             more_ema_decays=options.more_ema_decays,
         )
-        self.experiment = {**preset.to_dict(), "seed": options.seed}  # what a resumed run must repeat
-        if options.more_ema_decays:
-            self.experiment["more_ema_decays"] = options.more_ema_decays
+        # What a resumed run must repeat.
+        self.experiment = {**preset.to_dict(), "seed": options.seed, "more_ema_decays": options.more_ema_decays}
         state = self._resume()
         self.loader, self.data = open_batches(options, preset, accelerator, state)
         self.position = state["stream_positions"][accelerator.process_index] if state and options.streaming else None
@@ -144,7 +143,8 @@ class _Run:
             self.accelerator.print(f"resumed from {wanted} at {state['examples_seen']} examples")
         # A run may be prolonged.
         length = max(state["experiment"]["training_examples"], self.preset.training_examples)
-        check_equal({**state["experiment"], "training_examples": length}, self.experiment)
+        saved = {"more_ema_decays": [], **state["experiment"], "training_examples": length}  # none before 0.2
+        check_equal(saved, self.experiment)
         self.trainer.load_state_dict(state)
         return state
 

@@ -84,10 +84,10 @@ class TrainingPreset:
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingPreset:
         """A copy with other values; those of `encoder`, `decoder` and `scheduler` are merged key by key."""
-        values = dict(overrides)
+        values, names = dict(overrides), [field.name for field in dataclasses.fields(self)]
         for name, value in overrides.items():
-            if not hasattr(self, name):
-                raise ValueError(f"{name} is not among {[field.name for field in dataclasses.fields(self)]}")
+            if name not in names:
+                raise ValueError(f"{name} must be one of {names}")
             if name in COMPONENTS:
                 if not isinstance(value, Mapping):
                     raise ValueError(f"{name} must be set by its arguments, as in {name}.NAME=VALUE, got {value!r}")

@@ -121,7 +121,7 @@ class Trainer:
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         saved_averages = [state["ema"], *state.get("more_ema", ())]
-        for averages, saved in zip((self.averages, *self.more_averages), saved_averages, strict=False):
+        for averages, saved in zip((self.averages, *self.more_averages), saved_averages, strict=True):
             before = averages.shadow_params
             averages.load_state_dict(saved)
             after = averages.shadow_params
