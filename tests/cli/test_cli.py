@@ -257,6 +257,31 @@ def test_whatever_goes_wrong_is_one_line(error, code, monkeypatch, capsys) -> No
     assert 5 < len(captured.err) < 1100
 
 
+# A command that is interrupted while it imports, and one while it works.
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from diffae_hub.cli import exchange
+from diffae_hub.cli.main import main
+
+def models(options: exchange.ModelsOptions, arguments):
+    if sys.argv[2] == "import":
+        import interrupts
+    os.kill(os.getpid(), signal.SIGINT)
+
+exchange.models = models
+Path(sys.argv[1], "interrupts.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+sys.path.insert(0, sys.argv[1])
+sys.exit(main(["models"]))
+"""
+
+
+@pytest.mark.parametrize("when", ["import", "work"])
+def test_ctrl_c_is_one_word(when: str, tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", INTERRUPTED, tmp_path, when], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
 def test_names_of_files_do_not_steer_the_terminal(model: str, photo: str, tmp_path: Path, capsys) -> None:
     odd = tmp_path / "a\x1b[31m\u202e.png"
     odd.write_bytes(Path(photo).read_bytes())

@@ -14,12 +14,15 @@ import inspect
 import json
 import os
 import shlex
+import signal
 import sys
 import typing
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any
 
 from .. import __version__
@@ -78,6 +81,16 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """Ctrl-C. In the middle of an import, such as torch's, an exception may abort the process in C++."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"interrupted\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line (`sys.argv[1:]` if None).
 
@@ -94,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and current_thread() is main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         with redirect_stdout(_Printable(sys.stdout)):
             _run(with_hyphens(list(sys.argv[1:] if argv is None else argv)))

@@ -212,8 +212,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         largest = float(sample.detach().abs().amax())
         if not largest < _ABSURD:  # NaN neither
             raise ValueError(
-                f"{name}: latent_code, noise or weights lead to values of {largest:g}: they mean nothing to this "
-                "model, are damaged, or overflow half precision"
+                f"latent_code, noise or the weights of {'latent_code_model' if latent_code is None else 'decoder'} lead "
+                f"to values of {largest:g}: they mean nothing to this model, are damaged, or overflow half precision"
             )
         return sample
 
