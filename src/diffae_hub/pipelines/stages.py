@@ -213,8 +213,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         if not largest < _ABSURD:  # NaN neither
             model = "latent_code_model" if latent_code is None else "decoder"
             raise ValueError(
-                f"latent_code, noise or the weights of {model} lead to values of {largest:g}: they mean nothing to this "
-                "model, are damaged, or overflow half precision"
+                f"latent_code, noise or the weights of {model} lead to values of {largest:g}: they mean nothing to "
+                "this model, are damaged, or overflow half precision"
             )
         return sample
 
