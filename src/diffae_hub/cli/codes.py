@@ -99,7 +99,8 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     image = read_image(options.image)
     summary, codes = codes_summary(options.codes), load_codes(options.codes, ["source"])
     if options.sheet is not None:
-        check_not_replaced([options.image, *map(Path, codes["source"])], [options.sheet])
+        of_its_name = [Path(source) for source in codes["source"] if source.endswith(options.sheet.name)]
+        check_not_replaced([options.image, *of_its_name], [options.sheet])
         data = load_rows(summary["dataset"], summary["split"], summary["image_column"])
         if data_fingerprint(summary["dataset"], summary["split"], data) != summary["data"]:
             raise ValueError(f"--sheet needs the data set as it was encoded, but {summary['dataset']} has changed")
@@ -113,9 +114,8 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     if options.sheet is not None:
         config = pipeline.encoder.config
         transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
-        rows = [data[neighbour["index"]] for neighbour in found]
         first = pipeline.image_processor.preprocess(image)[0]
-        pictures = [first, *map(transform, rows)]
+        pictures = [first, *(transform(data[neighbour["index"]]) for neighbour in found)]
         write_png(options.sheet, film_strip([picture / 2 + 0.5 for picture in pictures]))
     lines = [f"{neighbour['distance']:.4f}  {neighbour['source']}" for neighbour in found]
     return {"image": options.image, "neighbours": found}, "\n".join(lines)

@@ -107,7 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and current_thread() is main_thread():
+    catches_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
+        current_thread() is main_thread()
+    )
+    if catches_interrupts:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         with redirect_stdout(_Printable(sys.stdout)):
@@ -128,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = ": ".join(filter(None, (kind, str(error)))), 1 if isinstance(error, TrainingError) else 2
         if isinstance(error, BrokenPipeError):  # nobody reads on; Python would complain once more at its end
             sys.stdout = None  # type: ignore[assignment]
+    finally:
+        if catches_interrupts:  # whoever called this in a process of theirs keeps their own Ctrl-C
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     message = _printable(" ".join(f"diffae-hub: {message}".split()))
     print(message if len(message) < 1000 else f"{message[:500]} ... {message[-500:]}", file=sys.stderr)
     return code
