@@ -222,3 +222,18 @@ def test_a_validation_that_was_missed_is_made_up_for(every_step: Path, image_fol
         code, text = run(arguments(image_folder, folder, *flags, training_examples=128, ema_decay=0.5))
         assert code == 0, text
         assert records(folder) == [*others, pytest.approx(last, rel=1e-6)]
+
+
+def test_averages_that_are_not_finite_are_not_published(every_step: Path, image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(every_step, folder, ignore=shutil.ignore_patterns("logs", "pipeline*"))
+    *_, poisoned, last = checkpoint_files(folder)
+    last.unlink()
+    state = torch.load(poisoned, weights_only=True)
+    state["ema"]["shadow_params"][0].fill_(torch.nan)
+    torch.save(state, poisoned)
+    flags = (LATEST, "--more-ema-decays=0.25")
+    code, text = run(arguments(image_folder, folder, *flags, training_examples=128, ema_decay=0.5))
+    assert code == 1, text
+    assert checkpoint_files(folder)[-1] == poisoned
+    assert not (folder / "pipeline").exists()
