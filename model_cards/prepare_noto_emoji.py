@@ -5,6 +5,7 @@
 The files need the columns image, name, group, skin_tone and codepoints. Writes train.parquet, validation.parquet (a
 twelfth of the training families) and test.parquet, and prints how many images have each attribute. A family is an emoji
 with its variants in skin tone and hair; it is never on two sides. Nothing is trained or chosen on the test families.
+The column `subject` is what a name says beside attributes: "cook" of "woman cook dark skin tone".
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from datasets import Dataset, Image, load_dataset
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 IN_NAME = ("woman", "man", "red hair", "curly hair", "white hair", "blond hair", "bald", "beard")
 ATTRIBUTES = (*(f"{tone} skin tone" for tone in SKIN_TONES), *IN_NAME, "face")
+ATTRIBUTE_WORDS = re.compile(r"\b(person|" + "|".join(sorted(ATTRIBUTES[:-1], key=len, reverse=True)) + r")\b")
 SKIN_OR_HAIR = re.compile("1f3f[b-f]|1f9b[0-3]")
 
 
@@ -32,7 +34,12 @@ def attributes(row: dict[str, str]) -> dict[str, int | str]:
     has = {f"{tone} skin tone": row["skin_tone"] == tone for tone in SKIN_TONES}
     has |= {words: re.search(rf"\b{words}\b", row["name"]) is not None for words in IN_NAME}
     has["face"] = row["group"] == "Smileys & Emotion" and "face" in row["name"]
-    return {**{name: int(value) for name, value in has.items()}, "family": family(row["codepoints"])}
+    subject = " ".join(ATTRIBUTE_WORDS.sub("", row["name"]).split())
+    return {
+        **{name: int(value) for name, value in has.items()},
+        "family": family(row["codepoints"]),
+        "subject": subject,
+    }
 
 
 def read(path: Path) -> Dataset:

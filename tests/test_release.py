@@ -9,9 +9,12 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Iterable
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -40,13 +43,27 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return wheels
 
 
+def required(name: str, extras: Iterable[str], found: dict[str, Distribution]) -> dict[str, Distribution]:
+    """What pip would install beside a distribution: all that it and its extras require, by name."""
+    for line in distribution(name).requires or ():
+        requirement = Requirement(line)
+        marker, is_new = requirement.marker, requirement.name not in found or requirement.extras
+        if is_new and (marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))):
+            found[requirement.name] = distribution(requirement.name)
+            required(requirement.name, requirement.extras, found)
+    return found
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """With the dependencies of this one, by a link, and without the package."""
-    path = tmp_path / "environment"
+    """With links to what the package and its extra `train` require, and without the package."""
+    path, installed = tmp_path / "environment", Path(sysconfig.get_path("purelib"))
     venv.create(path, symlinks=True)
     (site_packages,) = path.glob("lib/python*/site-packages")
-    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # an editable install ends there
+    for dependency in required("diffae_hub", ["train"], {}).values():
+        for name in {file.parts[0] for file in dependency.files} - {"..", "__pycache__"}:
+            if not (site_packages / name).exists():
+                (site_packages / name).symlink_to(installed / name)
     return path
 
 
@@ -73,5 +90,7 @@ def test_the_wheel_reconstructs_and_trains(wheels: dict[str, Path], environment:
     run(command, "reconstruct", photographs / "40.png", "--steps=2", "--output=out", cwd=tmp_path)
     assert list((tmp_path / "out").glob("*.png"))
     sizes = "--preset=cifar10-32-small --training-examples=4 --warmup-examples=2 --batch-size=2 --num-workers=0"
-    run(command, "train", *sizes.split(), "--dataset=photographs", "--output=run", cwd=tmp_path)
+    validation = "--validation-dataset=photographs --validation-every=4 --validation-images=2 --validation-steps=2"
+    run(command, "train", *sizes.split(), *validation.split(), "--dataset=photographs", "--output=run", cwd=tmp_path)
+    assert (tmp_path / "run" / "training.png").is_file()
     assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()

@@ -120,6 +120,29 @@ def test_relatives_stay_together(codes: np.ndarray) -> None:
     assert alone > together + 0.1
 
 
+def test_edits_follow_pairs_that_differ_in_one_attribute(tmp_path) -> None:
+    """Bearded people and people without, among many other things: the beard is what two of a kind differ in."""
+    rng = np.random.default_rng(5)
+    person, beard, hat = rng.normal(size=(3, 16))
+    shown = np.repeat(np.arange(200), 3)
+    labels = np.zeros((600, 2), dtype=int)
+    labels[:90:3, 0], labels[1::3, 1] = 1, 1  # every third of the first 30 things, which are people; hats everywhere
+    things = rng.normal(size=(200, 16)) + np.where(np.arange(200) < 60, 5.0, 0.0)[:, None] * person
+    codes = things[shown] + labels @ np.stack([beard, hat]) + 0.05 * rng.normal(size=(600, 16))
+    AttributeClassifier.fit(codes, labels, ["beard", "hat"], matched_by=shown.astype(str)).save_pretrained(tmp_path)
+    fitted = AttributeClassifier.from_pretrained(tmp_path)
+    std = codes.std(axis=0)
+    for name, truth in (("beard", beard), ("hat", hat)):
+        assert cosine(fitted.direction(name), truth / std) > 0.99
+    assert cosine(fitted.linear.weight[0], beard / std) < 0.9
+    z = torch.zeros(1, 16)
+    expected = 0.3 * 4 * fitted.direction("beard") * fitted.latent_std
+    torch.testing.assert_close(fitted.edit(z, "beard", 0.3)[0], expected, atol=1e-5, rtol=1e-5)
+
+    alone = AttributeClassifier.fit(codes, labels, ["beard", "hat"], matched_by=np.arange(600))  # no pairs
+    np.testing.assert_allclose(alone.directions, alone.linear.weight.detach())
+
+
 def test_principal_directions_are_the_eigenvectors(codes: np.ndarray) -> None:
     mixed = codes @ np.random.default_rng(4).normal(size=(16, 16))
     fitted = AttributeClassifier.principal_directions(mixed, 3)
@@ -150,6 +173,8 @@ def test_an_attribute_of_one_image_has_a_direction_but_no_figures(codes: np.ndar
         ("held_out", {"held_out": 1.0}),
         ("held_out", {"groups": np.zeros(2000)}),
         ("regularization", {"regularization": 0.0}),
+        ("matched_by", {"matched_by": np.zeros(7)}),
+        ("matched_by", {"matched_by": np.zeros(2000), "method": "ridge"}),
         ("codes", {"codes": np.full((2000, 16), np.nan)}),
         ("codes", {"codes": np.zeros(16)}),
     ],

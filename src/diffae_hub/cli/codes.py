@@ -133,6 +133,11 @@ class FitAttributesOptions:
     name: str = option("attribute", "what to call that attribute")
     principal: int | None = option(None, "so many directions in which the codes vary most: no labels are needed")
     groups: str | None = option(None, "column that says which images belong together, for the held-out figures")
+    matched_by: str | None = option(
+        None,
+        "column that says what an image shows apart from its attributes: edits follow the difference between images "
+        "that are alike in it and in all other labels",
+    )
     method: Literal["logistic", "svm", "means", "ridge"] = option("logistic", "ridge is for numbers such as an age")
     held_out: float = option(0.2, "share of the codes to measure on")
     regularization: float = option(1.0, "strength of the penalty on the weights")
@@ -172,8 +177,9 @@ def _fit(options: FitAttributesOptions) -> Any:
     from .. import AttributeClassifier
     from ..codes.shards import codes_summary, load_codes
 
-    names, groups = list(options.labels), options.groups
-    table = load_codes(options.codes, [*names, *([groups] if groups else [])])
+    names = list(options.labels)
+    about = {name: getattr(options, name) for name in ("groups", "matched_by")}
+    table = load_codes(options.codes, [*names, *sorted({*about.values()} - {None})])
     codes = table["latent_code"]
     if options.principal is not None:
         return AttributeClassifier.principal_directions(codes, options.principal)
@@ -191,4 +197,5 @@ def _fit(options: FitAttributesOptions) -> Any:
     else:
         labels = np.stack([table[name] for name in names], axis=1)
     fit = {name: getattr(options, name) for name in ("method", "held_out", "seed", "regularization")}
-    return AttributeClassifier.fit(codes, labels, names, groups=table[groups] if groups else None, **fit)
+    fit |= {name: table[column] for name, column in about.items() if column is not None}
+    return AttributeClassifier.fit(codes, labels, names, **fit)

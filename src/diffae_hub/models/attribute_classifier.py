@@ -40,6 +40,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         num_attributes: The official classifiers have the 40 of CelebA.
         attribute_names: In the order of the rows; None if they have none.
         attribute_scores: What [`~AttributeClassifier.fit`] measured on held-out codes, one dictionary per attribute.
+        own_directions: Whether edits follow directions of their own, instead of the classifier's weights.
     """
 
     __module__ = "diffae_hub"
@@ -51,6 +52,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         num_attributes: int = 40,
         attribute_names: Sequence[str] | None = None,
         attribute_scores: Sequence[dict[str, float]] | None = None,
+        own_directions: bool = False,
     ) -> None:
         super().__init__()
         check_configuration(self.config)
@@ -58,6 +60,8 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
             raise ValueError(f"attribute_names must be {num_attributes} different names, got {list(attribute_names)}")
         self.linear = nn.Linear(latent_dim, num_attributes)
         self.register_latent_statistics(latent_dim)
+        if own_directions:
+            self.register_buffer("directions", torch.zeros(num_attributes, latent_dim))
 
     @classmethod
     def fit(
@@ -69,10 +73,15 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         method: str = "logistic",
         held_out: float = 0.2,
         groups: Any = None,
+        matched_by: Any = None,
         regularization: float = 1.0,
         seed: int = 0,
     ) -> Self:
         """A classifier of labelled codes, fitted to all of them by scikit-learn.
+
+        What tells an attribute's images from all others is not always what makes the attribute: bearded people are
+        also people. With `matched_by` edits follow the mean difference between codes with and without the attribute
+        that are alike in everything else, where there are such pairs.
 
         `config.attribute_scores` has figures of a fit to a part of the codes on the others: "accuracy" and "auroc", or
         "r2"; none for an attribute too rare to be in both parts.
@@ -85,6 +94,8 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
                 (from the mean code without the attribute to the one with it) or "ridge" (numbers such as an age).
             held_out: Share of the codes to measure on.
             groups: (N,) which codes belong together, so that relatives are on one side of the split.
+            matched_by: (N,) what each code shows, apart from its attributes. Alike are codes that have this and all
+                other labels in common.
             regularization: Strength of the penalty on the weights, in scikit-learn's scale.
             seed: Of the split.
         """
@@ -112,7 +123,12 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
                 scores[-1] = _score(normalized[test] @ weight + bias, column[test], method)
             rows.append(_fit(method, normalized, column, regularization))
         weight, bias = (np.stack(parts) for parts in zip(*rows, strict=True))
-        return cls._fitted(weight, bias, mean, std, names, scores)
+        directions = None
+        if matched_by is not None:
+            if method == "ridge" or len(matched_by) != len(labels):
+                raise ValueError(f"matched_by must be one per code, {len(labels)}, of labels 0 and 1, not for 'ridge'")
+            directions = _matched_directions(normalized, labels, list(matched_by), weight)
+        return cls._fitted(weight, bias, mean, std, names, scores, directions)
 
     @classmethod
     def principal_directions(cls, codes: Any, num_directions: int = 10) -> Self:
@@ -131,9 +147,19 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         return cls._fitted(pca.components_, np.zeros(num_directions), mean, std, names, scores)
 
     @classmethod
-    def _fitted(cls, weight: Any, bias: Any, mean: Any, std: Any, names: list[str], scores: list[dict]) -> Self:
-        classifier = cls(weight.shape[1], len(weight), names, scores)
+    def _fitted(
+        cls,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        mean: np.ndarray,
+        std: np.ndarray,
+        names: list[str],
+        scores: list[dict],
+        directions: np.ndarray | None = None,
+    ) -> Self:
+        classifier = cls(weight.shape[1], len(weight), names, scores, directions is not None)
         state = {"linear.weight": weight, "linear.bias": bias, "latent_mean": mean, "latent_std": std}
+        state |= {} if directions is None else {"directions": directions}
         classifier.load_state_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in state.items()})
         return classifier.eval()
 
@@ -150,8 +176,9 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
     def edit(self, latent_code: torch.Tensor, attribute: int | str, strength: float = 0.3) -> torch.Tensor:
         """Moves codes along an attribute: denormalise(normalise(z) + strength sqrt(latent_dim) w / |w|).
 
-        w is the row of the weight of the attribute, an index or a name. The official notebooks use a strength of 0.3;
-        below 0 takes the attribute away. Codes are (B, latent_dim), as the encoder gives them; no gradient.
+        w is the row of the weight of the attribute, an index or a name, or its own direction. The official notebooks
+        use a strength of 0.3; below 0 takes the attribute away. Codes are (B, latent_dim), as the encoder gives them;
+        no gradient.
         """
         self._check(latent_code)
         if not math.isfinite(strength):
@@ -166,6 +193,8 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         if attribute not in names and attribute not in indices:
             raise ValueError(f"attribute must be one of {names or list(indices)}, got {attribute!r}")
         index = names.index(attribute) if attribute in names else attribute
+        if self.config.own_directions:
+            return nn.functional.normalize(self.directions[index], dim=0)
         with align_module_device(self.linear):  # sequential offloading keeps the weight elsewhere between calls
             return nn.functional.normalize(self.linear.weight[index], dim=0)
 
@@ -212,6 +241,26 @@ def _attributes(
     if len(names) != labels.shape[1]:
         raise ValueError(f"names must be {labels.shape[1]} names, one per attribute, got {names}")
     return labels, names
+
+
+def _matched_directions(
+    codes: np.ndarray, labels: np.ndarray, matched_by: Sequence[Any], weight: np.ndarray
+) -> np.ndarray:
+    """Mean differences (A, latent_dim) within groups that are alike but for one label; its weight where there is none.
+
+    A group of n codes with the label and m without counts n m / (n + m), the inverse variance of its difference.
+    """
+    directions = weight.copy()
+    for index in range(labels.shape[1]):
+        groups: dict[Any, tuple[list[int], list[int]]] = {}
+        for row, key in enumerate(zip(matched_by, map(tuple, np.delete(labels, index, axis=1)), strict=True)):
+            groups.setdefault(key, ([], []))[int(labels[row, index])].append(row)
+        pairs = [(without, having) for without, having in groups.values() if without and having]
+        if pairs:
+            differences = [codes[having].mean(axis=0) - codes[without].mean(axis=0) for without, having in pairs]
+            sizes = [len(having) * len(without) / (len(having) + len(without)) for without, having in pairs]
+            directions[index] = np.average(differences, axis=0, weights=sizes)
+    return directions
 
 
 def _fit(method: str, codes: np.ndarray, labels: np.ndarray, regularization: float) -> tuple[np.ndarray, float]:

@@ -236,7 +236,8 @@ class _Run:
     def _record(self) -> None:
         """The mean loss since the last record, the learning rate and the speed."""
         loss = self.monitor.mean()
-        rate = (self.trainer.examples_seen - self.clocked_examples) / (time.monotonic() - self.clock)
+        seconds = max(time.monotonic() - self.clock, 1e-9)  # clocks may stand still
+        rate = (self.trainer.examples_seen - self.clocked_examples) / seconds
         self.progress.set_postfix(phase=self.trainer.phase, loss=f"{loss:.4f}")
         if self.is_main:
             self._log({"loss": loss, "learning_rate": self.trainer.learning_rate, "examples_per_second": rate})
@@ -306,7 +307,7 @@ class _Run:
         self.accelerator.end_training()
 
     def _add_pictures(self, folder: Path, figures: dict[str, Any]) -> None:
-        """The last validation, and the curves where matplotlib has drawn them, for the card in `folder`."""
+        """The last validation and the curves, for the card in `folder`."""
         for name, path, caption in (
             ("validation.png", self._validation_picture(), "Held-out images over their reconstructions"),
             ("training.png", self.folder / "training.png", "Loss and validation over the examples"),

@@ -68,7 +68,7 @@ class TrainingOptions:
     validation_split: str = _data("test", "split of the validation data")
     validation_images: int = _data(64, "number of validation images", minimum=1)
     validation_every: int | None = _data(None, f"examples between validations; {_EVERY}", minimum=1)
-    validation_steps: int = _data(50, "DDIM steps of a validation", minimum=1)
+    validation_steps: int = _data(50, "DDIM steps of a validation", minimum=2)
 
     mixed_precision: Literal["no", "bf16", "fp16"] = _machine("no", "precision of the networks' arithmetic")
     compile: bool = _machine(False, "torch.compile")

@@ -62,11 +62,9 @@ def validate(
 
 
 def draw_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """The loss and the validations' PSNR over the examples, as a PNG file; nothing where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
+    """The loss and the validations' PSNR over the examples, as a PNG file."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     panels = (("loss", ("loss",)), ("PSNR, dB", ("psnr_one_step", "psnr_stochastic", "psnr_inversion")))
     for axes, (title, names) in zip(figure.subplots(1, 2), panels, strict=True):
