@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--dataset", help="as of `diffae-hub encode`")
-    parser.add_argument("--shard_size", type=int, default=1_000, help="as of `diffae-hub encode`")
+    parser.add_argument("--shard-size", type=int, default=1_000, help="as of `diffae-hub encode`")
     parser.add_argument("--streaming", action="store_true", help="as of `diffae-hub encode`")
     parser.add_argument("--model", default="cifar10-32-small")
     options = parser.parse_args()

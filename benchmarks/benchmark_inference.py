@@ -1,9 +1,9 @@
 """Speed and memory of encode, decode, invert and one training step, against a plain implementation in the same run.
 
     python benchmarks/benchmark_inference.py
-    python benchmarks/benchmark_inference.py --sizes small --batch_sizes 1 --quick
+    python benchmarks/benchmark_inference.py --sizes small --batch-sizes 1 --quick
 
-Each row is the median of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps_timed` of its steps
+Each row is the median of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps-timed` of its steps
 and scaled (every step does the same work), plus what it does once; the column `timed` says over how many. `ratio` is
 the throughput over that of the plain float32, NCHW, eager implementation of benchmarks/baseline.py with the same
 weights, at equal quality where fewer steps reach it ("decode10"; "trip10" and "trip6", an inversion and a decoding);
@@ -248,9 +248,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--compile", choices=("no", "yes", "both"), default="no")
-    parser.add_argument("--steps_timed", type=int, default=2)
+    parser.add_argument("--steps-timed", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repetition")
     parser.add_argument("--json", help="also write the rows here")

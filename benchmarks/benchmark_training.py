@@ -1,7 +1,7 @@
 """Speed and memory of a training step, against the plain loop in the same run, and of the data loader alone.
 
     python benchmarks/benchmark_training.py
-    python benchmarks/benchmark_training.py --presets cifar10-32 --batch_size 256 --device cuda --compile
+    python benchmarks/benchmark_training.py --presets cifar10-32 --batch-size 256 --device cuda --compile
 
 The plain loop is what one writes first: eager, float32, NCHW, Adam and averaged weights with their default settings, no
 accelerate. The other rows are the step of training/trainer.py with the options named. Both do the whole step:
@@ -10,7 +10,7 @@ turns, `--rounds` times, so that a machine that slows down slows down all of the
 CPU is the peak of the resident set of a process of its own, above what it had before the networks; on CUDA the
 allocator's peak. `MFU` is the step's floating-point operations (counted by PyTorch) over the matmul rate measured on
 the same machine in the same dtype. The last table times the loader alone, on images of the preset's size or JPEGs of
-the size `--photographs`: files with random access, a parquet file as a stream, where `--num_workers` are threads of one
+the size `--photographs`: files with random access, a parquet file as a stream, where `--num-workers` are threads of one
 process.
 """
 
@@ -255,17 +255,17 @@ def print_table(rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["cifar10-32-small"])
-    parser.add_argument("--batch_size", type=int, help="default: the preset's")
+    parser.add_argument("--batch-size", type=int, help="default: the preset's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="also with torch.compile (minutes per variant)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--num-workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--photographs", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="the loader reads JPEGs")
-    parser.add_argument("--no_memory", action="store_true")
-    parser.add_argument("--loader_only", action="store_true")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--loader-only", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

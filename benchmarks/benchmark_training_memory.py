@@ -1,6 +1,6 @@
 """Memory of a training step on the CPU: what the networks, gradients and averages take, and what each example adds.
 
-    python benchmarks/benchmark_training_memory.py --presets cifar10-32 --batch_sizes 2 4
+    python benchmarks/benchmark_training_memory.py --presets cifar10-32 --batch-sizes 2 4
 
 Each cell runs two steps of training/trainer.py in a process of its own; its figure is the peak of the resident
 set above what the process had before the networks. The line through the two batch sizes gives the memory per example
@@ -24,7 +24,7 @@ VARIANTS = ["script", "script bf16", "script bf16 checkpointing"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["cifar10-32-small", "cifar10-32"])
-    parser.add_argument("--batch_sizes", type=int, nargs=2, default=[1, 2], help="two, the smaller first")
+    parser.add_argument("--batch-sizes", type=int, nargs=2, default=[1, 2], help="two, the smaller first")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()

@@ -73,15 +73,15 @@ def emoji(pipeline: DiffusionAutoencoderPipeline, output: Path) -> None:
     names = ("judge", "princess", "vampire", "woman", "heart_eyes", "panda")
     images = [Image.open(EMOJI / f"{name}.png").convert("RGBA") for name in names]
     original = torch.cat([pipeline.image_processor.preprocess(image) for image in images]) / 2 + 0.5
-    strengths = [0.0, 0.15, 0.3, 0.45, 0.6, 0.75]
+    strengths = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     options = {"num_inference_steps": STEPS, "output_type": "pt"}
-    alone = pipeline(original, "stochastic", 5, torch.Generator().manual_seed(0), output_type="pt").images
     round_trip = pipeline(original, "inversion", **options).images
-    rows = [original, alone, round_trip]
-    for index, attribute in ((2, "dark skin tone"), (1, "light skin tone")):
+    rows = [original, round_trip]
+    for index, attribute in ((2, "medium-dark skin tone"), (1, "light skin tone")):
         rows.append(pipeline.edit(original[index], {attribute: strengths}, **options).images)
     rows.append(pipeline.interpolate(original[:2], num_frames=6, **options).images)
     pipeline.scheduler = VPDPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    rows.insert(1, pipeline(original, "stochastic", generator=torch.Generator().manual_seed(0), **options).images)
     rows.append(pipeline.sample(6, torch.Generator().manual_seed(0), **options).images)
     psnr = float(peak_signal_to_noise_ratio(round_trip, original).mean())
     print(f"emoji, inversion: PSNR {psnr:.2f} dB")

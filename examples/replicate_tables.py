@@ -1,6 +1,6 @@
 """Tables 1 to 4 of the paper at a budget of your choice: the same small network and seed, trained by each method.
 
-    python examples/replicate_tables.py --train_dataset train.parquet --test_dataset test.parquet --output runs/tables
+    python examples/replicate_tables.py --train-dataset train.parquet --test-dataset test.parquet --output runs/tables
 
 Each row is one run of `diffae-hub train` in its own folder and one evaluation of its model. A row that is done is
 left alone and one that was interrupted goes on, so the command can be given again until the tables are complete, or
@@ -40,6 +40,7 @@ from diffae_hub.evaluation.paper_tables import (
 )
 from diffae_hub.evaluation.report import METRIC_NAMES, format_figure, markdown_table
 from diffae_hub.files import write_text
+from diffae_hub.flags import with_hyphens
 from diffae_hub.training.run_folder import CONFIGURATION
 
 # The network is the paper's kind, at the size of the bundled model; the last row adds the two options beyond the paper.
@@ -245,18 +246,18 @@ def main() -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train_dataset", required=True)
-    parser.add_argument("--train_split", default="train")
-    parser.add_argument("--test_dataset", required=True)
-    parser.add_argument("--test_split", default="test")
+    parser.add_argument("--train-dataset", required=True)
+    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--test-dataset", required=True)
+    parser.add_argument("--test-split", default="test")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--preset", default="cifar10-32-small")
-    parser.add_argument("--training_examples", type=int, default=32_000)
+    parser.add_argument("--training-examples", type=int, default=32_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--num_workers", type=int, default=0)
-    parser.add_argument("--num_images", type=int, default=1_000, help="test images per row")
+    parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--num-images", type=int, default=1_000, help="test images per row")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
     parser.add_argument(
         "--metrics",
@@ -269,7 +270,7 @@ def main() -> int:
     parser.add_argument("--device", help="of the evaluation; default: the accelerator if there is one")
     parser.add_argument("--hardware", help="what it ran on, in words, for the report")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    options = parser.parse_args()
+    options = parser.parse_args(with_hyphens(sys.argv[1:]))  # `--num_images` as before
     try:
         run(options)
     except subprocess.CalledProcessError as error:  # it has said why

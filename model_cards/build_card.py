@@ -42,6 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
             "note": "each re-encoded as JPEG of quality about 75 (30.4 dB from the true image on average), so figures "
             "are not comparable with published CIFAR-10 figures to the last decimal",
         },
+        "test data": "CIFAR-10, test images (JPEG-recompressed)",
         "test images": "the CIFAR-10 test split (JPEG-recompressed likewise)",
         "paper": "cifar10-32",
         "limitations": [
@@ -67,6 +68,7 @@ MODELS: dict[str, dict[str, Any]] = {
             "latent code model": "velocity prediction on SC-1, on the codes of the training images and of their mirror images; "
             "AdamW, 1e-3, 256 codes a step",
         },
+        "test data": "Noto Color Emoji, 362 test images",
         "test images": "the test families, 362 emoji, which played no part in training or in any choice",
         "limitations": [
             "Trained for a short time: what is decoded from random noise is rougher than the image. With its own noise (round "
@@ -85,10 +87,10 @@ METHODS = {"stochastic": "stochastic", "inversion": "inversion"}
 def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Every measured figure as a line of the card."""
     lines = []
-    methods = METHODS | {name: f"{baseline_title(name, report)} (baseline)" for name in report["baselines"]}
+    baselines = {name: f"{baseline_title(name, report)} (baseline)" for name in report["baselines"]}
     for metric, title in METRIC_NAMES.items():
         unit = "dB" if metric == "psnr_db" else ""
-        for method, name in methods.items():
+        for method, name in (METHODS | baselines).items():
             figure = report["results"].get(method, {}).get(metric)
             if figure is None or "unavailable" in figure:
                 continue
@@ -97,9 +99,8 @@ def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
                 low, high = figure["interval"]
                 note += f", 95 % interval {low:.4g} to {high:.4g}"
             value = figure["mean"] if "mean" in figure else figure["value"]
-            lines.append(
-                {"metric": title.replace(" (dB)", ""), "mode": name, "value": value, "unit": unit, "note": note}
-            )
+            line = {"metric": title.replace(" (dB)", ""), "mode": name, "value": value, "unit": unit, "note": note}
+            lines.append(line | ({"baseline": True} if method in baselines else {}))
     path_length = report["results"].get("perceptual_path_length", {})
     if "mean" in path_length:
         note = f"{path_length['count']} pairs, {report['path_length_intervals']} sub-intervals"
@@ -107,7 +108,8 @@ def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
             {"metric": "PPL ↓ (LPIPS-VGG)", "mode": "interpolation", "value": path_length["mean"], "note": note}
         )
         fade = path_length["cross_fade"]["mean"]
-        lines.append({"metric": "PPL ↓ (LPIPS-VGG)", "mode": "cross-fade (baseline)", "value": fade, "note": note})
+        line = {"metric": "PPL ↓ (LPIPS-VGG)", "mode": "cross-fade (baseline)", "value": fade, "note": note}
+        lines.append(line | {"baseline": True})
     if probe := report["results"].get("probe"):
         note = f"linear probe of the code, {probe['test_codes']:,} test images"
         lines.append({"metric": "accuracy ↑", "mode": "latent code", "value": probe["accuracy"], "note": note})
@@ -245,7 +247,8 @@ def main() -> None:
         if len(further["modes"]) > len(report["modes"]):
             report |= {"modes": further["modes"], "pictures": further["pictures"]}
             picture = f"images/{page}_reconstructions.png"
-    results = card_results(report) + attribute_results(pipeline.attribute_classifier)
+    results = [{**line, "dataset": about["test data"]} for line in card_results(report)]
+    results += attribute_results(pipeline.attribute_classifier)  # of parts of the training set
     seconds = examples = 0
     for record in records:  # a line's rate is that since the line before it
         if "examples_per_second" in record:
@@ -302,6 +305,10 @@ def main() -> None:
     card = card.replace("## Networks", f"![Loss and validation PSNR](images/{name}_training.png)\n\n## Networks")
     (FOLDER / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
     (FOLDER / f"{name}.md").write_text(card)
+    # What a push without `--card` says; the pictures are here only.
+    own = {key: figures[key] for key in ("license", "dataset", "parameters", "training", "results", "limitations")}
+    bundled = json.dumps({"summary": about["summary"], **own}, indent=2) + "\n"
+    (bundled_model_path(name) / "figures.json").write_text(bundled)
     print(json.dumps(results, indent=2))
 
 

@@ -90,8 +90,9 @@ def build(first_model: str, codes: str | None = None) -> gr.Blocks:
                     steps = gr.Slider(
                         1, 100, 10, step=1, interactive=True, label="Steps", info="More are slower, and mostly better"
                     )
-                    hint = "ddim to keep a picture's details; dpm needs fewer steps from random noise"
-                    solver = gr.Radio(list(SOLVERS), value="ddim", label="Solver", info=hint, interactive=True)
+                    hint = "auto: ddim, which keeps a picture's details, and dpm, which needs fewer steps, for random noise"
+                    choices = ["auto", *SOLVERS]
+                    solver = gr.Radio(choices, value="auto", label="Solver", info=hint, interactive=True)
                     seed = gr.Number(
                         0, precision=0, minimum=0, maximum=2**32, label="Seed of random noise", interactive=True
                     )
@@ -124,17 +125,21 @@ def reconstruct_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
             outputs = [picture_output(name) for name in ("Original", "Code alone", "Round trip", "Difference × 5")]
         figures = gr.Markdown()
 
-    def reconstruct(pipe: Pipeline, options: dict[str, Any], path: str | None) -> list[Any]:
-        original = pipe.image_processor.preprocess(read(path)) / 2 + 0.5
-        code = pipe.encode(original)
-        noise = pipe.invert(original, code, options["num_inference_steps"])
-        alone, round_trip = (pipe.decode(code, x_T, **options).images.cpu() for x_T in (None, noise))
+    def decoded(mode: str, pipe: Pipeline, options: dict[str, Any], path: str | None) -> torch.Tensor:
+        return pipe(read(path), mode, **options).images.cpu()
+
+    from_code = with_pipeline(functools.partial(decoded, "stochastic"), pipeline, random_noise=True)
+    there_and_back = with_pipeline(functools.partial(decoded, "inversion"), pipeline)
+
+    def reconstruct(*values: Any) -> list[Any]:
+        original = pipeline.image_processor.preprocess(read(values[-1])) / 2 + 0.5
+        alone, round_trip = from_code(*values), there_and_back(*values)
         difference = (5 * (round_trip - original).abs()).clamp(max=1)
         psnr = [float(peak_signal_to_noise_ratio(made, original)) for made in (alone, round_trip)]
         pictures = [image_grid(made, 1) for made in (original, alone, round_trip, difference)]
         return [*pictures, "PSNR: code alone {:.1f} dB, round trip {:.1f} dB".format(*psnr)]
 
-    connect(button.click, with_pipeline(reconstruct, pipeline), inputs, [*outputs, figures])
+    connect(button.click, reconstruct, inputs, [*outputs, figures])
 
 
 def edit_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
@@ -193,7 +198,7 @@ def variations_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
         made = pipe.variations(read(path), count, **options)
         return [image_grid(made.images.cpu(), 4), image_grid([(5 * made.spread.cpu()).clamp(max=1)], 1)]
 
-    connect(button.click, with_pipeline(vary, pipeline), [*inputs, number], outputs)
+    connect(button.click, with_pipeline(vary, pipeline, random_noise=True), [*inputs, number], outputs)
 
 
 def sample_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
@@ -209,7 +214,7 @@ def sample_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
     def sample(pipe: Pipeline, options: dict[str, Any], path: str | None, count: int) -> Image.Image:
         return image_grid(pipe.sample(count, **options).images.cpu(), 4)
 
-    connect(button.click, with_pipeline(sample, pipeline), [*inputs, number], grid)
+    connect(button.click, with_pipeline(sample, pipeline, random_noise=True), [*inputs, number], grid)
 
 
 def neighbours_tab(pipeline: Pipeline, inputs: list[gr.Component], codes: str) -> None:

@@ -40,15 +40,25 @@ def connect(trigger: Callable[..., Any], function: Callable[..., Any], inputs: l
     trigger(answer, inputs, outputs, concurrency_id="model", concurrency_limit=1, api_visibility="private")
 
 
-def with_pipeline(function: Callable[..., Any], pipeline: Pipeline) -> Callable[..., Any]:
-    """The settings as a pipeline of the same networks, which visitors share, and options of its methods."""
+def with_pipeline(function: Callable[..., Any], pipeline: Pipeline, random_noise: bool = False) -> Callable[..., Any]:
+    """The settings as a pipeline of the same networks, which visitors share, and options of its methods.
+
+    The solver "auto" is the one that fits what is decoded: random noise or the picture's own.
+    """
 
     def call(steps: int, solver: str, seed: int | None, *values: Any) -> Any:
-        pipe = Pipeline(**{**pipeline.components, "scheduler": with_solver(pipeline.scheduler, solver)})
         generator = torch.Generator().manual_seed(seed or 0)
-        return function(pipe, {"num_inference_steps": steps, "generator": generator, "output_type": "pt"}, *values)
+        options = {"num_inference_steps": steps, "generator": generator, "output_type": "pt"}
+        return function(solved(pipeline, solver, random_noise), options, *values)
 
     return call
+
+
+def solved(pipeline: Pipeline, solver: str, random_noise: bool) -> Pipeline:
+    if solver == "auto":
+        is_official = pipeline.scheduler.config.timestep_spacing == "leading"
+        solver = "dpm" if random_noise and not is_official else "ddim"
+    return Pipeline(**{**pipeline.components, "scheduler": with_solver(pipeline.scheduler, solver)})
 
 
 def read(path: str | None) -> Image.Image:

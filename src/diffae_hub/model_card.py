@@ -48,8 +48,9 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
             `experiment`: a `TrainingPreset.to_dict()`, or `networks`: configurations by component;
             `parameters`: number of parameters by component;
             `training`: figures of the training by name, for example `{"examples": 200000, "hours": 0.7}`;
-            `results`: list of `{"metric", "mode", "value", "unit", "note", "dataset", "split"}`, all but the first
-            three optional; `evaluation`: how the results were measured; `limitations`: list of sentences;
+            `results`: list of `{"metric", "mode", "value", "unit", "note", "dataset", "split", "baseline"}`, all but the
+            first three optional; `baseline`: whether it is not the model's own;
+            `evaluation`: how the results were measured; `limitations`: list of sentences;
             `license`: an SPDX id in lower case; `tags`, `datasets`, `base_model`: as in the Hub's header.
     """
     name, experiment = figures["model_name"], figures.get("experiment", {})
@@ -97,7 +98,7 @@ def card_data(figures: Mapping[str, Any]) -> Any:
     results = []
     for result in figures.get("results", ()):
         dataset, value = result.get("dataset") or trained_on, result["value"]
-        if dataset and isinstance(value, (int, float)) and math.isfinite(value):
+        if not result.get("baseline") and dataset and isinstance(value, (int, float)) and math.isfinite(value):
             entry = EvalResult(
                 task_type="image-to-image",
                 task_name="image reconstruction",
@@ -220,7 +221,8 @@ def _training_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows += [
             ("phases", phases.get(percent, f"two; the first {percent} % of the examples with t = 1")),
             ("batch size", _number(experiment["batch_size"])),
-            ("learning rate", str(experiment["learning_rate"])),
+            ("optimizer", experiment.get("optimizer", "adam")),
+            ("learning rate", f"{experiment['learning_rate']}, {experiment.get('lr_scheduler', 'constant')}"),
             ("EMA decay", str(experiment["ema_decay"])),
         ]
     rows += [(f"parameters, {part}", _number(count)) for part, count in figures.get("parameters", {}).items()]

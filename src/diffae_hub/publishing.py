@@ -74,7 +74,7 @@ def publish(
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files, is_new = _repository_files(Path(folder), repo_id, card, figures or {})
+    files, is_new = repository_files(Path(folder), repo_id, card, figures or {})
     api = HfApi(token=token)
     with hub_requests(f"repo_id {repo_id!r} cannot be written"):
         if not is_new and api.file_exists(repo_id, "README.md"):
@@ -83,7 +83,7 @@ def publish(
         return api.create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
 
 
-def _repository_files(
+def repository_files(
     folder: Path, repo_id: str, card: str | Path | None, figures: Mapping[str, Any]
 ) -> tuple[dict[str, Path | bytes], bool]:
     """All files as [`publish`] sends them, by name, and whether the card says more than the configurations."""
@@ -100,38 +100,7 @@ def _repository_files(
     return files, is_new
 
 
-def push_pipeline(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    commit_message: str = "Upload diffusion autoencoder",
-    card: str | Path | None = None,
-    license: str | None = None,
-    evaluation: str | Path | None = None,
-) -> str:
-    """Uploads a pipeline folder in one commit, after it was loaded and has reconstructed one image.
-
-    As [`publish`] and [`ensure_repository`], whose full id "owner/name" is returned. `license`, an SPDX id in lower
-    case, and the results of `evaluation`, the report.json of one, are for the card.
-    """
-    import torch
-
-    from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-
-    figures = _card_figures(card, license, evaluation)
-    _repository_files(Path(folder), repo_id, card, figures)  # what cannot be sent is refused first
-    pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    config = pipeline.decoder.config
-    image = torch.full((1, config.in_channels, config.sample_size, config.sample_size), 0.5)
-    pipeline(image, num_inference_steps=1)
-    full_id = ensure_repository(repo_id, private)
-    publish(folder, full_id, commit_message=commit_message, card=card, figures=figures)
-    return full_id
-
-
-def _card_figures(card: str | Path | None, license: str | None, evaluation: str | Path | None) -> dict[str, Any]:
+def card_figures(card: str | Path | None, license: str | None, evaluation: str | Path | None) -> dict[str, Any]:
     """The licence, and the results of an evaluation's report.json, where they are given."""
     if card is not None and not Path(card).is_file():
         raise ValueError(f"card must be a Markdown file, got {card}")
@@ -200,10 +169,18 @@ def _described(files: Mapping[str, Path | bytes]) -> dict[str, Any]:
 
 
 def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
-    """Name in the repository -> file, of the pictures and pages below `root` that a page links to."""
-    names = _MARKDOWN_TARGET.findall(page)
-    paths = [(root / name).resolve() for name in names if name.lower().endswith(_PICTURES_AND_PAGES)]
-    return {path.relative_to(root).as_posix(): path for path in paths if path.is_file() and path.is_relative_to(root)}
+    """Name in the repository -> file, of the pictures and pages below `root` that a page links to, and theirs."""
+    found: dict[str, Path | bytes] = {}
+    pages = [(root, page)]
+    for folder, text in pages:
+        for target in _MARKDOWN_TARGET.findall(text):
+            path = (folder / target).resolve()
+            if target.lower().endswith(_PICTURES_AND_PAGES) and path.is_relative_to(root) and path.is_file():
+                name = path.relative_to(root).as_posix()
+                if path.suffix.lower() == ".md" and name not in found:
+                    pages.append((path.parent, path.read_text(encoding="utf-8", errors="replace")))
+                found[name] = path
+    return found
 
 
 def _loadable_class(model: Any) -> list[str]:
@@ -248,12 +225,12 @@ class PublishingMixin:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
         datasets, tags = ([given] if isinstance(given, str) else [*given] for given in (datasets, tags))
         header = {"datasets": datasets, "tags": tags, "base_model": base_model}
-        figures = _card_figures(card, license, evaluation) | {name: value for name, value in header.items() if value}
+        figures = card_figures(card, license, evaluation) | {name: value for name, value in header.items() if value}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **({"variant": variant} if variant else {}))
             if not Path(folder, INDEX).is_file():
                 figures["class_name"] = _loadable_class(self)[1]
-            _repository_files(Path(folder), repo_id, card, figures)  # what cannot be sent is refused first
+            repository_files(Path(folder), repo_id, card, figures)  # what cannot be sent is refused first
             full_id = ensure_repository(repo_id, private, token)
             message = commit_message or f"Upload {type(self).__name__}"
             commit = {"token": token, "commit_message": message, "create_pr": create_pr}

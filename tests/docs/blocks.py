@@ -50,7 +50,7 @@ SMALLER = [
     (
         "guides/replicate.md",
         "40000 --rows v_prediction-SC4-2phase v_prediction-SC4-1phase",
-        "64 --rows v_prediction-SC4-1phase --num_images 2 --steps 2 --metrics",
+        "64 --rows v_prediction-SC4-1phase --num-images 2 --steps 2 --metrics",
     ),
     ("guides/publish.md", "me/my-autoencoder", "tester/my-autoencoder"),
     ("guides/many_gpus.md", "accelerate launch --num_processes 4 -m diffae_hub.cli", "diffae-hub"),

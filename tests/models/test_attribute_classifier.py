@@ -124,22 +124,26 @@ def test_edits_follow_pairs_that_differ_in_one_attribute(tmp_path) -> None:
     """Bearded people and people without, among many other things: the beard is what two of a kind differ in."""
     rng = np.random.default_rng(5)
     person, beard, hat = rng.normal(size=(3, 16))
-    shown = np.repeat(np.arange(200), 3)
-    labels = np.zeros((600, 2), dtype=int)
-    labels[:90:3, 0], labels[1::3, 1] = 1, 1  # every third of the first 30 things, which are people; hats everywhere
+    shown = np.repeat(np.arange(200), 4)
+    labels = np.zeros((800, 3), dtype=int)
+    labels[2:120:4, 0] = labels[3:120:4, 0] = 1  # of the first 60 things, which are people, 30 have beards
+    labels[1::4, 1] = labels[3::4, 1] = 1  # half of all have hats
+    labels[:, 2] = 1 - labels[:, 1]  # no hat
     things = rng.normal(size=(200, 16)) + np.where(np.arange(200) < 60, 5.0, 0.0)[:, None] * person
-    codes = things[shown] + labels @ np.stack([beard, hat]) + 0.05 * rng.normal(size=(600, 16))
-    AttributeClassifier.fit(codes, labels, ["beard", "hat"], matched_by=shown.astype(str)).save_pretrained(tmp_path)
+    codes = things[shown] + labels[:, :2] @ np.stack([beard, hat]) + 0.05 * rng.normal(size=(800, 16))
+    names = ["beard", "hat", "bare"]
+    given = {"codes": codes, "labels": labels, "names": names, "alternatives": ["hat", "bare"]}
+    AttributeClassifier.fit(**given, matched_by=shown.astype(str)).save_pretrained(tmp_path)
     fitted = AttributeClassifier.from_pretrained(tmp_path)
     std = codes.std(axis=0)
-    for name, truth in (("beard", beard), ("hat", hat)):
+    for name, truth in (("beard", beard), ("hat", hat), ("bare", -hat)):
         assert cosine(fitted.direction(name), truth / std) > 0.99
     assert cosine(fitted.linear.weight[0], beard / std) < 0.9
     z = torch.zeros(1, 16)
     expected = 0.3 * 4 * fitted.direction("beard") * fitted.latent_std
     torch.testing.assert_close(fitted.edit(z, "beard", 0.3)[0], expected, atol=1e-5, rtol=1e-5)
 
-    alone = AttributeClassifier.fit(codes, labels, ["beard", "hat"], matched_by=np.arange(600))  # no pairs
+    alone = AttributeClassifier.fit(**given, matched_by=np.arange(800))  # no pairs
     np.testing.assert_allclose(alone.directions, alone.linear.weight.detach())
 
 
@@ -175,6 +179,7 @@ def test_an_attribute_of_one_image_has_a_direction_but_no_figures(codes: np.ndar
         ("regularization", {"regularization": 0.0}),
         ("matched_by", {"matched_by": np.zeros(7)}),
         ("matched_by", {"matched_by": np.zeros(2000), "method": "ridge"}),
+        ("alternatives", {"matched_by": np.zeros(2000), "alternatives": ["other"]}),
         ("codes", {"codes": np.full((2000, 16), np.nan)}),
         ("codes", {"codes": np.zeros(16)}),
     ],

@@ -138,6 +138,7 @@ class FitAttributesOptions:
         "column that says what an image shows apart from its attributes: edits follow the difference between images "
         "that are alike in it and in all other labels",
     )
+    alternatives: tuple[str, ...] = option((), "labels of which an image has one at most: they need not be alike")
     method: Literal["logistic", "svm", "means", "ridge"] = option("logistic", "ridge is for numbers such as an age")
     held_out: float = option(0.2, "share of the codes to measure on")
     regularization: float = option(1.0, "strength of the penalty on the weights")
@@ -196,6 +197,6 @@ def _fit(options: FitAttributesOptions) -> Any:
             labels = np.array(classes)[labels]
     else:
         labels = np.stack([table[name] for name in names], axis=1)
-    fit = {name: getattr(options, name) for name in ("method", "held_out", "seed", "regularization")}
+    fit = {name: getattr(options, name) for name in ("method", "held_out", "seed", "regularization", "alternatives")}
     fit |= {name: table[column] for name, column in about.items() if column is not None}
     return AttributeClassifier.fit(codes, labels, names, **fit)

@@ -86,8 +86,8 @@ def push(options: PushOptions, arguments: Namespace) -> tuple[Any, str]:
 
     The token is that of `hf auth login` or of the environment variable HF_TOKEN.
     """
+    from ..hub import push_pipeline
     from ..pretrained import bundled_model_path, list_models
-    from ..publishing import push_pipeline
 
     silence_diffusers()
     is_bundled = options.model in list_models() and not Path(options.model).is_dir()

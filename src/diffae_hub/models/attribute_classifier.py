@@ -74,6 +74,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         held_out: float = 0.2,
         groups: Any = None,
         matched_by: Any = None,
+        alternatives: Sequence[str] = (),
         regularization: float = 1.0,
         seed: int = 0,
     ) -> Self:
@@ -96,6 +97,8 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
             groups: (N,) which codes belong together, so that relatives are on one side of the split.
             matched_by: (N,) what each code shows, apart from its attributes. Alike are codes that have this and all
                 other labels in common.
+            alternatives: Names of attributes that exclude each other, such as colours of skin: for one of them, codes
+                that differ in the others are alike, too.
             regularization: Strength of the penalty on the weights, in scikit-learn's scale.
             seed: Of the split.
         """
@@ -127,7 +130,10 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         if matched_by is not None:
             if method == "ridge" or len(matched_by) != len(labels):
                 raise ValueError(f"matched_by must be one per code, {len(labels)}, of labels 0 and 1, not for 'ridge'")
-            directions = _matched_directions(normalized, labels, list(matched_by), weight)
+            if not {*alternatives} <= {*names}:
+                raise ValueError(f"alternatives must be some of {names}, got {list(alternatives)}")
+            exclusive = np.array([name in alternatives for name in names])
+            directions = _matched_directions(normalized, labels, list(matched_by), exclusive, weight)
         return cls._fitted(weight, bias, mean, std, names, scores, directions)
 
     @classmethod
@@ -244,16 +250,17 @@ def _attributes(
 
 
 def _matched_directions(
-    codes: np.ndarray, labels: np.ndarray, matched_by: Sequence[Any], weight: np.ndarray
+    codes: np.ndarray, labels: np.ndarray, matched_by: Sequence[Any], exclusive: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
-    """Mean differences (A, latent_dim) within groups that are alike but for one label; its weight where there is none.
+    """Mean differences (A, latent_dim) within groups that are alike but for one label; its weight where there are none.
 
     A group of n codes with the label and m without counts n m / (n + m), the inverse variance of its difference.
     """
     directions = weight.copy()
     for index in range(labels.shape[1]):
         groups: dict[Any, tuple[list[int], list[int]]] = {}
-        for row, key in enumerate(zip(matched_by, map(tuple, np.delete(labels, index, axis=1)), strict=True)):
+        equal = ~exclusive if exclusive[index] else np.arange(labels.shape[1]) != index
+        for row, key in enumerate(zip(matched_by, map(tuple, labels[:, equal]), strict=True)):
             groups.setdefault(key, ([], []))[int(labels[row, index])].append(row)
         pairs = [(without, having) for without, having in groups.values() if without and having]
         if pairs:

@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..data.errors import TrainingError
 from ..files import new_folder, write_png, write_text
+from ..hub import push_pipeline
 from ..images import image_grid
 from ..model_card import figures_of_run, write_model_card
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from ..publishing import ensure_repository, push_pipeline
+from ..publishing import ensure_repository
 from .batches import open_batches
 from .checkpoints import (
     check_equal,
@@ -321,11 +322,14 @@ class _Run:
         phase1_fraction = self.trainer.phase1_examples / self.preset.training_examples  # of a run that was prolonged
         validated = 0 if self.validation_images is None else len(self.validation_images)
         experiment = {**self.preset.to_dict(), "phase1_fraction": phase1_fraction}
+        figures = figures_of_run(experiment, read_metrics(self.folder), validated, self.options.validation_steps)
+        where = {"dataset": self.options.validation_dataset, "split": self.options.validation_split}
         return {
             "model_name": self.hub_model_id or self.folder.resolve().name,
             "license": self.options.hub_license,
             "dataset": {"name": self.options.dataset},
             **({"base_model": self.options.pretrained_model} if self.options.pretrained_model else {}),
             "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks},
-            **figures_of_run(experiment, read_metrics(self.folder), validated, self.options.validation_steps),
+            **figures,
+            "results": [{**result, **where} for result in figures["results"]],
         }
