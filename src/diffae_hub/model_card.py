@@ -48,8 +48,8 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
             `experiment`: a `TrainingPreset.to_dict()`, or `networks`: configurations by component;
             `parameters`: number of parameters by component;
             `training`: figures of the training by name, for example `{"examples": 200000, "hours": 0.7}`;
-            `results`: list of `{"metric", "mode", "value", "unit", "note", "dataset", "split", "baseline"}`, all but the
-            first three optional; `baseline`: whether it is not the model's own;
+            `results`: list of `{"metric", "mode", "value"}`, optionally with `unit`, `note`, `dataset`, `split` and
+            `baseline`, whether it is not the model's own;
             `evaluation`: how the results were measured; `limitations`: list of sentences;
             `license`: an SPDX id in lower case; `tags`, `datasets`, `base_model`: as in the Hub's header.
     """

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.cli.main import main
 from diffae_hub.training.checkpoints import checkpoint_files, examples_of, load_checkpoint
 
@@ -114,15 +115,21 @@ def test_sigterm_saves_and_ends(image_folder: Path, folder: Path, undisturbed: P
     calls = random.randint(1, 10_000)  # about a step's: the loader's process has most of them
     print(f"{calls} calls")
     code, text = run(argv, partial(interrupt, 208, calls, number=signal.SIGTERM))
-    assert code == 0, text
+    assert code == 128 + signal.SIGTERM, text
     assert "stopped by SIGTERM" in text
     assert "Traceback" not in text
     reached = examples_of(checkpoint_files(folder)[-1])
     assert records(folder)[-1]["examples"] == reached
     assert not (folder / "pipeline").exists()
+    stopped = DiffusionAutoencoderPipeline.from_pretrained(folder / "pipeline-unfinished")
+    averages = load_checkpoint(checkpoint_files(folder)[-1])["ema"]["shadow_params"]
+    parameters = [*stopped.encoder.parameters(), *stopped.decoder.parameters()]
+    for parameter, average in zip(parameters, averages, strict=True):
+        assert torch.equal(parameter, average)
 
     code, text = run(argv)
     assert code == 0, text
+    assert not (folder / "pipeline-unfinished").exists()
     assert f"at {reached} examples" in text
     assert_same_end(folder, undisturbed)
 
@@ -195,7 +202,7 @@ def test_going_back_to_an_older_checkpoint(image_folder: Path, tmp_path: Path) -
     assert code == 0, text
     first, second, third = checkpoint_files(folder)
     code, text = run([*argv, f"--resume-from-checkpoint={first}"], partial(interrupt, 96, number=signal.SIGTERM))
-    assert code == 0, text
+    assert code == 128 + signal.SIGTERM, text
     assert f"resumed from {first} at 64 examples" in text
     assert (folder / "abandoned-checkpoint-160.pt").exists()
     assert not second.exists()

@@ -15,7 +15,9 @@ from torch._dynamo.utils import counters
 
 from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.cli.main import main
+from diffae_hub.data.fingerprint import data_fingerprint
 from diffae_hub.metrics.ssim import structural_similarity
+from diffae_hub.training.validation import load_validation_images
 
 from .runner import WITHOUT_DROPOUT, arguments, parsed, records, run, states, write_images
 
@@ -41,7 +43,7 @@ def test_records_pictures_and_tracker(every_step: Path) -> None:
     # 3 rows (originals, stochastic, inverted; in phase 1 two) and 8 columns of pictures of 256 pixels, 8 apart.
     assert Image.open(every_step / "validation" / "0000000128.png").size == (8 * 264 - 8, 3 * 264 - 8)
     assert Image.open(every_step / "validation" / "0000000032.png").size == (8 * 264 - 8, 2 * 264 - 8)
-    assert Image.open(every_step / "training.png").size == (800, 350)
+    assert Image.open(every_step / "training.png").size == (1200, 350)
 
     card = (every_step / "pipeline" / "README.md").read_text()
     assert "license: cc-by-4.0\n" in card and "2 DDIM steps" in card
@@ -50,6 +52,19 @@ def test_records_pictures_and_tracker(every_step: Path) -> None:
     assert {event.step: pytest.approx(event.value, rel=1e-6) for event in events.Scalars("loss")} == losses
     assert [event.step for event in events.Scalars("psnr_stochastic")] == [64, 96, 128]
     assert [event.step for event in events.Images("reconstructions")] == [32, 64, 96, 128]
+
+
+def test_validation_images_are_of_all_classes(tmp_path: Path, capsys) -> None:
+    for name, shade in (("dark", 0), ("light", 255)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(6):
+            Image.new("L", (8, 8), shade).save(tmp_path / "data" / name / f"{index}.png")
+    argv = [f"--validation-dataset={tmp_path / 'data'}", "--validation-images=4"]
+    options, preset = parsed(arguments(tmp_path / "data", tmp_path / "run", *argv))
+    fingerprint = data_fingerprint(options.dataset, options.split, None)
+    images = load_validation_images(options, preset, fingerprint)
+    assert images.mean(dim=(1, 2, 3)).tolist() == [-1, -1, 1, 1]
+    assert "WARNING" in capsys.readouterr().out  # that they are the training data
 
 
 def test_validation_is_of_the_averaged_weights(every_step: Path, image_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from argparse import Namespace
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -36,11 +37,13 @@ def train(options: TrainOptions, arguments: Namespace) -> None:
     from ..training import loop
 
     try:
-        loop.train(from_values(TrainingOptions, vars(options)), options.set)
+        stopped_by = loop.train(from_values(TrainingOptions, vars(options)), options.set)
     except ValueError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             raise
         raise SystemExit(2) from error
+    if stopped_by in ("SIGINT", "SIGTERM") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise SystemExit(128 + signal.Signals[stopped_by])  # a launcher would call it a failure, and print a trace
 
 
 @dataclass(frozen=True, kw_only=True)

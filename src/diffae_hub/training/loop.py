@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
+from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from .. import __version__
@@ -44,10 +45,12 @@ from .trainer import TwoPhaseTrainer
 from .validation import draw_curves, load_validation_images, validate
 
 _COLUMNS = 8  # of the picture of a validation
+_UNFINISHED = "pipeline-unfinished"  # of a run that was stopped
+_CHECKPOINT_SECONDS = 30 * 60  # the longest time without one, unless its examples are chosen
 
 
-def train(options: TrainingOptions, assignments: Sequence[str] = ()) -> None:
-    """Trains, from the beginning or from a checkpoint, until all examples are seen or a signal comes.
+def train(options: TrainingOptions, assignments: Sequence[str] = ()) -> str | None:
+    """Trains, from the beginning or from a checkpoint, until all examples are seen or a signal comes: then its name.
 
     `assignments` are those of [`~diffae_hub.training.options.resolve_experiment`]. A ValueError, if the options, the
     data or the checkpoint do not fit: nothing was trained. A TrainingError, if the run breaks off after it has begun;
@@ -70,9 +73,10 @@ def train(options: TrainingOptions, assignments: Sequence[str] = ()) -> None:
         run = _Run(options, preset, accelerator, pretrained)
         run.write_beginning()
         try:
-            run.train()
+            stopped_by = run.train()
             if run.trainer.finished:
                 run.write_end()
+            return stopped_by
         except Exception as error:
             last = next(reversed(checkpoint_files(options.output)), "none")
             raise TrainingError(f"{error}; the last good checkpoint is {last}") from error
@@ -127,7 +131,7 @@ class _Run:
         self.position = state["stream_positions"][accelerator.process_index] if state and options.streaming else None
         self.validation_images = None
         if self.is_main and options.validation_dataset:
-            self.validation_images = load_validation_images(options, preset)
+            self.validation_images = load_validation_images(options, preset, self.data["fingerprint"])
 
     def _resume(self) -> dict[str, Any] | None:
         """Sets the trainer to the checkpoint that was asked for, and returns its state; None if there is none."""
@@ -172,10 +176,11 @@ class _Run:
 
     # ---- the training ---------------------------------------------------------------------------------------------
 
-    def train(self) -> None:
+    def train(self) -> str | None:
         """The steps, and between them records, checkpoints and validations; a checkpoint at the end.
 
-        The order of the data, too, depends on the seed and on the examples seen, on nothing else.
+        If a signal ends it early, a pipeline of what there is as well, and the signal's name is returned. The order of
+        the data, too, depends on the seed and on the examples seen, on nothing else.
         """
         options, trainer = self.options, self.trainer
         skipped: set[str] = set()  # images that could not be read
@@ -193,6 +198,7 @@ class _Run:
             if trainer.examples_seen > 0 and trainer.due(self.validation_every) and not validated:
                 self._validate()  # the run was killed between checkpoint and validation
             self.saved_at = trainer.examples_seen if checkpoint_files(self.folder) else None
+            self.saved_time = time.monotonic()
             self._start_clock()
             batches = iter(self.loader)
             while not trainer.finished and not self.monitor.stopping:
@@ -207,23 +213,32 @@ class _Run:
 
                 if trainer.due(options.log_every):
                     self._record()
-                if trainer.due(self.checkpoint_every):
+                if trainer.due(self.checkpoint_every) or self._long_without_checkpoint():
                     self._checkpoint()
                 # After the checkpoint: what goes wrong here, or a machine that is taken away, costs no training.
                 if trainer.due(self.validation_every):
                     self._validate()
             if self.saved_at != trainer.examples_seen:
                 self._checkpoint()
+            if not trainer.finished and self.is_main:
+                self._save_pipeline(_UNFINISHED, trainer.averages)
 
         skipped = set(gather_object(sorted(skipped)))  # by all processes, who thereby wait for the checkpoint
         if skipped:
             self.accelerator.print(f"{len(skipped)} unreadable images were skipped")
-        if not trainer.finished:
-            self.accelerator.print(
-                f"stopped by {stop_signal.name or 'a signal'} at {trainer.examples_seen} examples; "
-                "--resume-from-checkpoint latest continues"
-            )
-            self.accelerator.end_training()
+        if trainer.finished:
+            return None
+        name = stop_signal.name or "a signal"  # that another process got
+        self.accelerator.print(
+            f"stopped by {name} at {trainer.examples_seen} examples; --resume-from-checkpoint latest continues"
+        )
+        self.accelerator.end_training()
+        return name
+
+    def _long_without_checkpoint(self) -> bool:
+        """Several processes would have to agree on the time, and are left to the examples."""
+        is_late = time.monotonic() - self.saved_time > _CHECKPOINT_SECONDS
+        return is_late and self.accelerator.num_processes == 1 and self.options.checkpoint_every is None
 
     def _start_clock(self) -> None:
         """Of the speed, which is that of the steps alone."""
@@ -253,7 +268,7 @@ class _Run:
             check_finite_weights(weights, self.trainer.examples_seen)
             own = {"stream_positions": positions, "experiment": self.experiment, "data": self.data}
             save_checkpoint(self.folder, {**self.trainer.state_dict(), **own}, self.options.keep_checkpoints)
-        self.saved_at = self.trainer.examples_seen
+        self.saved_at, self.saved_time = self.trainer.examples_seen, time.monotonic()
         self._start_clock()
 
     def _validate(self) -> None:
@@ -284,20 +299,12 @@ class _Run:
     # ---- after the last step --------------------------------------------------------------------------------------
 
     def write_end(self) -> None:
-        """The pipeline with averaged weights and its card, uploaded if that was asked for."""
+        """The pipelines with averaged weights and their cards; the first is uploaded if that was asked for."""
         if self.is_main:
-            pipeline_folder = self.folder / "pipeline"
-            with self.trainer.averaged_weights(), new_folder(pipeline_folder) as partial:
-                self.trainer.pipeline().save_pretrained(partial)
-                figures = self._figures()
-                self._add_pictures(partial, figures)
-                write_model_card(partial, figures)
-            print(f"pipeline saved to {pipeline_folder}")
+            pipeline_folder = self._save_pipeline("pipeline", self.trainer.averages)
             for averages in self.trainer.more_averages:
-                path = self.folder / f"pipeline-ema-{averages.decay:g}"
-                with self.trainer.averaged_weights(averages), new_folder(path) as partial:
-                    self.trainer.pipeline().save_pretrained(partial)
-                print(f"pipeline saved to {path}")
+                self._save_pipeline(f"pipeline-ema-{averages.decay:g}", averages)
+            shutil.rmtree(self.folder / _UNFINISHED, ignore_errors=True)
             if self.hub_model_id:
                 try:
                     push_pipeline(pipeline_folder, self.hub_model_id, private=self.options.hub_private)
@@ -306,6 +313,21 @@ class _Run:
                     raise TrainingError(f"the pipeline was not uploaded; `{again}` does it: {error}") from error
                 print(f"pushed to {self.hub_model_id}")
         self.accelerator.end_training()
+
+    def _save_pipeline(self, name: str, averages: EMAModel) -> Path:
+        path = self.folder / name
+        draw_curves(self.folder / "training.png", read_metrics(self.folder))
+        with self.trainer.averaged_weights(averages), new_folder(path) as partial:
+            self.trainer.pipeline().save_pretrained(partial)
+            figures = self._figures()
+            if averages is self.trainer.averages:
+                self._add_pictures(partial, figures)
+            else:  # these weights were not validated
+                figures |= {"results": [], "evaluation": "These averages were not measured."}
+                figures["experiment"]["ema_decay"] = averages.decay
+            write_model_card(partial, figures)
+        print(f"pipeline saved to {path}", flush=True)
+        return path
 
     def _add_pictures(self, folder: Path, figures: dict[str, Any]) -> None:
         """The last validation and the curves, for the card in `folder`."""

@@ -37,7 +37,9 @@ class StopSignal:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal."""
-        self.name = self.name or signal.Signals(number).name
+        if self.name is None:
+            self.name = signal.Signals(number).name
+            os.write(2, f"\n{self.name}: this step, or validation, is ended, and the run saved\n".encode())
         if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             signal.signal(number, self.ordinary[number])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..data.fingerprint import data_fingerprint
 from ..data.open_dataset import image_of, open_dataset
 from ..data.sources import split_name
 from ..data.transform import ImageTransform
@@ -22,14 +23,25 @@ from .presets import TrainingPreset
 _CHUNK = 64
 
 
-def load_validation_images(options: TrainingOptions, preset: TrainingPreset) -> torch.Tensor:
-    """The first images of the validation data, (B, C, H, W), in [-1, 1]."""
+def load_validation_images(options: TrainingOptions, preset: TrainingPreset, training_fingerprint: str) -> torch.Tensor:
+    """Images from all over the validation data, (B, C, H, W), in [-1, 1]; of a Hub data set's split the first.
+
+    Says so, if they are the training data.
+    """
     dataset, split, column = options.validation_dataset, options.validation_split, options.image_column
     # Of a Hub data set's split no more is downloaded than is used.
     streaming = not Path(dataset).expanduser().exists() and split == split_name(split)
-    rows = islice(open_dataset(dataset, split, column, streaming), options.validation_images)
+    rows = open_dataset(dataset, split, column, streaming)
+    is_whole = split == split_name(split) and options.split == split_name(options.split)
+    if is_whole and data_fingerprint(dataset, split, rows) == training_fingerprint:
+        print("WARNING: the validation data are the training data: no figure will be of held-out images", flush=True)
+    if streaming:
+        chosen = enumerate(islice(rows, options.validation_images))
+    else:  # the first ones may all be of one class
+        count = min(len(rows), options.validation_images)
+        chosen = ((index, rows[index]) for index in (number * len(rows) // count for number in range(count)))
     transform = ImageTransform(preset.encoder["sample_size"], preset.encoder["in_channels"], crop=preset.crop)
-    images = [transform(image_of(row, column, index)) for index, row in enumerate(rows)]
+    images = [transform(image_of(row, column, index)) for index, row in chosen]
     if not images:
         raise ValueError(f"validation_dataset must hold at least one image, got none in split {split!r} of {dataset!r}")
     print(f"validation on {len(images):,} images of {dataset}, split {split}", flush=True)
@@ -62,16 +74,23 @@ def validate(
 
 
 def draw_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """The loss and the validations' PSNR over the examples, as a PNG file."""
+    """The loss and the validations' PSNR over the examples, as a PNG file; a line where phase 2 begins."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    panels = (("loss", ("loss",)), ("PSNR, dB", ("psnr_one_step", "psnr_stochastic", "psnr_inversion")))
-    for axes, (title, names) in zip(figure.subplots(1, 2), panels, strict=True):
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    panels = {
+        "loss": ("loss",),
+        "PSNR from the code alone, dB": ("psnr_one_step", "psnr_stochastic"),
+        "PSNR of round trips, dB": ("psnr_inversion",),
+    }
+    phase_1 = [record["examples"] for record in records if record["phase"] == 1]
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
             points = [(record["examples"], record[name]) for record in records if name in record]
             if points:
-                axes.plot(*zip(*points, strict=True), marker="." if name != "loss" else "", label=name)
+                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", label=name)
+        if phase_1 and phase_1[-1] < records[-1]["examples"]:
+            axes.axvline(phase_1[-1], color="gray", linestyle=":", label="phase 2 begins")
         axes.set(title=title, xlabel="examples")
         if axes.lines:
             axes.legend()
