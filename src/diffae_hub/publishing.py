@@ -14,10 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusers.utils import logging
+
 from .files import read_json, write_text
 from .model_card import card_with_header, render_model_card, results_of_evaluation
 from .network import CONFIGURATIONS, INDEX, WEIGHTS, component_folders, hub_requests
 from .pretrained import bundled_or_own
+
+logger = logging.get_logger("diffusers.diffae_hub")  # follows diffusers' verbosity
 
 _KINDS = (*CONFIGURATIONS, f"{WEIGHTS}*.safetensors", f"{WEIGHTS}.safetensors.index*.json")
 _PICTURES_AND_PAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".md")
@@ -185,9 +189,12 @@ def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
 
 def _loadable_class(model: Any) -> list[str]:
     """Library and name of its class, or of the one of ours or of diffusers' from which it is derived."""
-    for base in type(getattr(model, "_orig_mod", model)).__mro__:  # of a compiled network, itself
+    own = type(getattr(model, "_orig_mod", model))  # of a compiled network, itself
+    for base in own.__mro__:
         library = base.__module__.split(".")[0]
         if library in _LIBRARIES and hasattr(base, "load_config"):
+            if base is not own:
+                logger.warning(f"{own.__name__} is saved as {base.__name__}: what it does otherwise is not saved.")
             return [library, base.__name__]
     raise ValueError(f"{type(model).__name__} must be derived from a class of diffae_hub's or diffusers'")
 

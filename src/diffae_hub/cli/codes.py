@@ -22,7 +22,9 @@ class EncodeOptions:
     format: Literal["parquet", "safetensors"] = option("parquet", "of the shards")
     shard_size: int = option(10_000, "images per shard")
     batch_size: int = option(100, "images at a time")
-    num_images: int | None = option(None, "the first so many, not all")
+    num_images: int | None = option(
+        None, "the first so many, not all; of a folder per class those of the first classes"
+    )
     streaming: bool = option(False, "read the data set while encoding, never all at once")
     split: str = option("test", "split of the data set")
     image_column: str = option("image", "its column of images")
@@ -190,7 +192,9 @@ def _fit(options: FitAttributesOptions) -> Any:
         codes, names = np.concatenate([codes, others]), [options.name]
     elif len(names) == 1 and options.method != "ridge":
         classes = codes_summary(options.codes)["class_names"].get(names[0])
-        labels, names = table[names[0]], None
+        labels = table[names[0]]
+        if classes or not np.isin(labels, (0, 1)).all():
+            names = None  # the classes'
         if classes:
             if any(label not in range(len(classes)) for label in labels.tolist()):  # -1: not labelled
                 raise ValueError(f"labels must be 0 to {len(classes) - 1} in {options.labels[0]!r}, got others")

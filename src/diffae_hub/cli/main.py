@@ -94,7 +94,8 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line (`sys.argv[1:]` if None).
 
-    The exit code is 0, 2 for what went wrong, 1 for a training that broke off after it had begun, 130 after Ctrl-C.
+    The exit code is 0, 2 for what went wrong, 1 for a training that broke off after it had begun, 130 after Ctrl-C; a
+    training that SIGTERM has stopped, 143.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

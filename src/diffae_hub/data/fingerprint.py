@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,12 @@ def data_fingerprint(source: str, split: str, rows: Any) -> str:
                 parts.append((name, value))
         parts.append(rows.num_shards)
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+
+
+def warn_if_same_data(name: str, held_out: tuple[str, str], training: tuple[str, str]) -> None:
+    """Says so, if two data sets on this disk, (source, split), are the same; slices count as different."""
+    whole = all(
+        split == split_name(split) and Path(source).expanduser().exists() for source, split in (held_out, training)
+    )
+    if whole and data_fingerprint(*held_out, None) == data_fingerprint(*training, None):
+        print(f"WARNING: {name} holds the training images: its figures are not of held-out ones", file=sys.stderr)

@@ -34,7 +34,11 @@ class EvaluationOptions:
     mode: Literal["stochastic", "inversion", "both"] = option("both", "which reconstructions")
     solver: Literal["ddim", "dpm"] = option("ddim", "of decoding; the paper's is ddim. Inversion is plain DDIM's")
     steps: int = option(50, "of decoding, and of inversion")
-    num_images: int | None = option(None, "the first so many, not all; the paper uses 50,000", minimum=2)
+    num_images: int | None = option(
+        None,
+        "the first so many, not all (of a folder per class those of the first classes); the paper uses 50,000",
+        minimum=2,
+    )
     seed: int = option(0, "of the noise, the pairs and the bootstrap")
     batch_size: int = option(50, "images at a time", minimum=1)
     device: str | None = option(None, "cpu, cuda ... (default: the accelerator if there is one)")
@@ -64,8 +68,8 @@ class EvaluationOptions:
     label_columns: tuple[str, ...] = _measures((), "labels of the probe")
     dinov2_model: str = _measures("facebook/dinov2-large", "Hub id or folder of the network of fd_dinov2")
 
-    paper_dataset: Literal["CIFAR-10 32", "CelebA 64", "Bedroom 128", "ImageNet 32"] | None = _report(
-        None, "the paper's data set to print beside (default: by image size)"
+    paper_dataset: Literal["CIFAR-10 32", "CelebA 64", "Bedroom 128", "ImageNet 32", "none"] | None = _report(
+        None, "the paper's data set to print beside (default: by image size, 32, 64 or 128)"
     )
     budget: str | None = _report(None, "how the model was trained, in words")
     data_note: str | None = _report(None, "what is to be known about the data, in words")

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..codes.fingerprints import weights_fingerprint
 from ..codes.shards import encode_dataset, encode_images
-from ..data.fingerprint import data_fingerprint
+from ..data.fingerprint import data_fingerprint, warn_if_same_data
 from ..data.open_dataset import load_rows, open_dataset
 from ..data.transform import ImageTransform
 from ..devices import find_device, load_pipeline, processor_name
@@ -115,6 +115,9 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
         for name, part in parts.items():
             if part is not None:
                 keep_settings(options.output / name, part, f"an evaluation ({name})", write=state.is_main_process)
+
+    if options.train_dataset and state.is_main_process:
+        warn_if_same_data("dataset", (options.dataset, options.split), (options.train_dataset, options.train_split))
 
     folder = EvaluationFolder(options.output, state.process_index)
     run = _Run(options, state, folder, images, count, show_progress and state.is_main_process)

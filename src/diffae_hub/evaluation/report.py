@@ -52,7 +52,7 @@ def write_report(path: Path, command: str | None = None) -> dict[str, Any]:
 
 def render_report(figures: Mapping[str, Any]) -> str:
     """The Markdown page of an evaluation, from what report.json holds."""
-    dataset = figures["paper_dataset"] or _PAPER_DATASETS.get(figures["sample_size"], "CIFAR-10 32")
+    dataset = figures["paper_dataset"] or _PAPER_DATASETS.get(figures["sample_size"], "none")
     results = figures["results"]
     sections = [f"# Evaluation of {figures['model']}", _what(figures)]
     if figures["command"]:
@@ -170,8 +170,8 @@ def _reconstruction_table(figures: Mapping[str, Any], mode: str, dataset: str) -
         rows.append(ours(figures["compare"], f"compare_{mode}"))
     rows += [ours(baseline_title(name, figures), name) for name in figures["baselines"]]
     position = 0 if mode == "stochastic" else 1
-    rows += [papers(method, modes[position]) for method, modes in paper.TABLE_4[dataset].items()]
-    if mode == "stochastic":
+    rows += [papers(method, modes[position]) for method, modes in paper.TABLE_4.get(dataset, {}).items()]
+    if mode == "stochastic" and dataset in paper.TABLE_9:
         rows.append(papers(paper.HUDSON, paper.TABLE_9[dataset]))
     return markdown_table(["", *(METRIC_NAMES[metric] for metric in metrics)], rows)
 
@@ -181,9 +181,12 @@ def _notes(figures: Mapping[str, Any], dataset: str) -> str:
     lines = [
         "PSNR and SSIM are means over images of floats in [0, 1], with bootstrap 95 % intervals; all other metrics are "
         "taken on images rounded to 8 bits. Sharpness is high-pass energy (of floats too), relative to the originals'.",
-        f"The paper's rows are its own figures for {dataset}: 50,000 images, its networks and training lengths "
-        "(tables 4 and 9).",
     ]
+    if dataset in paper.TABLE_4:
+        lines.append(
+            f"The paper's rows are its own figures for {dataset}: 50,000 images, its networks and training lengths "
+            "(tables 4 and 9)."
+        )
     if "jpeg" in baselines:
         sizes = results["jpeg"]["bytes"]
         lines.append(
@@ -208,7 +211,10 @@ def _path_length_table(figures: Mapping[str, Any], dataset: str) -> str:
     rows = [
         [ours, format_figure(PATH_LENGTH, figure)],
         ["one image fading into the other, the same pairs", format_figure(PATH_LENGTH, figure["cross_fade"])],
-        *([f"paper: {method.title}, 200 pairs", f"{value:g}"] for method, value in paper.TABLE_5[dataset].items()),
+        *(
+            [f"paper: {method.title}, 200 pairs", f"{value:g}"]
+            for method, value in paper.TABLE_5.get(dataset, {}).items()
+        ),
     ]
     return markdown_table(["", "PPL ↓ (LPIPS-VGG)"], rows)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from ..files import read_json
@@ -192,7 +193,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
 
     def decode(
         self,
-        latent_code: torch.Tensor,
+        latent_code: torch.Tensor | np.ndarray,
         noise: torch.Tensor | None = None,
         num_inference_steps: int = 50,
         generator: Generators = None,
@@ -211,6 +212,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             latent_code: z, (B, latent_dim).
             noise: x_T, (B, C, H, W); None draws it from `generator`, at the model's size.
         """
+        latent_code = torch.as_tensor(latent_code)  # `load_codes` gives arrays
         given = {"generator": generator, "latent_code": latent_code, "noise": noise}
         self.check_inputs(len(latent_code), num_inference_steps, output_type=output_type, **given)
         wants_gradient = latent_code.requires_grad or (noise is not None and noise.requires_grad)
@@ -292,6 +294,8 @@ def _pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
     """
     name = str(source)
     folder = Path(model_folder(name, options) if name else "")
+    if name and not (folder / INDEX).is_file() and (folder / "pipeline" / INDEX).is_file():
+        folder /= "pipeline"  # the folder of a training
     if not name or not (folder / INDEX).is_file():
         raise ValueError(
             f"pretrained_model_name_or_path must be a pipeline folder with a {INDEX}, a Hub id 'owner/name' or one of "

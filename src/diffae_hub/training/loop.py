@@ -131,7 +131,7 @@ class _Run:
         self.position = state["stream_positions"][accelerator.process_index] if state and options.streaming else None
         self.validation_images = None
         if self.is_main and options.validation_dataset:
-            self.validation_images = load_validation_images(options, preset, self.data["fingerprint"])
+            self.validation_images = load_validation_images(options, preset)
 
     def _resume(self) -> dict[str, Any] | None:
         """Sets the trainer to the checkpoint that was asked for, and returns its state; None if there is none."""

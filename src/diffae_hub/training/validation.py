@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..data.fingerprint import data_fingerprint
+from ..data.fingerprint import warn_if_same_data
 from ..data.open_dataset import image_of, open_dataset
 from ..data.sources import split_name
 from ..data.transform import ImageTransform
@@ -23,18 +23,13 @@ from .presets import TrainingPreset
 _CHUNK = 64
 
 
-def load_validation_images(options: TrainingOptions, preset: TrainingPreset, training_fingerprint: str) -> torch.Tensor:
-    """Images from all over the validation data, (B, C, H, W), in [-1, 1]; of a Hub data set's split the first.
-
-    Says so, if they are the training data.
-    """
+def load_validation_images(options: TrainingOptions, preset: TrainingPreset) -> torch.Tensor:
+    """Images from all over the validation data, (B, C, H, W), in [-1, 1]; of a Hub data set's split the first."""
     dataset, split, column = options.validation_dataset, options.validation_split, options.image_column
     # Of a Hub data set's split no more is downloaded than is used.
     streaming = not Path(dataset).expanduser().exists() and split == split_name(split)
     rows = open_dataset(dataset, split, column, streaming)
-    is_whole = split == split_name(split) and options.split == split_name(options.split)
-    if is_whole and data_fingerprint(dataset, split, rows) == training_fingerprint:
-        print("WARNING: the validation data are the training data: no figure will be of held-out images", flush=True)
+    warn_if_same_data("validation_dataset", (dataset, split), (options.dataset, options.split))
     if streaming:
         chosen = enumerate(islice(rows, options.validation_images))
     else:  # the first ones may all be of one class
