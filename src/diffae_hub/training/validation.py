@@ -87,6 +87,7 @@ def draw_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         if phase_1 and phase_1[-1] < records[-1]["examples"]:
             axes.axvline(phase_1[-1], color="gray", linestyle=":", label="phase 2 begins")
         axes.set(title=title, xlabel="examples")
+        axes.locator_params(axis="x", nbins=5)
         if axes.lines:
             axes.legend()
     with new_file(path) as temporary:
