@@ -239,6 +239,11 @@ def test_inversion_is_what_the_scheduler_s_configuration_says(tiny_pipeline, ima
         assert torch.equal(tiny_pipeline.invert(images, num_inference_steps=5), plain)
         again = tiny_pipeline.invert(images, num_inference_steps=5, inversion="predictor_corrector")
         assert torch.equal(again, corrected)
+    options = {"num_inference_steps": 5, "inversion": "predictor_corrector"}
+    ends = tiny_pipeline.interpolate(images, num_frames=2, **options)
+    edited = tiny_pipeline.edit(images, torch.zeros(8), **options)
+    for output in (ends, edited):
+        torch.testing.assert_close(output.noise, corrected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_scheduler_of_another_schedule_is_refused(tiny_pipeline, images) -> None:

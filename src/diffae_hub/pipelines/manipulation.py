@@ -43,6 +43,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         noise_interpolation: str = "slerp",
         generator: torch.Generator | None = None,
         tolerance: float | None = None,
+        inversion: str | None = None,
         output_type: str = "pil",
         resize_mode: str | None = None,
         return_dict: bool = True,
@@ -66,7 +67,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         check_choice("layout", layout, tuple(LAYOUTS))
         pixels = self.image_processor.preprocess(images, resize_mode)
         is_grid, count = layout == "grid", len(pixels)
-        self.check_inputs(count, num_inference_steps, mode, output_type, tolerance=tolerance)
+        self.check_inputs(count, num_inference_steps, mode, output_type, tolerance=tolerance, inversion=inversion)
         if isinstance(generator, list):  # all frames share a noise
             raise ValueError("generator must be one torch.Generator, got a list")
         if count < 2 or (is_grid and count != 4):
@@ -75,7 +76,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         _check_count("num_frames", num_frames, least, most)
 
         codes = self._encode(pixels)
-        noises = self._noise(pixels, codes, num_inference_steps, mode, generator, tolerance)
+        noises = self._noise(pixels, codes, num_inference_steps, mode, generator, tolerance, inversion)
         if mode == "stochastic":
             noises = noises[:1].expand_as(noises)
         codes = LAYOUTS[layout](codes, num_frames, INTERPOLATIONS[latent_interpolation])
@@ -95,6 +96,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         num_inference_steps: int = 50,
         generator: Generators = None,
         tolerance: float | None = None,
+        inversion: str | None = None,
         output_type: str = "pil",
         resize_mode: str | None = None,
         return_dict: bool = True,
@@ -103,8 +105,8 @@ class ManipulationMixin(DiffusionAutoencoderStages):
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         """Images whose codes are moved along attributes (section 5.2; official DiffAE's rule).
 
-        z' = denormalise(normalise(z) + sum of a sqrt(d) w / |w|), where w is an attribute's row of the classifier's
-        weight, a its strength, and d the width of the code.
+        z' = denormalise(normalise(z) + sum of a sqrt(d) w / |w|), where w is an attribute's direction in the classifier,
+        a its strength, and d the width of the code.
 
         Args:
             edits: Attribute names of the `attribute_classifier`, each with its strength (official DiffAE: 0.3; below 0
@@ -119,14 +121,16 @@ class ManipulationMixin(DiffusionAutoencoderStages):
             The edited images; of several images with several strengths, image by image.
         """
         pixels = self.image_processor.preprocess(image, resize_mode)
-        self.check_inputs(len(pixels), num_inference_steps, mode, output_type, generator, tolerance=tolerance)
+        self.check_inputs(
+            len(pixels), num_inference_steps, mode, output_type, generator, tolerance=tolerance, inversion=inversion
+        )
         how = (edits, strength, keep, self.attribute_classifier)
         count = len(edited_codes(pixels.new_zeros(len(pixels), self.decoder.config.latent_dim), *how))
         if count > MAX_FRAMES:
             raise ValueError(f"strength must give at most {MAX_FRAMES} images in all, got {count}")
 
         codes = self._encode(pixels)
-        noises = self._noise(pixels, codes, num_inference_steps, mode, generator, tolerance)
+        noises = self._noise(pixels, codes, num_inference_steps, mode, generator, tolerance, inversion)
         codes, noises = edited_codes(codes, *how), noises.repeat_interleave(count // len(pixels), dim=0)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._decode_batches(codes, noises, num_inference_steps, generator, callback)
@@ -168,12 +172,14 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         latent_num_inference_steps: int = 50,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: CallbackFunction | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         """New images: the latent code model draws codes, the decoder turns them into images (official DiffAE).
 
         Args:
             generator: Draws the codes' noise first, then the images'.
-            latent_num_inference_steps: Updates of drawing the codes.
+            latent_num_inference_steps: Updates of drawing the codes, which callbacks do not see.
         """
         model = self.latent_code_model
         if model is None or self.latent_scheduler is None:
@@ -192,7 +198,8 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         codes = model.denormalize(codes.to(model.dtype))
         size, channels = self.decoder.config.sample_size, self.decoder.config.in_channels
         noises = self._random_noise((num_images, channels, size, size), generator)
-        sample = self._decode_batches(codes, noises, num_inference_steps, generator)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample = self._decode_batches(codes, noises, num_inference_steps, generator, callback)
         return self._output(sample, codes, noises, output_type, return_dict)
 
     def _decode_batches(
