@@ -105,8 +105,8 @@ class ManipulationMixin(DiffusionAutoencoderStages):
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         """Images whose codes are moved along attributes (section 5.2; official DiffAE's rule).
 
-        z' = denormalise(normalise(z) + sum of a sqrt(d) w / |w|), where w is an attribute's direction in the classifier,
-        a its strength, and d the width of the code.
+        z' = denormalise(normalise(z) + sum of a sqrt(d) w / |w|), where w is the classifier's direction of an
+        attribute, a its strength, and d the width of the code.
 
         Args:
             edits: Attribute names of the `attribute_classifier`, each with its strength (official DiffAE: 0.3; below 0
