@@ -248,6 +248,8 @@ def main() -> None:
         page = f"{name}_{'_'.join(further['modes'])}_{further['num_images']}"
         copy_report(folder, page, pipeline)
         links += f", [{page}.md]({page}.md)"
+        if "perceptual_path_length" in further["results"]:
+            report["path_length_intervals"] = further["path_length_intervals"]
         for method, measured in further["results"].items():
             report["results"][method] = measured | report["results"].get(method, {})
         if len(further["modes"]) > len(report["modes"]):
