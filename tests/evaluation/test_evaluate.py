@@ -124,6 +124,19 @@ def test_report_holds_our_figures_and_the_papers(evaluated) -> None:
     assert not list(output.rglob("*.partial"))
 
 
+def test_what_the_images_cannot_show_is_said(model: str, tmp_path: Path, capsys) -> None:
+    """The first ones of folders of classes; training images among the held-out ones."""
+    for name in ("dark", "light"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (16, 16), (90 * index, 60, 20)).save(tmp_path / "images" / name / f"{index}.png")
+    images = ("--dataset", tmp_path / "images", "--train-dataset", tmp_path / "images", "--metrics")
+    for count, warnings in ((2, 2), (4, 1)):
+        argv = run(model, *images, "--num-images", count, "--output", tmp_path / f"out{count}")
+        assert main(argv) == 0
+        assert capsys.readouterr().err.count("WARNING") == warnings
+
+
 def test_the_papers_figures_stand_beside_its_own_classes(evaluated) -> None:
     """Ten classes are those of the paper if the data set says so by their names."""
     figures, _ = evaluated

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -116,6 +118,8 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
             if part is not None:
                 keep_settings(options.output / name, part, f"an evaluation ({name})", write=state.is_main_process)
 
+    if count < len(images.rows) and state.is_main_process:
+        _warn_of_missing_classes(options, count)
     if options.train_dataset and state.is_main_process:
         warn_if_same_data("dataset", (options.dataset, options.split), (options.train_dataset, options.train_split))
 
@@ -164,6 +168,16 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
     }
     options.save(options.output)
     write_text(options.output / "run.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _warn_of_missing_classes(options: EvaluationOptions, count: int) -> None:
+    """Folders of classes are read one after the other."""
+    with suppress(ValueError):  # there is no such column
+        labels = open_dataset(options.dataset, options.split, options.image_column, False, ["label"])["label"]
+        labels = [str(label) for label in labels]
+        seen, all_classes = len({*labels[:count]}), len({*labels})
+        if seen < all_classes:
+            print(f"WARNING: the first {count} images are of {seen} of {all_classes} classes", file=sys.stderr)
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
