@@ -9,6 +9,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -22,6 +23,7 @@ from diffae_hub import (
 )
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 from diffae_hub.pretrained import bundled_model_path, list_models
+from diffae_hub.publishing import repository_files
 from diffae_hub.training.presets import preset_named
 
 NAME = "cifar10-32-small"
@@ -57,6 +59,19 @@ def test_bundled_models_are_what_their_presets_say() -> None:
             assert {key: config[key] for key in options} == json.loads(json.dumps(dict(options)))
     with pytest.raises(ValueError, match=f"name.*{NAME}"):
         bundled_model_path("x")
+
+
+def test_a_bundled_model_is_published_with_licence_and_attribution() -> None:
+    for name, source in (("noto-emoji-64", "by Google"), ("cifar10-32-small", "CIFAR-10")):
+        files, _ = repository_files(bundled_model_path(name), "me/mine", None, {})
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.license == "apache-2.0"
+        assert source in card.text
+        assert {result.dataset_name for result in card.data.eval_results} != {None}
+        assert not any("baseline" in result.metric_name for result in card.data.eval_results)
+        assert not any(
+            "training" in result.dataset_name and "PSNR" in result.metric_name for result in card.data.eval_results
+        )
 
 
 def test_inversion_is_nearly_exact(pipeline: DiffusionAutoencoderPipeline, photographs: torch.Tensor) -> None:

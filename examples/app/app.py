@@ -90,7 +90,7 @@ def build(first_model: str, codes: str | None = None) -> gr.Blocks:
                     steps = gr.Slider(
                         1, 100, 10, step=1, interactive=True, label="Steps", info="More are slower, and mostly better"
                     )
-                    hint = "auto: ddim, which keeps a picture's details; for random noise dpm, in fewer steps"
+                    hint = "auto: ddim, which keeps a picture's details; dpm for random noise"
                     choices = ["auto", *SOLVERS]
                     solver = gr.Radio(choices, value="auto", label="Solver", info=hint, interactive=True)
                     seed = gr.Number(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
+from .pretrained import of_training
 from .publishing import card_figures, ensure_repository, publish, repository_files
 
 
@@ -25,8 +26,8 @@ def push_pipeline(
     As [`publish`] and [`ensure_repository`], whose full id "owner/name" is returned. `license`, an SPDX id in lower
     case, and the results of `evaluation`, the report.json of one, are for the card.
     """
-    figures = card_figures(card, license, evaluation)
-    repository_files(Path(folder), repo_id, card, figures)  # what cannot be sent is refused first
+    folder, figures = of_training(Path(folder)), card_figures(card, license, evaluation)
+    repository_files(folder, repo_id, card, figures)  # what cannot be sent is refused first
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.decoder.config

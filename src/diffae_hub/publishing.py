@@ -94,7 +94,7 @@ def repository_files(
     files, given = model_files(folder), folder / "figures.json"
     measured = {**(read_json(given) if given.is_file() else {}), **figures}
     page = Path(card or folder / "README.md")
-    is_new = page.is_file() or bool(measured)
+    is_new = page.is_file() or bool(figures)
     if card is not None or (page.is_file() and not given.is_file()):
         root, text = page.parent, card_with_header(page, {"model_name": repo_id, **measured})
     else:
@@ -249,12 +249,13 @@ class PublishingMixin:
         super().save_pretrained(save_directory, *args, **kwargs)
         index = Path(save_directory) / INDEX
         if index.is_file():
-            content = _for_diffusers(index) | {"_class_name": ["pipeline", _loadable_class(self)[1]]}
+            own_name = _loadable_class(self)[1]
+            content = _for_diffusers(index) | {"_class_name": ["pipeline", own_name]}
             for name, component in self.components.items():
                 if component is not None and content[name][0] not in _LIBRARIES:
                     content[name] = _loadable_class(component)
             write_text(index, _json(content).decode())
-            write_text(index.with_name("pipeline.py"), _loader(_loadable_class(self)[1]).decode())
+            write_text(index.with_name("pipeline.py"), _loader(own_name).decode())
         if push_to_hub:
             repo_id, page = publishing.pop("repo_id", Path(save_directory).resolve().name), index.with_name("README.md")
             publishing.setdefault("card", page if page.is_file() else None)

@@ -62,6 +62,10 @@ def test_from_images_to_edits_neighbours_and_new_images(photos: Path, model: str
     classifier = DiffusionAutoencoderPipeline.from_pretrained(mine).attribute_classifier
     table = load_codes(codes, ["label"])
     assert ((classifier(torch.tensor(table["latent_code"])).logits[:, 0] > 0) == table["label"]).all()
+    words = ("--labels", "label", "--matched-by", "source", "--alternatives", "dark", "--output", tmp_path / "matched")
+    output_of("fit-attributes", codes, *words)
+    matched = DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "matched").attribute_classifier
+    np.testing.assert_allclose(matched.directions, classifier.linear.weight.detach(), atol=1e-6)  # each source once
     for name in ("bright", "dark"):
         output_of("encode", photos / name, *encode, tmp_path / name)
     two = ["--without", tmp_path / "dark", "--name", "light", "--method", "means", "--output", tmp_path / "light"]

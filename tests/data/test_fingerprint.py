@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from datasets import DatasetDict
 
-from diffae_hub.data.fingerprint import data_fingerprint
+from diffae_hub.data.fingerprint import data_fingerprint, warn_if_same_data
 from diffae_hub.data.open_dataset import load_rows, open_dataset
 
 from .pictures import encoded, table, write_images
@@ -64,3 +65,18 @@ def test_tables(tmp_path: Path, kind: str) -> None:
         if "disk" not in kind:
             assert fingerprint(Path(shutil.copytree(source, source.with_name("moved")))) == found[-1]
     assert found[0] == found[1] != found[2] == found[3]
+
+
+def test_the_same_images_are_warned_of(tmp_path: Path, capsys) -> None:
+    rows, folder, saved = table([encoded()] * 4), tmp_path / "images", tmp_path / "saved"
+    write_images(folder, "a.png", "b.png")
+    DatasetDict(train=rows, test=rows.select([1])).save_to_disk(saved)
+    pairs = {
+        "same": ((str(folder), "test"), (str(folder), "train")),  # a folder without splits
+        "slices": ((str(folder), "train[:50%]"), (str(folder), "train[50%:]")),
+        "splits": ((str(saved), "test"), (str(saved), "train")),
+        "hub": (("somebody/pictures", "test"), ("somebody/pictures", "test")),
+    }
+    for name, (held_out, training) in pairs.items():
+        warn_if_same_data("dataset", held_out, training)
+        assert ("WARNING" in capsys.readouterr().err) == (name == "same")

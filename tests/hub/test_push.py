@@ -96,13 +96,15 @@ def test_push_sends_fixed_kinds_of_files_and_the_card(
         (cards / name).parent.mkdir(exist_ok=True)
         (cards / name).write_text(name)
     (cards / "leak.png").symlink_to(tmp_path / "secret.png")
+    (cards / "images" / "b.md").write_text("[beside](c.png) [back](../card.md) [out](../../secret.png)")
+    (cards / "images" / "c.png").write_text("of the linked page")
     links = "images/a.png images/b.md model_index.json encoder/config.json leak.png ../secret.png gone.md pipeline.py"
     body = "# Card\n" + " ".join(f"[x]({link})" for link in links.split()) + " [y](https://example.org)\n"
     (cards / "card.md").write_text(f"---\nlicense: mit\ntags: [mine]\n---\n{body}")
     output = run(client, "push", folder, "tiny", "--card", cards / "card.md", "--json")
     assert json.loads(output) == {"repo_id": "tester/tiny"}
     files = hub.repositories["tester/tiny"].commits[-1][2]
-    assert set(files) == EXPECTED | {"images/a.png", "images/b.md"}
+    assert set(files) == EXPECTED | {"card.md", "images/a.png", "images/b.md", "images/c.png"}
     for name in ("encoder/config.json", "decoder/diffusion_pytorch_model.safetensors"):
         assert files[name] == (folder / name).read_bytes()
     card = ModelCard(files["README.md"].decode())

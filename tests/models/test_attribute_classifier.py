@@ -179,6 +179,7 @@ def test_an_attribute_of_one_image_has_a_direction_but_no_figures(codes: np.ndar
         ("regularization", {"regularization": 0.0}),
         ("matched_by", {"matched_by": np.zeros(7)}),
         ("matched_by", {"matched_by": np.zeros(2000), "method": "ridge"}),
+        ("alternatives", {"alternatives": ["attribute 0"]}),
         ("alternatives", {"matched_by": np.zeros(2000), "alternatives": ["other"]}),
         ("codes", {"codes": np.full((2000, 16), np.nan)}),
         ("codes", {"codes": np.zeros(16)}),

@@ -210,9 +210,12 @@ def generative(tiny_pipeline) -> DiffusionAutoencoderPipeline:
 
 def test_codes_follow_the_official_rule(generative) -> None:
     """DDIM on constant beta 0.008, indices 0, s, 2s ..., written out in float64; codes are denormalised after it."""
+    seen = []
     output = generative.sample(
-        3, generator=seeded(5), num_inference_steps=2, latent_num_inference_steps=20, output_type="latent"
+        3, generator=seeded(5), num_inference_steps=2, latent_num_inference_steps=20, output_type="latent",
+        callback_on_step_end=lambda pipe, step, timestep, tensors: seen.append((step, tensors["sample"].shape)),
     )  # fmt: skip
+    assert seen == [(0, (3, 3, 16, 16)), (1, (3, 3, 16, 16))]
     model = generative.latent_code_model.double()
     generator = seeded(5)
     code = torch.randn(3, 8, generator=generator).double()
@@ -226,7 +229,9 @@ def test_codes_follow_the_official_rule(generative) -> None:
     torch.testing.assert_close(output.latent_code.double(), expected, atol=1e-3, rtol=1e-3)
     noise = torch.randn(3, 3, 16, 16, generator=generator)  # the images' noise comes after the codes'
     torch.testing.assert_close(output.noise, noise)
-    decoded = generative.decode(output.latent_code, noise=noise, num_inference_steps=2, output_type="latent").images
+    decoded = generative.decode(
+        output.latent_code.numpy(), noise=noise, num_inference_steps=2, output_type="latent"
+    ).images
     torch.testing.assert_close(output.images, decoded)
 
 

@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.cli.main import main
 from diffae_hub.metrics.ssim import structural_similarity
+from diffae_hub.training import loop
 from diffae_hub.training.validation import load_validation_images
 
 from .runner import WITHOUT_DROPOUT, arguments, parsed, records, run, states, write_images
@@ -29,6 +30,25 @@ def test_pipeline_has_the_averaged_weights(every_step: Path) -> None:
         for component in ("encoder", "decoder"):
             for key, value in getattr(pipeline, component).state_dict().items():
                 assert torch.equal(value, averaged[f"{component}.{key}"]), key
+    of_the_run = DiffusionAutoencoderPipeline.from_pretrained(every_step)  # its folder stands for its pipeline
+    assert torch.equal(of_the_run.encoder.head.weight, averaged_head(every_step))
+
+
+def averaged_head(folder: Path) -> torch.Tensor:
+    state = states(folder)[-1]
+    return dict(zip(state["model"], state["ema"]["shadow_params"], strict=True))["encoder.head.weight"]
+
+
+def hurry() -> None:
+    loop._CHECKPOINT_SECONDS = -1.0
+
+
+def test_a_checkpoint_of_time(image_folder: Path, tmp_path: Path) -> None:
+    """As if half an hour had passed at each step."""
+    argv = arguments(image_folder, tmp_path / "run", "--keep-checkpoints=9", training_examples=48)
+    code, text = run([word for word in argv if not word.startswith("--checkpoint-every")], hurry)
+    assert code == 0, text
+    assert [state["examples_seen"] for state in states(tmp_path / "run")] == [16, 32, 48]
 
 
 def test_records_pictures_and_tracker(every_step: Path) -> None:

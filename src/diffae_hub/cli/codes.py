@@ -140,7 +140,9 @@ class FitAttributesOptions:
         "column that says what an image shows apart from its attributes: edits follow the difference between images "
         "that are alike in it and in all other labels",
     )
-    alternatives: tuple[str, ...] = option((), "labels of which an image has one at most: they need not be alike")
+    alternatives: tuple[str, ...] = option(
+        (), "labels that exclude each other: images compared for one may differ in the others"
+    )
     method: Literal["logistic", "svm", "means", "ridge"] = option("logistic", "ridge is for numbers such as an age")
     held_out: float = option(0.2, "share of the codes to measure on")
     regularization: float = option(1.0, "strength of the penalty on the weights")

@@ -40,9 +40,13 @@ def data_fingerprint(source: str, split: str, rows: Any) -> str:
 
 
 def warn_if_same_data(name: str, held_out: tuple[str, str], training: tuple[str, str]) -> None:
-    """Says so, if two data sets on this disk, (source, split), are the same; slices count as different."""
-    whole = all(
-        split == split_name(split) and Path(source).expanduser().exists() for source, split in (held_out, training)
-    )
-    if whole and data_fingerprint(*held_out, None) == data_fingerprint(*training, None):
-        print(f"WARNING: {name} holds the training images: its figures are not of held-out ones", file=sys.stderr)
+    """Says so, if two data sets on this disk, (source, split), are the same.
+
+    Slices count as different, and so do splits of one folder of `datasets`.
+    """
+    for source, split in (held_out, training):
+        path = Path(source).expanduser()
+        if split != split_name(split) or not path.exists() or (path / "dataset_dict.json").is_file():
+            return
+    if data_fingerprint(*held_out, None) == data_fingerprint(*training, None):
+        print(f"WARNING: {name}: these are the training images, so its figures are not held-out ones", file=sys.stderr)

@@ -97,14 +97,15 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
             groups: (N,) which codes belong together, so that relatives are on one side of the split.
             matched_by: (N,) what each code shows, apart from its attributes. Alike are codes that have this and all
                 other labels in common.
-            alternatives: Names of attributes that exclude each other, such as colours of skin: for one of them, codes
-                that differ in the others are alike, too.
+            alternatives: Names of attributes that exclude each other, such as colours of skin (classes always do): for
+                one of them, codes that differ in the others are alike, too.
             regularization: Strength of the penalty on the weights, in scikit-learn's scale.
             seed: Of the split.
         """
         from sklearn.model_selection import GroupShuffleSplit
 
         normalized, mean, std = _normalized(codes)
+        is_one_of_classes = np.ndim(labels) == 1
         labels, names = _attributes(np.asarray(labels), names, method, len(normalized))
         if not 0 < held_out < 1:
             raise ValueError(f"held_out must be in (0, 1), got {held_out}")
@@ -127,13 +128,16 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
             rows.append(_fit(method, normalized, column, regularization))
         weight, bias = (np.stack(parts) for parts in zip(*rows, strict=True))
         directions = None
+        if alternatives and matched_by is None:
+            raise ValueError(f"alternatives belong to matched_by, which is not given, got {list(alternatives)}")
         if matched_by is not None:
+            matched_by = np.asarray(matched_by).tolist()
             if method == "ridge" or len(matched_by) != len(labels):
                 raise ValueError(f"matched_by must be one per code, {len(labels)}, of labels 0 and 1, not for 'ridge'")
             if not {*alternatives} <= {*names}:
                 raise ValueError(f"alternatives must be some of {names}, got {list(alternatives)}")
-            exclusive = np.array([name in alternatives for name in names])
-            directions = _matched_directions(normalized, labels, list(matched_by), exclusive, weight)
+            exclusive = np.array([name in alternatives or is_one_of_classes for name in names])
+            directions = _matched_directions(normalized, labels, matched_by, exclusive, weight)
         return cls._fitted(weight, bias, mean, std, names, scores, directions)
 
     @classmethod
@@ -182,9 +186,9 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
     def edit(self, latent_code: torch.Tensor, attribute: int | str, strength: float = 0.3) -> torch.Tensor:
         """Moves codes along an attribute: denormalise(normalise(z) + strength sqrt(latent_dim) w / |w|).
 
-        w is the row of the weight of the attribute, an index or a name, or its own direction. The official notebooks
-        use a strength of 0.3; below 0 takes the attribute away. Codes are (B, latent_dim), as the encoder gives them;
-        no gradient.
+        w is the own direction of the attribute, an index or a name, if there is one, else its row of the weight. The
+        official notebooks use a strength of 0.3; below 0 takes the attribute away. Codes are (B, latent_dim), as the
+        encoder gives them; no gradient.
         """
         self._check(latent_code)
         if not math.isfinite(strength):

@@ -17,7 +17,7 @@ from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.latent_code_model import LatentCodeModel
 from ..models.semantic_encoder import SemanticEncoderModel
 from ..network import INDEX
-from ..pretrained import list_models, model_folder
+from ..pretrained import list_models, model_folder, of_training
 from ..publishing import PublishingMixin
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .image_processor import DiffusionAutoencoderImageProcessor, ImageInput
@@ -293,9 +293,7 @@ def _pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
     A ValueError, if there is no such pipeline, or its JSON files cannot be those of one.
     """
     name = str(source)
-    folder = Path(model_folder(name, options) if name else "")
-    if name and not (folder / INDEX).is_file() and (folder / "pipeline" / INDEX).is_file():
-        folder /= "pipeline"  # the folder of a training
+    folder = of_training(Path(model_folder(name, options) if name else ""))
     if not name or not (folder / INDEX).is_file():
         raise ValueError(
             f"pretrained_model_name_or_path must be a pipeline folder with a {INDEX}, a Hub id 'owner/name' or one of "

@@ -24,6 +24,12 @@ def bundled_model_path(name: str) -> Path:
     return _ROOT / name
 
 
+def of_training(folder: Path) -> Path:
+    """The pipeline in the folder of a training; any other folder itself."""
+    in_run = folder / "pipeline"
+    return in_run if not (folder / INDEX).is_file() and (in_run / INDEX).is_file() else folder
+
+
 def bundled_or_own(source: str | Path) -> str | Path:
     """The folder of a bundled model, if it is a name of one and not a folder of the user's with a configuration."""
     own = any((Path(source) / name).is_file() for name in (INDEX, *CONFIGURATIONS))

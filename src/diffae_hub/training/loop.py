@@ -221,7 +221,10 @@ class _Run:
             if self.saved_at != trainer.examples_seen:
                 self._checkpoint()
             if not trainer.finished and self.is_main:
-                self._save_pipeline(_UNFINISHED, trainer.averages)
+                try:
+                    self._save_pipeline(_UNFINISHED, trainer.averages)
+                except OSError as error:  # the checkpoint, which counts, is written
+                    print(f"no {_UNFINISHED} was written: {error}", file=sys.stderr, flush=True)
 
         skipped = set(gather_object(sorted(skipped)))  # by all processes, who thereby wait for the checkpoint
         if skipped:
@@ -341,10 +344,17 @@ class _Run:
 
     def _figures(self) -> dict[str, Any]:
         networks = self.trainer.network.named_children()
-        phase1_fraction = self.trainer.phase1_examples / self.preset.training_examples  # of a run that was prolonged
+        trainer, length = self.trainer, self.preset.training_examples
+        phase1_fraction = trainer.phase1_examples / length  # of a run that was prolonged
+        if trainer.examples_seen <= trainer.phase1_examples:
+            phase1_fraction = 1.0  # so far
         validated = 0 if self.validation_images is None else len(self.validation_images)
         experiment = {**self.preset.to_dict(), "phase1_fraction": phase1_fraction}
         figures = figures_of_run(experiment, read_metrics(self.folder), validated, self.options.validation_steps)
+        figures["training"]["examples"] = trainer.examples_seen
+        if not trainer.finished:
+            stopped = f"Stopped after {trainer.examples_seen:,} of {length:,} examples"
+            figures["limitations"] = [f"{stopped}; the figures are of the last validation."]
         where = {"dataset": self.options.validation_dataset, "split": self.options.validation_split}
         return {
             "model_name": self.hub_model_id or self.folder.resolve().name,

@@ -64,7 +64,7 @@ class TrainingOptions:
     skip_bad_images: bool = _data(False, "name and skip unreadable images; default: stop")
     num_workers: int = _data(2, "processes that read images", minimum=0)
     allow_changed_data: bool = _data(False, "resume though the data set's files are not as they were")
-    validation_dataset: str | None = _data(None, "as --dataset; its first images are reconstructed")
+    validation_dataset: str | None = _data(None, "as --dataset; some of its images are reconstructed")
     validation_split: str = _data("test", "split of the validation data")
     validation_images: int = _data(64, "number of validation images", minimum=1)
     validation_every: int | None = _data(None, f"examples between validations; {_EVERY}", minimum=1)
@@ -80,7 +80,9 @@ class TrainingOptions:
     more_ema_decays: tuple[float, ...] = _output(
         (), "averages beside --ema-decay's, each saved in a pipeline-ema-DECAY"
     )
-    checkpoint_every: int | None = _output(None, f"examples between checkpoints; {_EVERY}", minimum=1)
+    checkpoint_every: int | None = _output(
+        None, f"examples between checkpoints; {_EVERY}, and every half hour", minimum=1
+    )
     keep_checkpoints: int = _output(2, "number of checkpoints to keep", minimum=1)
     resume_from_checkpoint: str | None = _output(None, "'latest' (anew if there is none) or a checkpoint's file")
     log_every: int = _output(5_000, "examples between lines of metrics.jsonl", minimum=1)

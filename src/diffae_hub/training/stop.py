@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,8 @@ class StopSignal:
         """Handles a signal."""
         if self.name is None:
             self.name = signal.Signals(number).name
-            os.write(2, f"\n{self.name}: this step, or validation, is ended, and the run saved\n".encode())
+            with suppress(OSError):  # nobody may read on
+                os.write(2, f"\n{self.name}: finishing this step or validation, then saving the run\n".encode())
         if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             signal.signal(number, self.ordinary[number])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from ..data.fingerprint import warn_if_same_data
 from ..data.open_dataset import image_of, open_dataset
@@ -70,16 +71,16 @@ def validate(
 
 def draw_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """The loss and the validations' PSNR over the examples, as a PNG file; a line where phase 2 begins."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
     panels = {
         "loss": ("loss",),
         "PSNR from the code alone, dB": ("psnr_one_step", "psnr_stochastic"),
         "PSNR of round trips, dB": ("psnr_inversion",),
     }
+    panels = {title: names for title, names in panels.items() if any(name in r for name in names for r in records)}
+    figure = Figure(figsize=(4 * max(1, len(panels)), 3.5), layout="constrained")
     phase_1 = [record["examples"] for record in records if record["phase"] == 1]
-    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    every_panel = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    for axes, (title, names) in zip(every_panel, panels.items(), strict=False):
         for name in names:
             points = [(record["examples"], record[name]) for record in records if name in record]
             if points:
