@@ -272,6 +272,7 @@ def models(options: exchange.ModelsOptions, arguments):
 exchange.models = models
 Path(sys.argv[1], "interrupts.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
 sys.path.insert(0, sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a shell runs the tests in the background
 sys.exit(main(["models"]))
 """
 
