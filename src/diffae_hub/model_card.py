@@ -149,7 +149,8 @@ def figures_of_run(
     one_step = experiment["phase1_fraction"] == 1
     steps = _MODES["one_step"] if one_step else f"{num_inference_steps} DDIM steps"
     evaluation = f"Means over {validation_images:,} held-out images, {steps}, averaged (EMA) weights, images in [0, 1]."
-    validation = next((r for r in reversed(metrics) if any(key.startswith("psnr_") for key in r)), {})
+    validated = (r for r in reversed(metrics) if validation_images and any(key.startswith("psnr_") for key in r))
+    validation = next(validated, {})
     results = [
         {"metric": metric.upper(), "mode": shown, "value": validation[f"{metric}_{mode}"], **unit}
         for metric, unit in (("psnr", {"unit": "dB"}), ("ssim", {}))
