@@ -19,11 +19,12 @@ BATCH_SIZE = 32
 ENDS = [*((low, 4.0) for low in (-3.5, -3.0, -2.5, -2.0, -1.5)), *((-2.5, high) for high in (3.0, 3.5, 4.5, 5.0))]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options_and_inputs(description: str, num_images: int):
+    """What the command line says; the pipeline, codes of so many images, and a noise for each."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="PARQUET", help="images, in a column `image`")
     parser.add_argument("--model", default="cifar10-32-small", metavar="NAME_OR_PATH", help="(default: %(default)s)")
-    parser.add_argument("--num-images", type=int, default=128, help="(default: %(default)s)")
+    parser.add_argument("--num-images", type=int, default=num_images, help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15], help="(default: %(default)s)")
     options = parser.parse_args()
 
@@ -34,6 +35,11 @@ def main() -> None:
     codes = torch.cat([pipe.encode(image) for image in rows])
     size, channels = pipe.decoder.config.sample_size, pipe.decoder.config.in_channels
     noise = torch.randn(len(codes), channels, size, size, generator=torch.Generator().manual_seed(0))
+    return options, pipe, codes, noise
+
+
+def main() -> None:
+    options, pipe, codes, noise = options_and_inputs(__doc__, 128)
 
     def decode(steps: int, **ends: float) -> torch.Tensor:
         pipe.scheduler = VPDPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **ends)

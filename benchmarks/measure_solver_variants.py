@@ -9,16 +9,13 @@ takes x0_hat = 0, grey, for the short step from pure noise, and has one evaluati
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import torch
-from datasets import load_dataset
+from measure_solver_ends import BATCH_SIZE, options_and_inputs
 
-from diffae_hub import DiffusionAutoencoderPipeline, VPDPMSolverMultistepScheduler
+from diffae_hub import VPDPMSolverMultistepScheduler
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
-
-BATCH_SIZE = 32
 
 
 class ThirdOrder(VPDPMSolverMultistepScheduler):
@@ -52,20 +49,7 @@ class ThirdOrder(VPDPMSolverMultistepScheduler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", metavar="PARQUET", help="images, in a column `image`")
-    parser.add_argument("--model", default="cifar10-32-small", metavar="NAME_OR_PATH", help="(default: %(default)s)")
-    parser.add_argument("--num-images", type=int, default=64, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15], help="(default: %(default)s)")
-    options = parser.parse_args()
-
-    pipe = DiffusionAutoencoderPipeline.from_pretrained(options.model)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.decoder.to(memory_format=torch.channels_last)
-    rows = load_dataset("parquet", data_files=options.data, split=f"train[:{options.num_images}]")["image"]
-    codes = torch.cat([pipe.encode(image) for image in rows])
-    size, channels = pipe.decoder.config.sample_size, pipe.decoder.config.in_channels
-    noise = torch.randn(len(codes), channels, size, size, generator=torch.Generator().manual_seed(0))
+    options, pipe, codes, noise = options_and_inputs(__doc__, 64)
 
     @torch.no_grad()
     def decode(scheduler: VPDPMSolverMultistepScheduler, steps: int, free_start: bool = False) -> torch.Tensor:
