@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffae_hub import DiffusionAutoencoderPipeline as Pipeline
 from diffae_hub.images import image_grid, read_image
-from diffae_hub.schedulers.compatibility import trained_scheduler, with_solver
+from diffae_hub.schedulers.compatibility import fitting_solver, with_solver
 
 PICTURES = [
     str(Path(__file__).parent / "pictures" / f"{name}.png")
@@ -56,8 +56,7 @@ def with_pipeline(function: Callable[..., Any], pipeline: Pipeline, random_noise
 
 def solved(pipeline: Pipeline, solver: str, random_noise: bool) -> Pipeline:
     if solver == "auto":
-        is_official = trained_scheduler(pipeline.scheduler).config.timestep_spacing == "leading"
-        solver = "dpm" if random_noise and not is_official else "ddim"
+        solver = fitting_solver(pipeline.scheduler, random_noise)
     return Pipeline(**{**pipeline.components, "scheduler": with_solver(pipeline.scheduler, solver)})
 
 

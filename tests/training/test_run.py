@@ -31,12 +31,8 @@ def test_pipeline_has_the_averaged_weights(every_step: Path) -> None:
             for key, value in getattr(pipeline, component).state_dict().items():
                 assert torch.equal(value, averaged[f"{component}.{key}"]), key
     of_the_run = DiffusionAutoencoderPipeline.from_pretrained(every_step)  # its folder stands for its pipeline
-    assert torch.equal(of_the_run.encoder.head.weight, averaged_head(every_step))
-
-
-def averaged_head(folder: Path) -> torch.Tensor:
-    state = states(folder)[-1]
-    return dict(zip(state["model"], state["ema"]["shadow_params"], strict=True))["encoder.head.weight"]
+    own_averages = dict(zip(state["model"], state["ema"]["shadow_params"], strict=True))
+    assert torch.equal(of_the_run.encoder.head.weight, own_averages["encoder.head.weight"])
 
 
 def hurry() -> None:

@@ -60,7 +60,7 @@ def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 
     import torch
 
     from .. import devices
-    from ..schedulers.compatibility import trained_scheduler, with_solver
+    from ..schedulers.compatibility import fitting_solver, trained_scheduler, with_solver
 
     can_invert = isinstance(options, Inversion)
     if can_invert and options.exact:
@@ -72,7 +72,7 @@ def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 
     pipeline = devices.load_pipeline(options.model, device)
     trained = trained_scheduler(pipeline.scheduler)
     is_official, inverts = trained.config.timestep_spacing == "leading", can_invert and options.mode == "inversion"
-    options.solver = options.solver or ("ddim" if is_official or inverts else "dpm")
+    options.solver = options.solver or fitting_solver(trained, random_noise=not inverts)
     if options.steps is None:
         options.steps = 50 if is_official or (options.solver == "ddim" and not inverts) else 10
     pipeline.scheduler = with_solver(trained, options.solver)

@@ -83,6 +83,12 @@ def with_solver(scheduler: SchedulerMixin, solver: str) -> VPDDIMScheduler:
     return SOLVERS[solver].from_config(trained_scheduler(scheduler).config)
 
 
+def fitting_solver(scheduler: SchedulerMixin, random_noise: bool) -> str:
+    """The one of `SOLVERS` for random noise, or for an image's own, which DDIM walks back; of official models DDIM."""
+    is_official = trained_scheduler(scheduler).config.timestep_spacing == "leading"
+    return "dpm" if random_noise and not is_official else "ddim"
+
+
 def network_timestep(scheduler: SchedulerMixin, timestep: torch.Tensor | float) -> torch.Tensor | float:
     """What the network is given at one of the scheduler's timesteps.
 
