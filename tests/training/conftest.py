@@ -22,6 +22,5 @@ def every_step(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     flags = ("--checkpoint-every=16", "--keep-checkpoints=100", "--report-to=tensorboard", "--hub-license=cc-by-4.0")
     flags += ("--more-ema-decays=0.25",)
     validation = (f"--validation-dataset={image_folder}", "--validation-every=32", "--validation-steps=2")
-    code, text = run(arguments(image_folder, folder, *flags, *validation, training_examples=128, ema_decay=0.5))
-    assert code == 0, text
+    run(arguments(image_folder, folder, *flags, *validation, training_examples=128, ema_decay=0.5))
     return folder

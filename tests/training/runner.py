@@ -141,10 +141,10 @@ _context.set_forkserver_preload(
 )
 
 
-def run(argv: list[str], prepare: Callable[[], object] | None = None, processes: int = 1) -> tuple[int, str]:
-    """Runs the command to its end, after `prepare` was called: (the largest exit code, what was printed).
+def run(argv: list[str], prepare: Callable[[], object] | None = None, processes: int = 1, code: int = 0) -> str:
+    """Runs the command, after `prepare` was called, to the end with this exit code: what was printed.
 
-    `processes` have the environment that a launcher gives.
+    `processes` have the environment that a launcher gives; the largest of their exit codes counts.
     """
     output = Path(next(a for a in argv if a.startswith("--output=")).partition("=")[2])
     launched = {}
@@ -168,7 +168,9 @@ def run(argv: list[str], prepare: Callable[[], object] | None = None, processes:
         process.kill()
     text = "".join(re.sub(r"[^\n]*\r", "", log.read_text()) for _, log in started)
     assert None not in codes, f"still running after {SECONDS} s: {text}"
-    return max(codes, key=abs), text
+    assert max(codes, key=abs) == code, text
+    assert "Traceback" not in text, text
+    return text
 
 
 def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:

@@ -42,8 +42,7 @@ def hurry() -> None:
 def test_a_checkpoint_of_time(image_folder: Path, tmp_path: Path) -> None:
     """As if half an hour had passed at each step."""
     argv = arguments(image_folder, tmp_path / "run", "--keep-checkpoints=9", training_examples=48)
-    code, text = run([word for word in argv if not word.startswith("--checkpoint-every")], hurry)
-    assert code == 0, text
+    run([word for word in argv if not word.startswith("--checkpoint-every")], hurry)
     assert [state["examples_seen"] for state in states(tmp_path / "run")] == [16, 32, 48]
 
 
@@ -100,8 +99,7 @@ def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) 
     """In a run of one phase that predicts noise."""
     extra = ("--set=decoder.dropout=0.25", "--learning_rate=0.002", "--noise-schedule=inverted", "--phase1-fraction=0")
     extra += ("--prediction-type=epsilon",)
-    code, text = run(arguments(image_folder, tmp_path / "run", *extra, training_examples=16))
-    assert code == 0, text
+    text = run(arguments(image_folder, tmp_path / "run", *extra, training_examples=16))
     saved = json.loads((tmp_path / "run" / "configuration.json").read_text())
     experiment = saved["experiment"]
     assert experiment["decoder"]["dropout"] == 0.25
@@ -125,8 +123,7 @@ def test_options_of_the_machine(image_folder: Path, tmp_path: Path) -> None:
     """Gradient checkpointing and the memory format change nothing but rounding; bf16 stays near; all of them run."""
     ends = {}
     for flag in ("--no-channels-last", "--gradient-checkpointing", "--mixed-precision=bf16"):
-        code, text = run(arguments(image_folder, tmp_path / flag, flag, training_examples=32, **WITHOUT_DROPOUT))
-        assert code == 0, text
+        run(arguments(image_folder, tmp_path / flag, flag, training_examples=32, **WITHOUT_DROPOUT))
         ends[flag] = records(tmp_path / flag)[-1]["loss"]
         assert {value.dtype for value in states(tmp_path / flag)[-1]["model"].values()} == {torch.float32}
     plain, checkpointing, bf16 = ends.values()
@@ -158,15 +155,12 @@ def test_compiled_run(image_folder: Path, tmp_path: Path, monkeypatch, on_cpu: N
 def test_diverging_loss_stops_the_run(image_folder: Path, tmp_path: Path) -> None:
     """Step and last good checkpoint are named, and no checkpoint holds weights that are not finite."""
     divergent = ("--learning-rate=1e25", "--max-grad-norm=1e30", "--checkpoint-every=16")
-    code, text = run(arguments(image_folder, tmp_path / "run", *divergent, warmup_examples=0, training_examples=4096))
-    assert code == 1, text
+    text = run(arguments(image_folder, tmp_path / "run", *divergent, warmup_examples=0, training_examples=4096), code=1)
     assert "at step " in text.splitlines()[-1]
     assert str(tmp_path / "run" / "checkpoint-") in text.splitlines()[-1]
     # So high a rate makes the first step's weights infinite, before a loss shows it.
-    code, more = run(arguments(image_folder, tmp_path / "inf", *divergent, "--learning-rate=1e39", warmup_examples=0))
-    assert code == 1, more
+    more = run(arguments(image_folder, tmp_path / "inf", *divergent, "--learning-rate=1e39", warmup_examples=0), code=1)
     assert "checkpoint is none" in more.splitlines()[-1]
-    assert "Traceback" not in text + more
     for state in states(tmp_path / "run"):
         assert all(bool(value.isfinite().all()) for value in state["model"].values())
 
@@ -174,13 +168,10 @@ def test_diverging_loss_stops_the_run(image_folder: Path, tmp_path: Path) -> Non
 def test_unreadable_image_stops_or_is_skipped(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", count=12)
     (folder / "007.png").write_bytes(b"broken")
-    code, text = run(arguments(folder, tmp_path / "stops", training_examples=32))
-    assert code == 1
+    text = run(arguments(folder, tmp_path / "stops", training_examples=32), code=1)
     assert "007.png" in text.splitlines()[-1]
-    assert "Traceback" not in text
     for name, streaming in (("skips", ()), ("streams", ("--streaming",))):  # 4 epochs
         flags = ("--skip-bad-images", *streaming)
-        code, text = run(arguments(folder, tmp_path / name, *flags, training_examples=48))
-        assert code == 0, text
+        text = run(arguments(folder, tmp_path / name, *flags, training_examples=48))
         assert text.count("007.png") == 1
         assert "\n1 unreadable images were skipped" in text
