@@ -87,11 +87,6 @@ def test_two_phases_on_digits(tmp_path: Path) -> None:
         weights = {key.removeprefix(f"{name}."): value for key, value in averaged.items() if key.startswith(name)}
         getattr(pipeline, name).load_state_dict(weights)
     blurred = as_array(pipeline(originals, num_inference_steps=1, **noise()))
-    print(
-        mean_psnr(blurred, held_out),
-        fine_energy(blurred) / fine_energy(held_out),
-        fine_energy(stochastic) / fine_energy(held_out),
-    )
     assert mean_psnr(blurred, held_out) > baseline + 1.5
     assert fine_energy(blurred) / fine_energy(held_out) < 0.65
     assert 0.75 < fine_energy(stochastic) / fine_energy(held_out) < 1.25
