@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._pytree import keystr, tree_map_with_path
 
 from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.cli.main import main
@@ -45,28 +46,22 @@ def folder(undisturbed: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def assert_same_tensors(first: object, second: object, where: str = "state") -> None:
+def assert_same_tensors(first: object, second: object) -> None:
     """Equal to the last bit, at every depth."""
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype, where
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert list(first) == list(second), where
-        for key in first:
-            assert_same_tensors(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for index, (a, b) in enumerate(zip(first, second, strict=True)):
-            assert_same_tensors(a, b, f"{where}[{index}]")
-    else:
-        assert first == second, where
+
+    def check(where: tuple, a: object, b: object) -> None:
+        if isinstance(a, torch.Tensor):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, msg=keystr(where))
+        else:
+            assert a == b, keystr(where)
+
+    tree_map_with_path(check, first, second)
 
 
 def assert_same_end(folder: Path, undisturbed: Path, same_data: bool = True) -> None:
     for component in ("encoder", "decoder"):
         name = f"pipeline/{component}/diffusion_pytorch_model.safetensors"
-        assert_same_tensors(load_file(undisturbed / name), load_file(folder / name), component)
+        assert_same_tensors(load_file(undisturbed / name), load_file(folder / name))
     ends = [load_checkpoint(checkpoint_files(path)[-1]) for path in (undisturbed, folder)]
     if not same_data:
         del ends[0]["data"], ends[1]["data"]
