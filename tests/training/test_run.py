@@ -165,11 +165,9 @@ def test_diverging_loss_stops_the_run(image_folder: Path, tmp_path: Path) -> Non
         assert all(bool(value.isfinite().all()) for value in state["model"].values())
 
 
-def test_unreadable_image_stops_or_is_skipped(tmp_path: Path) -> None:
+def test_unreadable_image_is_skipped(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", count=12)
     (folder / "007.png").write_bytes(b"broken")
-    text = run(arguments(folder, tmp_path / "stops", training_examples=32), code=1)
-    assert "007.png" in text.splitlines()[-1]
     for name, streaming in (("skips", ()), ("streams", ("--streaming",))):  # 4 epochs
         flags = ("--skip-bad-images", *streaming)
         text = run(arguments(folder, tmp_path / name, *flags, training_examples=48))
