@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 
 from diffae_hub.cli.main import main
-from diffae_hub.cli.train import TrainOptions
 from diffae_hub.flags import add_flags, from_values, with_hyphens
 from diffae_hub.training import loop
 from diffae_hub.training.checkpoints import checkpoint_files, load_checkpoint
@@ -176,10 +175,9 @@ def run(argv: list[str], prepare: Callable[[], object] | None = None, processes:
 def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:
     """The options and the experiment of a command line."""
     parser = argparse.ArgumentParser()
-    add_flags(parser, TrainOptions)
-    arguments = parser.parse_args(with_hyphens(argv))
-    options = from_values(TrainingOptions, vars(arguments))
-    return options, resolve_experiment(options, arguments.set)
+    add_flags(parser, TrainingOptions)
+    options = from_values(TrainingOptions, vars(parser.parse_args(with_hyphens(argv))))
+    return options, resolve_experiment(options)
 
 
 def states(folder: Path) -> list[dict]:

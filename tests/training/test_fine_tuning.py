@@ -39,12 +39,13 @@ def test_networks_schedule_weights_and_averages_are_the_models(model: Path, tmp_
 
 def test_the_networks_are_the_models_and_a_preset_may_give_the_recipe(model: Path) -> None:
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(model)
-    options = TrainingOptions(preset="small-64", pretrained_model=str(model), dataset="x", output=Path("y"))
-    preset = resolve_experiment(options, ["decoder.dropout=0.3", "phase1_fraction=0.5"], pipeline)
+    options = {"preset": "small-64", "pretrained_model": str(model), "dataset": "x", "output": Path("y")}
+    own = TrainingOptions(**options, set=("decoder.dropout=0.3", "phase1_fraction=0.5"))
+    preset = resolve_experiment(own, pipeline)
     assert (preset.decoder["dropout"], preset.phase1_fraction, preset.optimizer) == (0.3, 0.5, "muon")
     assert preset.encoder["channel_multipliers"] == list(TINY["channel_multipliers"])
     with pytest.raises(ValueError, match=r"decoder\.layers_per_block"):
-        resolve_experiment(options, ["decoder.layers_per_block=2"], pipeline)
+        resolve_experiment(TrainingOptions(**options, set=("decoder.layers_per_block=2",)), pipeline)
 
 
 def test_a_finished_run_is_prolonged(image_folder: Path, tmp_path: Path) -> None:

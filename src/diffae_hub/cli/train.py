@@ -17,14 +17,7 @@ from . import silence_libraries
 from .codes import load_for_codes
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions(TrainingOptions):
-    """Those of the training, and overrides of its experiment."""
-
-    set: tuple[str, ...] = option((), "KEY=VALUE, e.g. decoder.dropout=0.2; may be repeated", append=True)
-
-
-def train(options: TrainOptions, arguments: Namespace) -> None:
+def train(options: TrainingOptions, arguments: Namespace) -> None:
     """Train a diffusion autoencoder, in two phases, or fine-tune one.
 
       diffae-hub train --preset small-64 --dataset path/to/images --output runs/mine
@@ -37,7 +30,7 @@ def train(options: TrainOptions, arguments: Namespace) -> None:
     from ..training import loop
 
     try:
-        stopped_by = loop.train(from_values(TrainingOptions, vars(options)), options.set)
+        stopped_by = loop.train(options)
     except ValueError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             raise

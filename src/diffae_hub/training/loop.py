@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from importlib.metadata import version
@@ -49,17 +48,16 @@ _UNFINISHED = "pipeline-unfinished"  # of a run that was stopped
 _CHECKPOINT_SECONDS = 30 * 60  # the longest time without one, unless its examples are chosen
 
 
-def train(options: TrainingOptions, assignments: Sequence[str] = ()) -> str | None:
+def train(options: TrainingOptions) -> str | None:
     """Trains, from the beginning or from a checkpoint, until all examples are seen or a signal comes: then its name.
 
-    `assignments` are those of [`~diffae_hub.training.options.resolve_experiment`]. A ValueError, if the options, the
-    data or the checkpoint do not fit: nothing was trained. A TrainingError, if the run breaks off after it has begun;
-    its message names the last checkpoint.
+    A ValueError, if the options, the data or the checkpoint do not fit: nothing was trained. A TrainingError, if the
+    run breaks off after it has begun; its message names the last checkpoint.
     """
     pretrained = None
     if options.pretrained_model is not None:
         pretrained = DiffusionAutoencoderPipeline.from_pretrained(options.pretrained_model)
-    preset = resolve_experiment(options, assignments, pretrained)
+    preset = resolve_experiment(options, pretrained)
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         # The other processes wait while the first one validates.

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +53,7 @@ class TrainingOptions:
     ema_warmup: bool | None = _experiment("the decay of step n is at most (1 + n) / (10 + n)")
     horizontal_flip: bool | None = _experiment("flip images with probability 1/2")
     crop: Literal[*CROPS] | None = _experiment("to a square; d2c: the official networks' crop of CelebA")
+    set: tuple[str, ...] = option((), "KEY=VALUE, e.g. decoder.dropout=0.2; may be repeated", append=True)
     seed: int = option(0, "of the initial weights, the order of the data and every draw", group="experiment", minimum=0)
 
     dataset: str = _data(MISSING, "folder of images, parquet, `datasets` folder or Hub dataset")
@@ -125,9 +125,9 @@ class TrainingOptions:
 
 
 def resolve_experiment(
-    options: TrainingOptions, assignments: Sequence[str] = (), pretrained: DiffusionAutoencoderPipeline | None = None
+    options: TrainingOptions, pretrained: DiffusionAutoencoderPipeline | None = None
 ) -> TrainingPreset:
-    """The preset, overridden by the JSON file, then by the options, then by assignments.
+    """The preset, overridden by the JSON file, then by the options, then by those in `set`.
 
     These are texts `KEY=VALUE` or `COMPONENT.KEY=VALUE`, values in JSON or plain words. The networks and the noise
     schedule are those of the pipeline `pretrained`, if there is one.
@@ -154,7 +154,7 @@ def resolve_experiment(
     for component in COMPONENTS:  # such as latent_dim, of the encoder and of the decoder
         overrides[component] = {name: given[name] for name in getattr(preset, component) if name in given}
     preset = preset.with_overrides(overrides)
-    for assignment in assignments:
+    for assignment in options.set:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ValueError(f"set must be KEY=VALUE, got {assignment!r}")
