@@ -35,7 +35,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, training_loader
+from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, TrainingDataLoader
 from diffae_hub.data.open_dataset import load_rows, open_dataset
 from diffae_hub.data.streaming import StreamedBatches, streaming_loader
 from diffae_hub.data.transform import ImageTransform
@@ -220,7 +220,7 @@ def benchmark_loader(name: str, arguments: argparse.Namespace) -> list[dict]:
             rows_in_order = open_dataset(str(Path(folder) / "train.parquet"), "train", "image", streaming=True)
             stream = StreamedBatches(rows_in_order, "image", transform, batch_size=64, buffer_size=4096, seed=0)
             loaders = {
-                "random access": training_loader(dataset, sampler, workers),
+                "random access": TrainingDataLoader(dataset, workers, batch_sampler=sampler),
                 "streaming": streaming_loader(stream, workers),
             }
             for reading, loader in loaders.items():

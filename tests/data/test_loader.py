@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffae_hub.data.errors import TrainingError
-from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, training_loader
+from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, TrainingDataLoader
 from diffae_hub.data.open_dataset import load_rows
 from diffae_hub.data.transform import ImageTransform
 
@@ -78,7 +78,7 @@ def test_what_stops_the_training_is_raised(bad_folder: str, workers: int) -> Non
     for crop, skip in (("center", False), ("d2c", True)):  # none has the crop's size
         dataset = ImageTensorDataset(rows, ImageTransform(8, 1, crop=crop), skip)
         with pytest.raises(TrainingError, match=r"\d\.png") as caught:
-            list(training_loader(dataset, sampler, workers))
+            list(TrainingDataLoader(dataset, workers, batch_sampler=sampler))
         assert "Traceback" not in str(caught.value)
 
 
@@ -88,7 +88,7 @@ def test_loader_processes_change_nothing(bad_folder: str) -> None:
         transform = ImageTransform(8, 1, horizontal_flip=True, crop="random")
         dataset = ImageTensorDataset(load_rows(bad_folder), transform, skip_bad_images=True)
         sampler = ResumableBatchSampler(len(dataset), 4, start=0, stop=32, seed=0)
-        batches.append(list(training_loader(dataset, sampler, workers)))
+        batches.append(list(TrainingDataLoader(dataset, workers, batch_sampler=sampler)))
     for alone, parallel in zip(*batches, strict=True):
         assert torch.equal(alone.images, parallel.images)
         assert alone.unreadable == parallel.unreadable

@@ -110,7 +110,7 @@ def process_share(batch_size: int, process_index: int, num_processes: int) -> sl
 
 
 class TrainingDataLoader(DataLoader):
-    """A loader of whole batches, decoded ahead by its processes.
+    """A loader of whole [`Batch`]es, decoded ahead by `num_workers` processes.
 
     What stops the training comes from a data set in place of a batch, and is raised here: raised in a loader's process
     it would be a traceback. The processes outlive SIGTERM and Ctrl-C, which go to the whole group, because the training
@@ -162,8 +162,3 @@ def _prepare_worker(worker_index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-def training_loader(dataset: ImageTensorDataset, sampler: ResumableBatchSampler, num_workers: int) -> DataLoader:
-    """[`Batch`]es in the sampler's order; `num_workers` processes decode images ahead."""
-    return TrainingDataLoader(dataset, num_workers, batch_sampler=sampler)

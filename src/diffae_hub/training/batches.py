@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from ..data.fingerprint import data_fingerprint
-from ..data.loader import ImageTensorDataset, ResumableBatchSampler, process_share, training_loader
+from ..data.loader import ImageTensorDataset, ResumableBatchSampler, TrainingDataLoader, process_share
 from ..data.open_dataset import load_rows, open_dataset
 from ..data.streaming import StreamedBatches, streaming_loader
 from ..data.transform import ImageTransform
@@ -56,7 +56,7 @@ def open_batches(
         dataset = ImageTensorDataset(rows, transform, options.skip_bad_images)
         length = {"start": state["examples_seen"] if state is not None else 0, "stop": preset.training_examples}
         sampler = ResumableBatchSampler(len(rows), preset.batch_size, **length, seed=options.seed, **process)
-        return training_loader(dataset, sampler, options.num_workers), data
+        return TrainingDataLoader(dataset, options.num_workers, batch_sampler=sampler), data
 
     accelerator.print(f"training on {rows.num_shards} shards of {options.dataset}, split {options.split}")
     positions = state["stream_positions"] if state is not None else [None] * accelerator.num_processes
