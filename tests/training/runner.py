@@ -89,7 +89,7 @@ def interrupt(after: int, calls: int = 1, writing: bool = False, number: int = s
             `writing`, after the write of that checkpoint has begun. A write of fewer calls ends with it.
     """
     left = calls
-    save, append = loop.save_checkpoint, loop.append_metrics
+    save, append = loop.save_checkpoint, loop.append_json_lines
 
     def strike() -> None:
         sys.setprofile(None)
@@ -109,12 +109,12 @@ def interrupt(after: int, calls: int = 1, writing: bool = False, number: int = s
         if hit:
             strike()
 
-    def append_metrics(run_folder: Path, record: dict) -> None:
-        append(run_folder, record)
-        if not writing and record["examples"] >= after and left == calls:
+    def append_json_lines(path: Path, records: list[dict]) -> None:
+        append(path, records)
+        if not writing and records[-1]["examples"] >= after and left == calls:
             sys.setprofile(count)
 
-    loop.save_checkpoint, loop.append_metrics = save_checkpoint, append_metrics
+    loop.save_checkpoint, loop.append_json_lines = save_checkpoint, append_json_lines
 
 
 def _child(argv: list[str], output: str, environment: dict[str, str], prepare: Callable[[], object] | None) -> None:

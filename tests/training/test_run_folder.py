@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffae_hub.cli.main import main
+from diffae_hub.files import append_json_lines, read_json_lines
 from diffae_hub.training import loop, run_folder
 from diffae_hub.training.checkpoints import checkpoint_files
-from diffae_hub.training.run_folder import METRICS, append_metrics, own_run_folder, read_metrics, rewind_metrics
+from diffae_hub.training.run_folder import METRICS, own_run_folder, rewind_metrics
 
 from .runner import arguments, run
 
@@ -49,9 +50,9 @@ def test_checkpoints_that_appear_while_a_run_waits(
 
 def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     for examples in (16, 32, 48):
-        append_metrics(tmp_path, {"examples": examples})
+        append_json_lines(tmp_path / METRICS, [{"examples": examples}])
     with (tmp_path / METRICS).open("ab") as file:
         file.write(b'\xff\xfe\n{"examples": 64, "lo')
-    assert [record["examples"] for record in read_metrics(tmp_path)] == [16, 32, 48]
+    assert [record["examples"] for record in read_json_lines(tmp_path / METRICS)] == [16, 32, 48]
     rewind_metrics(tmp_path, 32)
     assert (tmp_path / METRICS).read_text() == '{"examples": 16}\n{"examples": 32}\n'

@@ -61,9 +61,9 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     from accelerate import Accelerator
 
     from ..codes.shards import load_codes
-    from ..files import check_pipeline_output, new_folder
+    from ..files import check_pipeline_output, new_folder, read_json_lines
     from ..training.latent import train_latent
-    from ..training.run_folder import read_metrics
+    from ..training.run_folder import METRICS
 
     folder = options.run_dir or options.output.with_name(f"{options.output.name}-training")
     check_pipeline_output(options.output, options.codes, folder)
@@ -80,7 +80,7 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     pipeline.latent_code_model, pipeline.latent_scheduler = model.cpu(), scheduler
     with new_folder(options.output) as partial:
         pipeline.save_pretrained(partial)
-    return {"output": options.output, **read_metrics(folder)[-1]}, str(options.output)
+    return {"output": options.output, **read_json_lines(folder / METRICS)[-1]}, str(options.output)
 
 
 def evaluate(options: EvaluationOptions, arguments: Namespace) -> tuple[Any, str] | None:

@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from ..files import append_json_lines
 from ..flags import check_minimums, option
 from ..metrics.frechet import frechet_distance
 from ..models.latent_code_model import LatentCodeModel
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .checkpoints import check_equal, load_latest_checkpoint, save_checkpoint
 from .objective import sample_timesteps
-from .run_folder import append_metrics, rewind_metrics
+from .run_folder import METRICS, rewind_metrics
 from .trainer import Trainer
 
 SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -176,7 +177,7 @@ def train_latent(
                 raise ValueError(f"learning_rate must be such that the loss stays finite, got {options.learning_rate}")
             figures = {"loss": loss, **trainer.validate()}
             save_checkpoint(run_folder, {**trainer.state_dict(), **settings}, keep=2)
-            append_metrics(run_folder, {"examples": trainer.examples_seen, **figures})
+            append_json_lines(run_folder / METRICS, [{"examples": trainer.examples_seen, **figures}])
             report(", ".join([f"{trainer.examples_seen} codes", *(f"{k} {v:.4g}" for k, v in figures.items())]))
             losses = []
     accelerator.wait_for_everyone()

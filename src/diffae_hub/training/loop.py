@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data.errors import TrainingError
-from ..files import new_folder, write_png, write_text
+from ..files import append_json_lines, new_folder, read_json_lines, write_png, write_text
 from ..hub import push_pipeline
 from ..images import image_grid
 from ..model_card import figures_of_run, write_model_card
@@ -38,7 +38,7 @@ from .checkpoints import (
 )
 from .options import TrainingOptions, resolve_experiment
 from .presets import TrainingPreset
-from .run_folder import CONFIGURATION, append_metrics, own_run_folder, read_metrics, rewind_metrics
+from .run_folder import CONFIGURATION, METRICS, own_run_folder, rewind_metrics
 from .stop import LossMonitor, StopSignal, check_finite_weights
 from .trainer import TwoPhaseTrainer
 from .validation import draw_curves, load_validation_images, validate
@@ -93,6 +93,7 @@ class _Run:
         pretrained: DiffusionAutoencoderPipeline | None,
     ) -> None:
         self.options, self.preset, self.folder = options, preset, options.output
+        self.metrics = self.folder / METRICS
         self.accelerator, self.is_main = accelerator, accelerator.is_main_process
         every = max(100_000, preset.training_examples // 100)
         self.checkpoint_every = options.checkpoint_every or every
@@ -191,7 +192,7 @@ class _Run:
         )
         with StopSignal() as stop_signal, self.progress:
             self.monitor = LossMonitor(self.accelerator, stop_signal)
-            last_record = (read_metrics(self.folder) or [{}])[-1]
+            last_record = (read_json_lines(self.metrics) or [{}])[-1]
             validated = any(name.startswith("psnr_") for name in last_record)
             if trainer.examples_seen > 0 and trainer.due(self.validation_every) and not validated:
                 self._validate()  # the run was killed between checkpoint and validation
@@ -247,7 +248,7 @@ class _Run:
 
     def _log(self, record: dict[str, float]) -> None:
         record = {"examples": self.trainer.examples_seen, "phase": self.trainer.phase, **record}
-        append_metrics(self.folder, record)
+        append_json_lines(self.metrics, [record])
         self.accelerator.log(record, step=self.trainer.examples_seen)
 
     def _record(self) -> None:
@@ -290,7 +291,7 @@ class _Run:
             pixels = np.atleast_3d(np.asarray(picture))
             tracker.log_images({"reconstructions": pixels[None]}, step=examples_seen, **layout)
         self._log(figures)
-        draw_curves(self.folder / "training.png", read_metrics(self.folder))
+        draw_curves(self.folder / "training.png", read_json_lines(self.metrics))
         self.progress.write(f"{examples_seen} examples: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
         self._start_clock()
 
@@ -317,7 +318,7 @@ class _Run:
 
     def _save_pipeline(self, name: str, averages: EMAModel) -> Path:
         path = self.folder / name
-        draw_curves(self.folder / "training.png", read_metrics(self.folder))
+        draw_curves(self.folder / "training.png", read_json_lines(self.metrics))
         with self.trainer.averaged_weights(averages), new_folder(path) as partial:
             self.trainer.pipeline().save_pretrained(partial)
             figures = self._figures()
@@ -348,7 +349,7 @@ class _Run:
             phase1_fraction = 1.0  # so far
         validated = 0 if self.validation_images is None else len(self.validation_images)
         experiment = {**self.preset.to_dict(), "phase1_fraction": phase1_fraction}
-        figures = figures_of_run(experiment, read_metrics(self.folder), validated, self.options.validation_steps)
+        figures = figures_of_run(experiment, read_json_lines(self.metrics), validated, self.options.validation_steps)
         figures["training"]["examples"] = trainer.examples_seen
         if not trainer.finished:
             stopped = f"Stopped after {trainer.examples_seen:,} of {length:,} examples"

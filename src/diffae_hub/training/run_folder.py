@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..files import append_json_lines, read_json_lines, write_text
+from ..files import read_json_lines, write_text
 
 CONFIGURATION = "configuration.json"
 METRICS = "metrics.jsonl"
@@ -38,17 +37,7 @@ def own_run_folder(run_folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def append_metrics(run_folder: Path, record: dict[str, Any]) -> None:
-    """Adds one line to the run's `metrics.jsonl`."""
-    append_json_lines(run_folder / METRICS, [record])
-
-
-def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`, without a line that was cut off when the machine went down."""
-    return read_json_lines(run_folder / METRICS)
-
-
 def rewind_metrics(run_folder: Path, examples_seen: int) -> None:
     """Drops what was recorded after a checkpoint, which a resumed run records again."""
-    kept = [record for record in read_metrics(run_folder) if record["examples"] <= examples_seen]
+    kept = [record for record in read_json_lines(run_folder / METRICS) if record["examples"] <= examples_seen]
     write_text(run_folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
