@@ -114,28 +114,25 @@ def check_not_replaced(images: Iterable[Path], written: Iterable[Path]) -> None:
         raise ValueError(f"output must not replace an image that is read, got {min(replaced)}")
 
 
-def check_new_or_continued(folder: Path, what: str) -> None:
-    """Refuses a folder of other files than `what`. For the first of several processes, while the others wait."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file():
-        raise ValueError(f"output must be a new or empty folder, or {what} to continue, got {folder}")
-
-
 def keep_settings(path: Path, wanted: Mapping[str, Any], what: str, write: bool = True) -> None:
     """Writes the settings that the files of a folder (`what`) depend on, or checks them against those it has.
 
-    `path` is their JSON file in that folder; `write` says whether to write them where there are none.
+    `path` is their JSON file in that folder, the first one the file `SETTINGS`: a folder of other files is refused.
+    `write` says whether to write them where there are none, as the first of several processes, while the others wait.
     """
-    wanted = json.loads(json.dumps(dict(wanted)))
+    wanted, folder = json.loads(json.dumps(dict(wanted))), path.parent
     if not path.is_file():
         if write:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()) and not (folder / SETTINGS).is_file():
+                raise ValueError(f"output must be a new or empty folder, or {what} to continue, got {folder}")
             write_text(path, json.dumps(wanted, indent=2) + "\n")
         return
     found = read_json(path)
     for key in sorted({*found, *wanted}):
         if found.get(key) != wanted.get(key):
             raise ValueError(
-                f"output must be a new folder or hold {what} of the same settings; {path.parent} has "
+                f"output must be a new folder or hold {what} of the same settings; {folder} has "
                 f"{key}={found.get(key)!r}, got {wanted.get(key)!r}"
             )
 

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from ..data.fingerprint import data_fingerprint
 from ..data.open_dataset import image_of, open_dataset
 from ..data.transform import ImageTransform
-from ..files import SETTINGS, check_new_or_continued, check_output, keep_settings, new_file, read_json, write_text
+from ..files import SETTINGS, check_output, keep_settings, new_file, read_json, write_text
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .fingerprints import encoder_fingerprint
 
@@ -102,8 +102,6 @@ def encode_dataset(
     }
     process_index, num_processes = (state.process_index, state.num_processes) if state else (0, 1)
     with state.main_process_first() if state else nullcontext():
-        if process_index == 0:
-            check_new_or_continued(folder, "codes")
         keep_settings(folder / SETTINGS, settings, "codes", write=process_index == 0)
 
     count = 0

@@ -27,7 +27,7 @@ from ..data.fingerprint import data_fingerprint, warn_if_same_data
 from ..data.open_dataset import load_rows, open_dataset
 from ..data.transform import ImageTransform
 from ..devices import find_device, load_pipeline, processor_name
-from ..files import SETTINGS, check_new_or_continued, check_output, keep_settings, write_png, write_text
+from ..files import SETTINGS, check_output, keep_settings, write_png, write_text
 from ..images import image_grid
 from ..metrics.lpips import PerceptualDistance
 from ..metrics.perceptual_path_length import perceptual_path_length
@@ -112,8 +112,6 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
         settings[name] = getattr(options, name)
     parts = {SETTINGS: settings, "settings_compare.json": compared, "settings_baselines.json": fitted}
     with state.main_process_first():
-        if state.is_main_process:
-            check_new_or_continued(options.output, "an evaluation")
         for name, part in parts.items():
             if part is not None:
                 keep_settings(options.output / name, part, f"an evaluation ({name})", write=state.is_main_process)
