@@ -73,11 +73,11 @@ class LatentTrainer(Trainer):
         if codes.ndim != 2 or len(codes) < MIN_CODES or not codes.isfinite().all():
             raise ValueError(f"codes must be at least {MIN_CODES}, finite, (N, latent_dim), got {tuple(codes.shape)}")
         self.options, self.scheduler = options, VPDDIMScheduler(**SCHEDULERS[options.recipe])
-        if round(options.validation_fraction * len(codes)) > len(codes) - 2:
-            fraction = options.validation_fraction
+        fraction = options.validation_fraction
+        held_out = max(2, round(fraction * len(codes)))
+        if held_out > len(codes) - 2:
             raise ValueError(f"validation_fraction must leave two of {len(codes)} codes for training, got {fraction}")
         order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(options.seed))
-        held_out = max(2, round(options.validation_fraction * len(codes)))
         torch.manual_seed(options.seed)
         network = LatentCodeModel(codes.shape[1], options.hidden_dim, options.num_layers)
         network.latent_mean.copy_(codes[order[held_out:]].mean(dim=0))
@@ -149,21 +149,14 @@ def train_latent(
     Returns the network with averaged weights, and its scheduler. A ValueError, if the codes cannot be used, or the
     checkpoints are of other codes or options.
     """
-
-    def report(text: str) -> None:
-        if accelerator.is_main_process:
-            print(text, file=sys.stderr, flush=True)
-
+    report = partial(accelerator.print, file=sys.stderr, flush=True)
     trainer = LatentTrainer(codes, options, accelerator)
-    settings = {
-        "experiment": dataclasses.asdict(options),
-        "data": {"codes": len(codes), "sum": float(np.asarray(codes, np.float64).sum())},
-    }
+    data = {"codes": len(codes), "sum": float(np.asarray(codes, np.float64).sum())}
+    settings = {"experiment": dataclasses.asdict(options), "data": data}
     run_folder.mkdir(parents=True, exist_ok=True)
     state = load_latest_checkpoint(run_folder, report)
     if state is not None:
-        check_equal(state["experiment"], settings["experiment"])
-        check_equal(state["data"], settings["data"])
+        check_equal({name: state[name] for name in settings}, settings)
         trainer.load_state_dict(state)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
