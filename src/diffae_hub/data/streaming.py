@@ -121,27 +121,24 @@ class StreamedBatches(IterableDataset):
             return str(error), position
 
     def __iter__(self) -> Iterator[Batch | Exception]:
-        try:
-            yield from self._batches()
-        except TrainingError as error:  # raised in a loader's process it would become a traceback
-            yield error
-
-    def _batches(self) -> Iterator[Batch]:
         images: list[torch.Tensor] = []
         unreadable: list[str] = []
         epoch = (self.position or _START)["epoch"]  # of the newest readable image
-        with ThreadPoolExecutor(1 + self.decoding_threads) as pool:
-            for image, position in self._decoded_ahead(pool):
-                if isinstance(image, str):
-                    unreadable.append(image)
-                    if not images and position["epoch"] > epoch + 1:
-                        raise TrainingError(f"no image of the stream can be read; the first: {unreadable[0]}")
-                    continue
-                images.append(image)
-                epoch = position["epoch"]
-                if len(images) == self.batch_size:
-                    yield Batch(torch.stack(images), unreadable, position)
-                    images, unreadable = [], []
+        try:
+            with ThreadPoolExecutor(1 + self.decoding_threads) as pool:
+                for image, position in self._decoded_ahead(pool):
+                    if isinstance(image, str):
+                        unreadable.append(image)
+                        if not images and position["epoch"] > epoch + 1:
+                            raise TrainingError(f"no image of the stream can be read; the first: {unreadable[0]}")
+                        continue
+                    images.append(image)
+                    epoch = position["epoch"]
+                    if len(images) == self.batch_size:
+                        yield Batch(torch.stack(images), unreadable, position)
+                        images, unreadable = [], []
+        except TrainingError as error:  # raised in a loader's process it would become a traceback
+            yield error
 
     def _decoded_ahead(self, pool: Executor) -> Iterator[tuple[torch.Tensor | str, dict[str, Any]]]:
         """Images and positions as of `_decoded`; the rows of a batch are read while those before it are decoded."""
