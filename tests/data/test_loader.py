@@ -61,13 +61,10 @@ def test_unreadable_files_are_named_and_replaced(bad_folder: str) -> None:
 
 
 def test_damaged_rows_are_named(tmp_path: Path) -> None:
-    for count, images in ((1, [{"bytes": b"damaged", "path": "inner/name.png"}, BAD, encoded()]), (2, [BAD, BAD])):
-        table(images).to_parquet(tmp_path / f"{count}.parquet")
-    transform, rows = ImageTransform(8, 1), load_rows(str(tmp_path / "1.parquet"))
-    _, (first, second) = ImageTensorDataset(rows, transform, skip_bad_images=True)[0, 0]
+    table([{"bytes": b"damaged", "path": "inner/name.png"}, BAD, encoded()]).to_parquet(tmp_path / "train.parquet")
+    rows = load_rows(str(tmp_path / "train.parquet"))
+    _, (first, second) = ImageTensorDataset(rows, ImageTransform(8, 1), skip_bad_images=True)[0, 0]
     assert "name.png" in first and "row 1" in second
-    with pytest.raises(TrainingError, match="row 0"):
-        ImageTensorDataset(load_rows(str(tmp_path / "2.parquet")), transform, skip_bad_images=True)[0, 0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
