@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,23 @@ def tiny_pipeline(tiny_encoder: SemanticEncoderModel, tiny_decoder: ConditionedU
     pipeline = DiffusionAutoencoderPipeline(encoder=tiny_encoder, decoder=tiny_decoder, scheduler=VPDDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Runs a command that must be refused, with exit code 2, and gives its one line on stderr."""
+    from diffae_hub.cli.main import main
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 2
+        out, line = capsys.readouterr()
+        assert out == "" or words[0] == "train"
+        assert line.count("\n") == 1, line
+        assert line[:-1].isprintable()
+        return line
+
+    return run
 
 
 # ---- evaluation ---------------------------------------------------------------------------------------------------

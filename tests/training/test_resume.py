@@ -17,7 +17,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._pytree import keystr, tree_map_with_path
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.cli.main import main
 from diffae_hub.training.checkpoints import checkpoint_files, examples_of, load_checkpoint
 
 from .runner import arguments, interrupt, records, run, write_images
@@ -139,7 +138,7 @@ def test_full_disk_leaves_the_older_checkpoint(image_folder: Path, folder: Path,
 
 
 def test_another_experiment_or_other_data_is_refused(
-    image_folder: Path, tmp_path: Path, undisturbed: Path, capsys, on_cpu: None
+    image_folder: Path, tmp_path: Path, undisturbed: Path, refusal, on_cpu: None
 ) -> None:
     """And nothing of the run is touched."""
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
@@ -155,8 +154,7 @@ def test_another_experiment_or_other_data_is_refused(
         (other_bytes, [LATEST], "fingerprint"),
         (image_folder, [], "--resume-from-checkpoint"),
     ):
-        assert main(["train", *arguments(dataset, undisturbed, training_examples=LENGTH), *flags]) == 2
-        assert name in capsys.readouterr().err.splitlines()[-1]
+        assert name in refusal("train", *arguments(dataset, undisturbed, training_examples=LENGTH), *flags)
         assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 

@@ -16,15 +16,13 @@ from diffae_hub.training.run_folder import METRICS, own_run_folder, rewind_metri
 from .runner import arguments, run
 
 
-def test_a_folder_in_use(image_folder: Path, tmp_path: Path, capsys, monkeypatch, on_cpu: None) -> None:
+def test_a_folder_in_use(image_folder: Path, tmp_path: Path, refusal, monkeypatch, on_cpu: None) -> None:
     """The second run waits, then refuses, and leaves the folder to the first."""
     monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.1)
     folder = tmp_path / "run"
     with own_run_folder(folder):
-        assert main(["train", *arguments(image_folder, folder, training_examples=16)]) == 2
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert "output" in line
-        assert str(folder) in line
+        line = refusal("train", *arguments(image_folder, folder, training_examples=16))
+        assert "output" in line and str(folder) in line
         assert [path.name for path in folder.iterdir()] == [".lock"]
     assert not folder.exists()
 
