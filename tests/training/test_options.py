@@ -66,8 +66,9 @@ def test_one_flag_scales_a_small_preset() -> None:
         assert preset.build_decoder().config.sample_size == 192
 
 
-def test_a_folder_below_the_home_folder(tmp_path: Path, monkeypatch) -> None:
+def test_large_numbers_and_a_folder_below_the_home_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for flag in ("--output", "--output-dir", "--output_dir"):
-        options, _ = parsed(["--preset=cifar10-32", "--dataset=x", f"{flag}=~/run"])
+        options, preset = parsed(["--preset=cifar10-32", "--dataset=x", "--training_examples=32e6", f"{flag}=~/run"])
         assert options.output == tmp_path / "run"
+        assert preset.training_examples == 32_000_000

@@ -9,8 +9,6 @@ import torch
 
 from diffae_hub.training.presets import PRESETS, preset_named
 
-from .runner import parsed
-
 
 # Of tables 6 and 7, "Size (MB)" in units of 1.024e6 bytes of float32 parameters; measured, of the official networks; of
 # the small ones beyond the paper.
@@ -73,25 +71,6 @@ def test_every_preset_is_valid_and_json(name: str) -> None:
         with torch.device("cpu" if component == "scheduler" else "meta"):
             saved = json.loads(getattr(preset, f"build_{component}")().to_json_string())
         assert {key: value for key, value in saved.items() if not key.startswith("_")} == plain[component]
-
-
-# Tables 1 and 2: prediction and noise schedule, one phase. Table 3: scaling factors in two phases, and t = 1 only.
-@pytest.mark.parametrize(
-    ("flags", "scheduler", "fraction"),
-    [
-        ("--prediction_type epsilon --phase1_fraction 0", ("epsilon", "shifted_cosine", 4), 0),
-        ("--prediction_type sample --scaling_factor 8 --phase1_fraction 0", ("sample", "shifted_cosine", 8), 0),
-        ("--noise_schedule linear_beta --phase1_fraction 0", ("v_prediction", "linear_beta", 4), 0),
-        ("--scaling_factor 16", ("v_prediction", "shifted_cosine", 16), 0.25),
-        ("--phase1_fraction 1", ("v_prediction", "shifted_cosine", 4), 1),
-    ],
-)
-def test_rows_of_tables_1_to_3(flags: str, scheduler: tuple[str, str, float], fraction: float) -> None:
-    argv = ["--preset=cifar10-32", "--dataset=x", "--output_dir=y", "--training_examples=32e6", *flags.split()]
-    _, preset = parsed(argv)
-    config = preset.build_scheduler().config
-    assert (config.prediction_type, config.noise_schedule, config.scaling_factor) == scheduler
-    assert (preset.training_examples, preset.phase1_fraction) == (32_000_000, fraction)
 
 
 @pytest.mark.parametrize(
