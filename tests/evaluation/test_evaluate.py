@@ -34,15 +34,6 @@ def pixels(source: str, split: str) -> np.ndarray:
     return np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) / 255 for row in load_rows(source, split)])
 
 
-def refusal(capsys, *arguments: object) -> str:
-    """The one line with which a command is refused."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    return error
-
-
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -173,14 +164,16 @@ def test_probe_of_a_column_of_lists(model: str, tmp_path: Path, capsys) -> None:
         assert f"| {title}labels[2] | n/a |" in page
 
 
-def test_metrics_with_and_without_weights(model: str, test_images: str, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_metrics_with_and_without_weights(
+    model: str, test_images: str, tmp_path: Path, capsys, refusal, monkeypatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     arguments = run(model, "--dataset", test_images, "--num-images", "3", "--mode", "stochastic")
     arguments += ["--dinov2-model", str(tmp_path / "none")]
     # A required one is looked for before the sampling.
     required = ["--output", tmp_path / "none", "--metrics", "lpips_vgg", "--require", "lpips_vgg"]
-    assert "lpips_vgg" in refusal(capsys, *arguments, *required)
+    assert "lpips_vgg" in refusal(*arguments, *required)
     assert not (tmp_path / "none").exists()
     assert main([*arguments, "--output", str(tmp_path / "out"), "--metrics", "fd_dinov2"]) == 0
     assert "unavailable" in json.loads(capsys.readouterr().out)["results"]["stochastic"]["fd_dinov2"]
@@ -250,7 +243,7 @@ def test_killed_evaluation_goes_on_where_it_was(evaluated, model: str, test_imag
 
 
 def test_continuing_and_the_steps_alone_change_nothing(
-    evaluated, command: list[str], other_model: str, tmp_path: Path, capsys
+    evaluated, command: list[str], other_model: str, tmp_path: Path, refusal
 ) -> None:
     """In a copy of the folder, with the model, and from its files without."""
     figures, output = evaluated
@@ -271,11 +264,11 @@ def test_continuing_and_the_steps_alone_change_nothing(
         measure(copy)
     for content in ("{", "[1]", "[" * 100_000):
         (copy / "settings.json").write_text(content)
-        assert "settings.json" in refusal(capsys, *command)
+        assert "settings.json" in refusal(*command)
 
 
 def test_a_folder_belongs_to_one_evaluation(
-    evaluated, command: list[str], model: str, other_model: str, test_images: str, tmp_path: Path, capsys
+    evaluated, command: list[str], model: str, other_model: str, test_images: str, tmp_path: Path, refusal
 ) -> None:
     """Nothing that stands in it is shown as that of other weights, data or options."""
     _, output = evaluated
@@ -289,16 +282,16 @@ def test_a_folder_belongs_to_one_evaluation(
         (["--baseline-images", "3"], "images"),
         (["--compare", changed], "compare"),
     ):
-        assert message in refusal(capsys, *command, *more)
+        assert message in refusal(*command, *more)
     command[1] = str(changed)
-    assert "weights" in refusal(capsys, *command)
+    assert "weights" in refusal(*command)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
 def test_what_is_refused_leaves_the_folder_free(
-    model: str, test_images: str, train_images: str, tmp_path: Path, capsys
+    model: str, test_images: str, train_images: str, tmp_path: Path, refusal
 ) -> None:
     arguments = run(model, "--dataset", test_images, "--train-dataset", train_images, "--mode", "stochastic")
     for more, message in (
@@ -311,25 +304,25 @@ def test_what_is_refused_leaves_the_folder_free(
         (["--require", "fd_vgg16"], "require"),
         (["--num-images", "1"], "num_images"),
     ):
-        assert message in refusal(capsys, *arguments, "--output", tmp_path / "out", "--metrics", *more)
+        assert message in refusal(*arguments, "--output", tmp_path / "out", "--metrics", *more)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="train_dataset"):
         EvaluationOptions("m", "d", tmp_path, baselines=("pca",))
 
 
-def test_bad_images_and_outputs(model: str, tmp_path: Path, capsys) -> None:
+def test_bad_images_and_outputs(model: str, tmp_path: Path, refusal) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     arguments = [*run(model, "--dataset", photos, "--mode", "stochastic", "--metrics"), "--output"]
     Image.new("RGB", (20, 20), "red").save(photos / "0.png")
-    assert "dataset" in refusal(capsys, *arguments, out), "one image is too few"
+    assert "dataset" in refusal(*arguments, out), "one image is too few"
     (photos / "1.png").write_bytes(b"junk")
-    assert "1.png" in refusal(capsys, *arguments, out), "before the sampling"
+    assert "1.png" in refusal(*arguments, out), "before the sampling"
     out.mkdir()
     (out / "precious.txt").write_text("x")
     for output in (out, photos / "out", photos / "0.png"):
-        assert "output" in refusal(capsys, *arguments, output)
-    assert "output" in refusal(capsys, "encode", photos, "--model", model, "--output", photos / "out")
+        assert "output" in refusal(*arguments, output)
+    assert "output" in refusal("encode", photos, "--model", model, "--output", photos / "out")
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
     assert sorted(path.name for path in photos.iterdir()) == ["0.png", "1.png"]
 
