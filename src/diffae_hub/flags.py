@@ -26,15 +26,11 @@ def option(
     positional: bool = False,
     append: bool = False,
 ) -> Any:
-    """A dataclass field with what its flag needs.
+    """A dataclass field with what its flag needs. The default `dataclasses.MISSING` makes it required.
 
-    Args:
-        default: `dataclasses.MISSING` makes it required.
-        help: One line, without the default, which is added.
-        group: Title under which `--help` lists it.
-        minimum: The least value, of which [`check_minimums`] takes care.
-        positional: Whether it is an argument without a flag.
-        append: Whether the flag of a tuple takes one value, and is repeated for more.
+    To `help`, one line, the default is added; `group` is the title under which `--help` lists it. [`check_minimums`]
+    takes care of `minimum`. A `positional` argument has no flag; with `append` the flag of a tuple takes one value, and
+    is repeated for more.
     """
     metadata = {"help": help, "group": group, "minimum": minimum, "positional": positional, "append": append}
     return dataclasses.field(default=default, metadata=metadata)
