@@ -40,6 +40,7 @@ from diffae_hub.data.open_dataset import load_rows, open_dataset
 from diffae_hub.data.streaming import StreamedBatches, streaming_loader
 from diffae_hub.data.transform import ImageTransform
 from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss
+from diffae_hub.training.options import TrainingOptions
 from diffae_hub.training.presets import TrainingPreset, preset_named
 from diffae_hub.training.trainer import TwoPhaseTrainer
 
@@ -74,8 +75,9 @@ def script_step(
     AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the last variant's
     accelerator = Accelerator(mixed_precision="bf16" if "bf16" in variant else "no", cpu=device.type == "cpu")
     preset = preset.with_overrides({"batch_size": batch_size, "phase1_fraction": 0.0})
-    options = {"compiled": "compile" in variant, "gradient_checkpointing": "checkpointing" in variant}
-    return TwoPhaseTrainer(preset, accelerator, **options).step
+    words = {"compile": "compile" in variant, "gradient_checkpointing": "checkpointing" in variant}
+    options = TrainingOptions(dataset="none", output=Path("none"), **words)
+    return TwoPhaseTrainer(preset, options, accelerator).step
 
 
 def build_step(

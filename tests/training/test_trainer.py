@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from diffae_hub.training.presets import TrainingPreset, preset_named
+from diffae_hub.training.options import TrainingOptions
+from diffae_hub.training.presets import PRESETS
 from diffae_hub.training.trainer import TwoPhaseTrainer
 
 from .runner import TINY_EXPERIMENT, WITHOUT_DROPOUT
@@ -19,10 +21,11 @@ EXAMPLES, BATCH, LEARNING_RATE, WARMUP, DECAY, NORM = 128, 16, 1e-3, 64, 0.5, 0.
 OTHER_DECAY = 0.25
 
 
-def tiny_preset() -> TrainingPreset:
+def tiny_trainer(accelerator: Accelerator, optimizer: str = "adam", **options: object) -> TwoPhaseTrainer:
     recipe = {"batch_size": BATCH, "training_examples": EXAMPLES, "learning_rate": LEARNING_RATE}
-    recipe |= {"warmup_examples": WARMUP, "ema_decay": DECAY, "max_grad_norm": NORM}
-    return preset_named("cifar10-32").with_overrides({**TINY_EXPERIMENT, **WITHOUT_DROPOUT, **recipe})
+    recipe |= {"warmup_examples": WARMUP, "ema_decay": DECAY, "max_grad_norm": NORM, "optimizer": optimizer}
+    preset = PRESETS["cifar10-32"].with_overrides({**TINY_EXPERIMENT, **WITHOUT_DROPOUT, **recipe})
+    return TwoPhaseTrainer(preset, TrainingOptions(dataset="x", output=Path("y"), **options), accelerator)
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
     What the reference takes from the trainer are its initial weights and its draws of t and x_t, from which it has the
     noise.
     """
-    trainer = TwoPhaseTrainer(tiny_preset(), accelerator, channels_last=channels_last, more_ema_decays=[OTHER_DECAY])
+    trainer = tiny_trainer(accelerator, channels_last=channels_last, more_ema_decays=(OTHER_DECAY,))
     in_layout = {
         p.is_contiguous(memory_format=torch.channels_last) for p in trainer.parameters if p.shape[2:] == (3, 3)
     }
@@ -98,9 +101,9 @@ def half_precision(scale: float) -> Accelerator:
 
 def test_half_precision(accelerator: Accelerator, batches: list[torch.Tensor]) -> None:
     """Near float32, clipped after the scale is taken off, and resumed with the scale that it had."""
-    exact = TwoPhaseTrainer(tiny_preset(), accelerator)
+    exact = tiny_trainer(accelerator)
     losses = [float(exact.step(images)) for images in batches]
-    half = TwoPhaseTrainer(tiny_preset(), half_precision(2.0**12))
+    half = tiny_trainer(half_precision(2.0**12))
     assert float(half.step(batches[0])) == pytest.approx(losses[0], rel=1e-2)
     first = [half.optimizer.state[parameter]["exp_avg"] for parameter in half.parameters]
     assert float(torch.sqrt(sum((10 * average).square().sum() for average in first))) == pytest.approx(NORM, rel=1e-3)
@@ -109,7 +112,7 @@ def test_half_precision(accelerator: Accelerator, batches: list[torch.Tensor]) -
         assert half_loss == pytest.approx(loss, rel=1e-2)
         assert half_loss != loss
     state = copy.deepcopy(half.state_dict())
-    resumed = TwoPhaseTrainer(tiny_preset(), half_precision(1.0))
+    resumed = tiny_trainer(half_precision(1.0))
     resumed.load_state_dict(state)
     assert resumed.accelerator.scaler.get_scale() == 2.0**12
     for images in batches[4:]:
@@ -121,7 +124,7 @@ def test_half_precision(accelerator: Accelerator, batches: list[torch.Tensor]) -
 
 def test_averaged_weights_are_lent(accelerator: Accelerator, batches: list[torch.Tensor]) -> None:
     """Whatever happens meanwhile, the training goes on from the weights that it had."""
-    trainer = TwoPhaseTrainer(tiny_preset(), accelerator)
+    trainer = tiny_trainer(accelerator)
     trainer.step(batches[0])
     before = [parameter.detach().clone() for parameter in trainer.parameters]
     with pytest.raises(KeyError), trainer.averaged_weights():
@@ -136,11 +139,11 @@ def test_goes_on_in_another_memory_format(
     accelerator: Accelerator, batches: list[torch.Tensor], before: int, after: int, optimizer: str
 ) -> None:
     """A state taken up again under the other memory format leads to the same weights, but for rounding."""
-    preset = tiny_preset().with_overrides({"optimizer": optimizer})
-    whole = TwoPhaseTrainer(preset, accelerator, channels_last=bool(before), more_ema_decays=[OTHER_DECAY])
+    options = {"optimizer": optimizer, "more_ema_decays": (OTHER_DECAY,)}
+    whole = tiny_trainer(accelerator, channels_last=bool(before), **options)
     for images in batches[:4]:
         whole.step(images)
-    resumed = TwoPhaseTrainer(preset, accelerator, channels_last=bool(after), more_ema_decays=[OTHER_DECAY])
+    resumed = tiny_trainer(accelerator, channels_last=bool(after), **options)
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for ours, average in zip(resumed.parameters, resumed.averages.shadow_params, strict=True):
         assert ours.stride() == average.stride()

@@ -112,17 +112,7 @@ class _Run:
             **{name: version(name) for name in ("torch", "diffusers", "accelerate", "datasets")},
         }
         accelerator.print(json.dumps(self.configuration, indent=2))
-        self.trainer = TwoPhaseTrainer(
-            preset,
-            accelerator,
-            seed=options.seed,
-            pretrained=pretrained,
-            channels_last=options.channels_last,
-            gradient_checkpointing=options.gradient_checkpointing,
-            gradient_accumulation_steps=options.gradient_accumulation_steps,
-            compiled=options.compile,
-            more_ema_decays=options.more_ema_decays,
-        )
+        self.trainer = TwoPhaseTrainer(preset, options, accelerator, pretrained)
         # What a resumed run must repeat.
         self.experiment = {**preset.to_dict(), "seed": options.seed, "more_ema_decays": options.more_ema_decays}
         state = self._resume()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .latent import LatentOptions
+    from .options import TrainingOptions
 
 # What each draw of random numbers is for: part of its seed.
 NOISE, TIMESTEPS, DROPOUT = 1, 2, 3
@@ -134,40 +135,33 @@ class Trainer:
 class TwoPhaseTrainer(Trainer):
     """A diffusion autoencoder in training (Algorithms 1 and 2; section 8 for Adam, warm-up and averaged weights).
 
-    `seed` is that of new initial weights, unless they are those of `pretrained`, and of every draw. Several processes
-    draw dropout each for its own share: with dropout their weights are not those that one process would have.
+    The initial weights are new ones or those of `pretrained`. Several processes draw dropout each for its own share:
+    with dropout their weights are not those that one process would have.
     """
 
     def __init__(
         self,
         preset: TrainingPreset,
+        options: TrainingOptions,
         accelerator: Accelerator,
-        *,
-        seed: int = 0,
         pretrained: DiffusionAutoencoderPipeline | None = None,
-        channels_last: bool = True,
-        gradient_checkpointing: bool = False,
-        gradient_accumulation_steps: int = 1,
-        compiled: bool = False,
-        more_ema_decays: Sequence[float] = (),
     ) -> None:
-        self.preset, self.scheduler = preset, preset.build_scheduler()
-        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.preset, self.options, self.scheduler = preset, options, preset.build_scheduler()
         # A run that is continued for longer keeps the number that it began with.
         self.phase1_examples = round(preset.phase1_fraction * preset.training_examples)
-        torch.manual_seed(seed)
+        torch.manual_seed(options.seed)
         network = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
         if pretrained is not None:
             network.encoder.load_state_dict(pretrained.encoder.state_dict())
             network.decoder.load_state_dict(pretrained.decoder.state_dict())
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         network.to(accelerator.device, memory_format=self.memory_format)
-        if gradient_checkpointing:
+        if options.gradient_checkpointing:
             network.encoder.enable_gradient_checkpointing()
             network.decoder.enable_gradient_checkpointing()
         optimizer = build_optimizer(preset.optimizer, network.parameters(), preset.learning_rate)
-        constant_decay = not preset.ema_warmup
-        super().__init__(network, optimizer, accelerator, preset, seed, constant_decay, compiled, more_ema_decays)
+        averaging = {"constant_decay": not preset.ema_warmup, "more_ema_decays": options.more_ema_decays}
+        super().__init__(network, optimizer, accelerator, preset, options.seed, compiled=options.compile, **averaging)
 
     @property
     def phase(self) -> int:
@@ -198,8 +192,8 @@ class TwoPhaseTrainer(Trainer):
 
         self.model.train()
         step_loss = torch.zeros((), device=device)
-        splits = (tensor.tensor_split(self.gradient_accumulation_steps) for tensor in (images, noise, timesteps))
-        parts = list(zip(*splits, strict=True))
+        count = self.options.gradient_accumulation_steps
+        parts = list(zip(*(tensor.tensor_split(count) for tensor in (images, noise, timesteps)), strict=True))
         for index, part in enumerate(parts, start=1):
             with accelerator.autocast():
                 loss = denoising_loss(self.model, self.scheduler, *part).sum() / self.batch_size
