@@ -9,7 +9,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diffae_hub import ConditionedUNet2DModel, SemanticEncoderModel, VPDDIMScheduler
+from diffae_hub import ConditionedUNet2DModel, DiffusionAutoencoderPipeline, SemanticEncoderModel, VPDDIMScheduler
 
 from .hub_server import client, hub, session_hub  # noqa: F401 - fixtures
 
@@ -57,25 +56,29 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture
-def tiny_encoder() -> SemanticEncoderModel:
+def make_tiny_pipeline() -> DiffusionAutoencoderPipeline:
     torch.manual_seed(0)
-    return randomize(SemanticEncoderModel(**TINY), seed=1)
-
-
-@pytest.fixture
-def tiny_decoder() -> ConditionedUNet2DModel:
+    encoder = randomize(SemanticEncoderModel(**TINY), seed=1)
     torch.manual_seed(0)
-    return randomize(ConditionedUNet2DModel(**TINY, time_embed_dim=16, latent_scale_shift=True), seed=2)
-
-
-@pytest.fixture
-def tiny_pipeline(tiny_encoder: SemanticEncoderModel, tiny_decoder: ConditionedUNet2DModel):
-    from diffae_hub import DiffusionAutoencoderPipeline
-
-    pipeline = DiffusionAutoencoderPipeline(encoder=tiny_encoder, decoder=tiny_decoder, scheduler=VPDDIMScheduler())
+    decoder = randomize(ConditionedUNet2DModel(**TINY, time_embed_dim=16, latent_scale_shift=True), seed=2)
+    pipeline = DiffusionAutoencoderPipeline(encoder=encoder, decoder=decoder, scheduler=VPDDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def tiny_pipeline() -> DiffusionAutoencoderPipeline:
+    return make_tiny_pipeline()
+
+
+@pytest.fixture
+def tiny_encoder(tiny_pipeline: DiffusionAutoencoderPipeline) -> SemanticEncoderModel:
+    return tiny_pipeline.encoder
+
+
+@pytest.fixture
+def tiny_decoder(tiny_pipeline: DiffusionAutoencoderPipeline) -> ConditionedUNet2DModel:
+    return tiny_pipeline.decoder
 
 
 @pytest.fixture
@@ -109,17 +112,12 @@ def pattern(rng: np.random.Generator, brightness: float) -> Image.Image:
 
 def write_parquet(path: Path, count: int, seed: int) -> str:
     """Images whose label says whether they are dark (0) or bright (1)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import datasets
 
-    rng = np.random.default_rng(seed)
-    images, labels = [], []
-    for index in range(count):
-        buffer = io.BytesIO()
-        pattern(rng, 0.3 + 0.4 * (index % 2)).save(buffer, "PNG")
-        images.append({"bytes": buffer.getvalue(), "path": None})
-        labels.append(index % 2)
-    pq.write_table(pa.table({"image": images, "label": labels}), path)
+    rng, labels = np.random.default_rng(seed), [index % 2 for index in range(count)]
+    columns = {"image": [pattern(rng, 0.3 + 0.4 * label) for label in labels], "label": labels}
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(path)
     return str(path)
 
 
@@ -156,11 +154,6 @@ def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def test_images(tmp_path: Path) -> str:
     return write_parquet(tmp_path / "test.parquet", 11, seed=1)
-
-
-@pytest.fixture
-def train_images(tmp_path: Path) -> str:
-    return write_parquet(tmp_path / "train.parquet", 40, seed=0)
 
 
 @pytest.fixture

@@ -9,21 +9,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from diffae_hub import (
-    ConditionedUNet2DModel,
-    DiffusionAutoencoderPipeline,
-    SemanticEncoderModel,
-    VPDDIMScheduler,
-)
+from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.cli.main import main
 from diffae_hub.evaluation import evaluation_folder
 
-from ..conftest import TINY, randomize, write_parquet
+from ..conftest import make_tiny_pipeline, write_parquet
 from ..training import runner
 
 
@@ -70,12 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline() -> DiffusionAutoencoderPipeline:
-    torch.manual_seed(0)
-    encoder = randomize(SemanticEncoderModel(**TINY), seed=1)
-    decoder = randomize(ConditionedUNet2DModel(**TINY, time_embed_dim=16, latent_scale_shift=True), seed=2)
-    pipeline = DiffusionAutoencoderPipeline(encoder=encoder, decoder=decoder, scheduler=VPDDIMScheduler())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return make_tiny_pipeline()
 
 
 @pytest.fixture(scope="session")
@@ -86,19 +74,12 @@ def model(pipeline: DiffusionAutoencoderPipeline, folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def test_images(folder: Path) -> str:
-    return with_class_names(write_parquet(folder / "test.parquet", 11, seed=1))
+    return write_parquet(folder / "test.parquet", 11, seed=1)
 
 
 @pytest.fixture(scope="session")
 def train_images(folder: Path) -> str:
-    return with_class_names(write_parquet(folder / "train.parquet", 40, seed=0))
-
-
-def with_class_names(path: str) -> str:
-    columns = pq.read_table(path).to_pydict()
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])}
-    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(path)
-    return path
+    return write_parquet(folder / "train.parquet", 40, seed=0)
 
 
 @pytest.fixture(scope="session")

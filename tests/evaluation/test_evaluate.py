@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -141,14 +142,12 @@ def test_the_papers_figures_stand_beside_its_own_classes(evaluated) -> None:
 
 def test_probe_of_a_column_of_lists(model: str, tmp_path: Path, capsys) -> None:
     """Each place of the lists is a label; figures that are not defined are null, as JSON has no NaN."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     names = {}
     for split, count in (("train", 20), ("test", 8)):
-        names[split] = write_parquet(tmp_path / f"{split}.parquet", count, seed=2)
+        images = Dataset.from_parquet(write_parquet(tmp_path / "images.parquet", count, seed=2))
         lists = [[index % 2, (index // 2) % 2, 1] for index in range(count)]
-        pq.write_table(pq.read_table(names[split]).append_column("labels", pa.array(lists)), names[split])
+        names[split] = str(tmp_path / f"{split}.parquet")
+        images.add_column("labels", lists).to_parquet(names[split])
     arguments = run(model, "--dataset", names["test"], "--train-dataset", names["train"], "--mode", "stochastic")
     arguments += ["--output", str(tmp_path / "out"), "--label-columns", "labels", "--metrics"]
     for count, probe in ((8, "multilabel"), (5, "regression")):  # in one folder
