@@ -79,7 +79,7 @@ def encode_dataset(
     if len({*columns, *taken}) < len(columns) + len(taken):
         raise ValueError(f"columns must differ from one another and from {', '.join(taken)}, got {list(columns)}")
     dataset = open_dataset(source, split, image_column, streaming, columns)
-    names = {name: getattr((dataset.features or {}).get(name), "names", None) for name in columns}
+    features = dataset.features or {}
     rows = islice(dataset, num_images)
     first = next(rows, None)
     if first is None:
@@ -96,7 +96,7 @@ def encode_dataset(
         "image_column": image_column,
         "crop": crop,
         "columns": list(columns),
-        "class_names": {name: classes for name, classes in names.items() if classes},
+        "class_names": {name: features[name].names for name in columns if hasattr(features.get(name), "names")},
         "shard_size": shard_size,
         "format": file_format,
     }
@@ -109,9 +109,10 @@ def encode_dataset(
         for number, shard in groupby(enumerate(chain([first], rows)), lambda item: item[0] // shard_size):
             path = folder / f"codes-{number:07d}.{file_format}"
             mine = number % num_processes == process_index
-            stored = _shard_length(path) if mine and path.is_file() else 0
-            codes: list[np.ndarray] = []
-            kept: dict[str, list[Any]] = {name: [] for name in ("index", "source", *columns)}
+            names = ("index", "source", *columns)
+            kept = _read_shard(path, names) if mine and path.is_file() else {name: [] for name in names}
+            stored = len(kept["index"])
+            codes = [kept.pop("latent_code")] if stored else []
             while batch := list(islice(shard, batch_size)):
                 count += len(batch)
                 batch = [item for item in batch if mine and item[0] % shard_size >= stored]
@@ -125,11 +126,7 @@ def encode_dataset(
                 for name in columns:
                     kept[name] += [row[name] for _, row in batch]
                 progress.update(len(batch))
-            if codes and stored:
-                before = _read_shard(path, list(kept))
-                codes.insert(0, before["latent_code"])
-                kept = {name: before[name] + values for name, values in kept.items()}
-            if codes:
+            if len(kept["index"]) > stored:
                 _write_shard(path, np.concatenate(codes), kept)
     if state:
         state.wait_for_everyone()
@@ -189,15 +186,6 @@ def _image(index: int, row: dict[str, Any], image_column: str) -> dict[str, Any]
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------
-
-
-def _shard_length(path: Path) -> int:
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="np") as file:
-            return file.get_slice("index").get_shape()[0]
-    import pyarrow.parquet as pq
-
-    return pq.read_metadata(path).num_rows
 
 
 def _write_shard(path: Path, codes: np.ndarray, columns: dict[str, list[Any]]) -> None:
