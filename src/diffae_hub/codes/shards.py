@@ -12,7 +12,7 @@ shards that are not there yet; the last one grows if more images are asked for. 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -131,7 +131,10 @@ def encode_dataset(
     if state:
         state.wait_for_everyone()
     if process_index == 0:
-        _write_summary(folder, count)
+        path = Path(source).expanduser()
+        if path.exists():  # so that it is found again from elsewhere
+            settings["dataset"] = str(path.absolute())
+        write_text(folder / SUMMARY, json.dumps({**settings, "count": count}) + "\n")
     return count
 
 
@@ -158,7 +161,11 @@ def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.
     known = ["source", *summary["columns"]]
     if len({*columns} & {*known}) < len(columns):
         raise ValueError(f"columns must be some of {known}, each once, got {list(columns)}")
-    parts = list(_read_codes(Path(folder), columns, summary["count"]))
+    parts: list[dict[str, np.ndarray]] = []
+    for path in sorted(path for path in Path(folder).glob("codes-*") if path.suffix in (".parquet", ".safetensors")):
+        shard = _read_shard(path, ["index", *columns])
+        wanted = np.array(shard["index"]) < summary["count"]  # an earlier run may have made more
+        parts.append({name: np.array(shard[name])[wanted] for name in ("latent_code", "index", *columns)})
     codes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {"index": []}
     if len(codes["index"]) != summary["count"] or (np.diff(codes["index"], prepend=-1) != 1).any():
         raise ValueError(f"codes must be complete and in order, {summary['count']} of them, but not so in {folder}")
@@ -222,24 +229,3 @@ def _read_shard(path: Path, names: Sequence[str]) -> dict[str, Any]:
     codes = table["latent_code"].combine_chunks()
     columns = {name: table[name].to_pylist() for name in names}
     return {**columns, "latent_code": np.asarray(codes.flatten()).reshape(len(codes), -1)}
-
-
-def _read_codes(folder: Path, names: Sequence[str], count: int) -> Iterator[dict[str, np.ndarray]]:
-    """`index`, `latent_code` and the named columns, shard by shard, of the images below `count`."""
-    for path in sorted(path for path in folder.glob("codes-*") if path.suffix in (".parquet", ".safetensors")):
-        found = _read_shard(path, ["index", *names])
-        wanted = np.array(found["index"]) < count  # an earlier run may have made more
-        if wanted.any():
-            yield {name: np.array(found[name])[wanted] for name in ("latent_code", "index", *names)}
-
-
-def _write_summary(folder: Path, count: int) -> None:
-    """Checks that every code is there and writes `codes.json`."""
-    found = sum(len(part["index"]) for part in _read_codes(folder, [], count))
-    if found != count:
-        raise ValueError(f"{folder} must hold the codes of all {count} images, got {found}")
-    settings = read_json(folder / SETTINGS)
-    source = Path(settings["dataset"]).expanduser()
-    if source.exists():  # so that it is found again from elsewhere
-        settings["dataset"] = str(source.absolute())
-    write_text(folder / SUMMARY, json.dumps({**settings, "count": count}) + "\n")
