@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -59,7 +59,6 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, Repository] = {}
         self.large_files: dict[str, bytes] = {}
-        self.lock = threading.Lock()
         self.fault: tuple[str, str] | None = None
         self.closing = threading.Event()
         self.sent_bytes = 0
@@ -67,11 +66,6 @@ class HubServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
-
-    def environment(self, home: str) -> dict[str, str]:
-        """What a client's process needs in its environment."""
-        names = {"HF_ENDPOINT": self.url, "HF_HOME": home, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
-        return {**names, "OMP_NUM_THREADS": "1"}
 
     def store(self, name: str, folder: Path) -> None:
         """Puts the files of a folder into a repository, without a client."""
@@ -146,40 +140,31 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self._reply(status, {"error": code}, {"X-Error-Code": code, "X-Error-Message": code})
 
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        content = b""
-        while size := int(self.rfile.readline(), 16):
-            content += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return content
-
     def _handle(self) -> None:
-        path, body = unquote(urlsplit(self.path).path), self._body()
+        path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         authorised = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         mode, pattern = self.server.fault or ("", "^$")
         self.fault = mode if re.search(pattern, f"{self.command} {path}") else ""
         if self.fault and self._misbehave():
             return
-        with self.server.lock:
-            if upload := re.fullmatch(r"/large/([0-9a-f]{64})", path):
-                self._receive_large(upload[1], body)
-            elif self.command in ("POST", "PUT", "DELETE") and not authorised:
-                self._refuse(401, "Unauthorized")
-            elif path == "/api/validate-yaml":
-                self._reply(200, {"errors": [], "warnings": []})
-            elif path == "/api/repos/create":
-                self._create(json.loads(body))
-            elif batch := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-                self._plan_large(json.loads(body), batch[1])
-            elif call := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)(?:/(.*))?)?", path):
-                self._repository_call(call[1], call[2] or "revision", call[3] or "main", body)
-            elif download := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-                self._download(*download.groups())
-            else:
-                self._refuse(404, "NotImplemented")
+        if path.startswith("/large/"):
+            self.server.large_files[path.removeprefix("/large/")] = body
+            self._reply(200, {})
+        elif self.command in ("POST", "PUT", "DELETE") and not authorised:
+            self._refuse(401, "Unauthorized")
+        elif path == "/api/validate-yaml":
+            self._reply(200, {"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self._plan_large(json.loads(body))
+        elif call := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)(?:/(.*))?)?", path):
+            self._repository_call(call[1], call[2] or "revision", call[3] or "main", body)
+        elif download := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._download(*download.groups())
+        else:
+            self._refuse(404, "NotImplemented")
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle
 
@@ -194,22 +179,13 @@ class _Handler(BaseHTTPRequestHandler):
         repository.commit("initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         self._reply(200, {"url": url, "name": name, "id": name})
 
-    def _plan_large(self, request: dict, name: str) -> None:
-        objects = []
-        for item in request["objects"]:
-            plan = {"oid": item["oid"], "size": item["size"]}
-            if item["oid"] not in self.server.large_files:
-                plan["actions"] = {"upload": {"href": f"{self.server.url}/large/{item['oid']}", "header": {}}}
-            objects.append(plan)
+    def _plan_large(self, request: dict) -> None:
+        objects = [
+            {**item, "actions": {"upload": {"href": f"{self.server.url}/large/{item['oid']}", "header": {}}}}
+            for item in request["objects"]
+        ]
         headers = {"Content-Type": "application/vnd.git-lfs+json"}
         self._reply(200, {"transfer": "basic", "objects": objects}, headers)
-
-    def _receive_large(self, identity: str, content: bytes) -> None:
-        if hashlib.sha256(content).hexdigest() != identity:
-            self._refuse(400, "BadChecksum")
-            return
-        self.server.large_files[identity] = content
-        self._reply(200, {})
 
     def _repository_call(self, name: str, verb: str, rest: str, body: bytes) -> None:
         repository = self.server.repositories.get(name)
@@ -223,9 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
         identity, _, files = found
         if verb == "preupload":
             answers = []
-            for path in (item["path"] for item in json.loads(body)["files"]):
-                mode = "lfs" if path.endswith(LARGE_SUFFIX) else "regular"
-                answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None})
+            for item in json.loads(body)["files"]:
+                mode = "lfs" if item["path"].endswith(LARGE_SUFFIX) else "regular"
+                answers.append({"path": item["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None})
             self._reply(200, {"files": answers})
         elif verb == "commit":
             self._commit(name, repository, files, body)
@@ -276,19 +252,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, content, headers)
 
 
-@contextmanager
-def running_hub() -> Iterator[HubServer]:
-    """A server in a thread of this process, until the block ends."""
-    server = HubServer()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.closing.set()
-        server.shutdown()
-        server.server_close()
-
-
 # Each line of input is a command line, or Python code and its arguments; each line of output is
 # [exit code, stderr, stdout].
 _DRIVER = """
@@ -326,9 +289,10 @@ class Client:
     """A process with the real huggingface_hub, for many tests; it reads its environment when it is imported."""
 
     def __init__(self, hub: HubServer, home: Path, **environment: str) -> None:
+        names = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _DRIVER],
-            env={**os.environ, **hub.environment(str(home)), **environment},
+            env={**os.environ, **names, "OMP_NUM_THREADS": "1", **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -349,8 +313,13 @@ class Client:
 
 @pytest.fixture(scope="session")
 def session_hub() -> Iterator[HubServer]:
-    with running_hub() as server:
-        yield server
+    """A server in a thread of this process."""
+    server = HubServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.closing.set()
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")
