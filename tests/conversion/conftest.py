@@ -8,6 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from diffae_hub.conversion.convert import convert_official_checkpoint
+
+from .official_files import autoencoder_state, classifier_state, latent_state, save_lightning
+from .reference_network import MINIATURE
+
+STATES = {"autoencoder": autoencoder_state, "latent": latent_state, "classifier": classifier_state}
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted pipeline of all networks."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    paths = {name: save_lightning(folder / f"{name}.ckpt", state(MINIATURE)) for name, state in STATES.items()}
+    others = {f"{name}_checkpoint": paths[name] for name in ("latent", "classifier")}
+    report = convert_official_checkpoint(paths["autoencoder"], folder / "out", **others)
+    assert not report.warnings
+    return folder / "out"
+
 
 @pytest.fixture
 def memory_growth() -> Callable[[Callable[[], object]], int]:

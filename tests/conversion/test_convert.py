@@ -139,26 +139,9 @@ def test_codes_and_noise_predictions(tmp_path: Path, a: Architecture, options: d
     torch.testing.assert_close(noise.double(), expected, atol=1e-4, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory) -> tuple[DiffusionAutoencoderPipeline, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A converted pipeline of all networks, the tensors of its latent checkpoint and those of its classifier."""
-    folder = tmp_path_factory.mktemp("complete")
-    state = latent_state(MINIATURE)
-    autoencoder = {name: tensor for name, tensor in state.items() if "latent_net" not in name and "conds" not in name}
-    classifier = classifier_state(MINIATURE)
-    report = convert_official_checkpoint(
-        save_lightning(folder / "last.ckpt", autoencoder),
-        folder / "out",
-        latent_checkpoint=save_lightning(folder / "latent.ckpt", state),
-        classifier_checkpoint=save_lightning(folder / "classifier.ckpt", classifier),
-    )
-    assert not report.warnings
-    return load(folder / "out"), state, classifier
-
-
-def test_decoding_and_inversion_trajectories(complete) -> None:
-    pipeline, state, _ = complete
-    generator, w = torch.Generator().manual_seed(0), of_group(state, "ema_model")
+def test_decoding_and_inversion_trajectories(pipeline_folder: Path) -> None:
+    pipeline, w = load(pipeline_folder), of_group(latent_state(MINIATURE), "ema_model")
+    generator = torch.Generator().manual_seed(0)
     code, noise = torch.randn(1, 12, generator=generator), torch.randn(1, 3, 16, 16, generator=generator)
     images = pipeline.decode(code, noise=noise, num_inference_steps=50, output_type="latent").images
     expected = reference.decode(w, MINIATURE, noise.double(), code.double(), 50)
@@ -173,8 +156,8 @@ def test_decoding_and_inversion_trajectories(complete) -> None:
     torch.testing.assert_close(inverted.double(), expected, atol=1e-3, rtol=0)
 
 
-def test_latent_predictions_and_attributes(complete) -> None:
-    pipeline, state, classifier = complete
+def test_latent_predictions_and_attributes(pipeline_folder: Path) -> None:
+    pipeline, state, classifier = load(pipeline_folder), latent_state(MINIATURE), classifier_state(MINIATURE)
     noise, t = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 500, 999])
     with torch.no_grad():
         prediction = pipeline.latent_code_model(noise, t).sample

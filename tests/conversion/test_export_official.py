@@ -21,23 +21,9 @@ from diffae_hub.conversion.export_official import export_official_checkpoints
 from diffae_hub.conversion.official_configuration import OFFICIAL_SCHEDULER, infer_autoencoder_configuration
 
 from . import reference_network as reference
-from .official_files import autoencoder_state, classifier_state, latent_state, of_group, save_lightning
+from .conftest import STATES
+from .official_files import of_group
 from .reference_network import MINIATURE
-
-STATES = {"autoencoder": autoencoder_state, "latent": latent_state, "classifier": classifier_state}
-
-
-@pytest.fixture(scope="module")
-def pipeline_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pipeline")
-    paths = {name: save_lightning(folder / f"{name}.ckpt", state(MINIATURE)) for name, state in STATES.items()}
-    convert_official_checkpoint(
-        paths["autoencoder"],
-        folder / "out",
-        latent_checkpoint=paths["latent"],
-        classifier_checkpoint=paths["classifier"],
-    )
-    return folder / "out"
 
 
 @pytest.fixture(scope="module")
