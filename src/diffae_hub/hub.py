@@ -8,7 +8,7 @@ import torch
 
 from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .pretrained import of_training
-from .publishing import card_figures, ensure_repository, publish, repository_files
+from .publishing import card_figures, publish, repository_files
 
 
 def push_pipeline(
@@ -21,18 +21,15 @@ def push_pipeline(
     license: str | None = None,
     evaluation: str | Path | None = None,
 ) -> str:
-    """Uploads a pipeline folder in one commit, after it was loaded and has reconstructed one image.
+    """Uploads a pipeline folder by [`publish`], after it was loaded and has reconstructed one image; its full id.
 
-    As [`publish`] and [`ensure_repository`], whose full id "owner/name" is returned. `license`, an SPDX id in lower
-    case, and the results of `evaluation`, the report.json of one, are for the card.
+    `license`, an SPDX id in lower case, and the results of `evaluation`, the report.json of one, are for the card.
     """
     folder, figures = of_training(Path(folder)), card_figures(card, license, evaluation)
-    repository_files(folder, repo_id, card, figures)  # what cannot be sent is refused first
+    repository_files(folder, repo_id, card, figures)  # what cannot be sent is not loaded
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.decoder.config
     image = torch.full((1, config.in_channels, config.sample_size, config.sample_size), 0.5)
     pipeline(image, num_inference_steps=1)
-    full_id = ensure_repository(repo_id, private)
-    publish(folder, full_id, commit_message=commit_message, card=card, figures=figures)
-    return full_id
+    return publish(folder, repo_id, card, figures, private, commit_message=commit_message).repo_url.repo_id

@@ -56,35 +56,36 @@ def ensure_repository(repo_id: str, private: bool | None = False, token: str | N
 
 
 def publish(
-    folder: str | Path,
+    folder: Path,
     repo_id: str,
-    *,
+    card: str | Path | None,
+    figures: Mapping[str, Any],
+    private: bool | None,
     token: str | None = None,
-    commit_message: str = "Upload diffusion autoencoder",
-    create_pr: bool = False,
-    card: str | Path | None = None,
-    figures: Mapping[str, Any] | None = None,
+    **commit: Any,
 ) -> Any:
-    """Uploads what `save_pretrained` wrote in one commit: an interrupted upload is never visible.
+    """Uploads what `save_pretrained` wrote in one commit, into a repository that is created unless it is there.
 
-    Links are refused, and other files stay behind. The repository must exist; see [`ensure_repository`]. Its card
-    stays, if there is nothing to say but what the configurations hold.
+    What cannot be sent, such as links, is refused first, and other files stay behind. An interrupted upload is never
+    visible. The repository's card stays, if there is nothing to say but what the configurations hold.
 
     Args:
-        token, commit_message, create_pr: As in huggingface_hub, whose `CommitInfo` is returned.
         card: A Markdown page to upload as README.md, with the pictures and pages beside it that it links to. None
             takes the folder's README.md unless there are figures for a new one.
         figures: Those of [`~diffae_hub.model_card.render_model_card`], beyond the folder's figures.json.
+        commit: For huggingface_hub's `create_commit`, whose `CommitInfo` is returned.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files, is_new = repository_files(Path(folder), repo_id, card, figures or {})
+    repository_files(folder, repo_id, card, figures)
+    full_id = ensure_repository(repo_id, private, token)
+    files, is_new = repository_files(folder, full_id, card, figures)
     api = HfApi(token=token)
     with hub_requests(f"repo_id {repo_id!r} cannot be written"):
-        if not is_new and api.file_exists(repo_id, "README.md"):
+        if not is_new and api.file_exists(full_id, "README.md"):
             del files["README.md"]
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
-        return api.create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr)
+        return api.create_commit(full_id, operations, **commit)
 
 
 def repository_files(
@@ -237,11 +238,8 @@ class PublishingMixin:
             self.save_pretrained(folder, **({"variant": variant} if variant else {}))
             if not Path(folder, INDEX).is_file():
                 figures["class_name"] = _loadable_class(self)[1]
-            repository_files(Path(folder), repo_id, card, figures)  # what cannot be sent is refused first
-            full_id = ensure_repository(repo_id, private, token)
-            message = commit_message or f"Upload {type(self).__name__}"
-            commit = {"token": token, "commit_message": message, "create_pr": create_pr}
-            return publish(folder, full_id, card=card, figures=figures, **commit)
+            commit = {"commit_message": commit_message or f"Upload {type(self).__name__}", "create_pr": create_pr}
+            return publish(Path(folder), repo_id, card, figures, private, token, **commit)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves as diffusers does, a pipeline with the loader file that plain diffusers needs."""
