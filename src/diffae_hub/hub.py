@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from .pretrained import of_training
+from .pretrained import bundled_or_own, of_training
 from .publishing import card_figures, publish, repository_files
 
 
@@ -25,7 +25,7 @@ def push_pipeline(
 
     `license`, an SPDX id in lower case, and the results of `evaluation`, the report.json of one, are for the card.
     """
-    folder, figures = of_training(Path(folder)), card_figures(card, license, evaluation)
+    folder, figures = of_training(Path(bundled_or_own(folder))), card_figures(card, license, evaluation)
     repository_files(folder, repo_id, card, figures)  # what cannot be sent is not loaded
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

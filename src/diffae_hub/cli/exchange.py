@@ -87,12 +87,10 @@ def push(options: PushOptions, arguments: Namespace) -> tuple[Any, str]:
     The token is that of `hf auth login` or of the environment variable HF_TOKEN.
     """
     from ..hub import push_pipeline
-    from ..pretrained import bundled_model_path, list_models
 
     silence_diffusers()
-    is_bundled = options.model in list_models() and not Path(options.model).is_dir()
     full_id = push_pipeline(
-        bundled_model_path(options.model) if is_bundled else options.model,
+        options.model,
         options.repo_id,
         private=options.private,
         commit_message=options.message or PushOptions.message,
