@@ -117,21 +117,12 @@ def _conv(w: Tensors, name: str, x: torch.Tensor, width: int, kernel: int = 3) -
     return F.conv2d(x, weight, _tensor(w, f"{name}.bias", width), padding=kernel // 2)
 
 
-def _silu(x: torch.Tensor) -> torch.Tensor:
-    return x / (1 + torch.exp(-x))
-
-
-def _affine(w: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
-    weight, bias = (_tensor(w, f"{name}.{kind}", x.shape[1]) for kind in ("weight", "bias"))
-    shape = (1, -1, *(1,) * (x.ndim - 2))
-    return x * weight.view(shape) + bias.view(shape)
+def _affine(w: Tensors, name: str, x: torch.Tensor) -> list[torch.Tensor]:
+    return [_tensor(w, f"{name}.{kind}", x.shape[1]) for kind in ("weight", "bias")]
 
 
 def _group_norm(w: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
-    batch, channels = x.shape[:2]
-    grouped = x.reshape(batch, min(32, channels), -1)
-    mean, variance = grouped.mean(-1, keepdim=True), grouped.var(-1, unbiased=False, keepdim=True)
-    return _affine(w, name, ((grouped - mean) / torch.sqrt(variance + 1e-5)).reshape(x.shape))
+    return F.group_norm(x, min(32, x.shape[1]), *_affine(w, name, x), eps=1e-5)
 
 
 def _sinusoid(t: torch.Tensor, dimension: int) -> torch.Tensor:
@@ -145,11 +136,10 @@ def _attention(w: Tensors, name: str, x: torch.Tensor, heads: int) -> torch.Tens
     channels = x.shape[1]
     flat = _group_norm(w, f"{name}.norm", x).flatten(2).transpose(1, 2)  # (B, HW, C)
     qkv = _pixelwise(w, f"{name}.qkv", flat, 3 * channels)
-    width = channels // heads
     attended = []
-    for head in range(heads):  # heads are split before query, key and value
-        query, key, value = qkv[..., head * 3 * width : (head + 1) * 3 * width].split(width, dim=2)
-        weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(width), dim=-1)
+    for head in qkv.chunk(heads, dim=2):  # heads are split before query, key and value
+        query, key, value = head.chunk(3, dim=2)
+        weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(key.shape[2]), dim=-1)
         attended.append(weights @ value)
     out = _pixelwise(w, f"{name}.proj_out", torch.cat(attended, dim=2), channels)
     return x + out.transpose(1, 2).reshape(x.shape)
@@ -162,7 +152,7 @@ def _pixelwise(w: Tensors, name: str, x: torch.Tensor, width: int) -> torch.Tens
 
 def _resample(x: torch.Tensor, how: str | None) -> torch.Tensor:
     if how == "down":
-        return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+        return F.avg_pool2d(x, 2)
     if how == "up":
         return x.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
     return x
@@ -174,14 +164,14 @@ Conditions = tuple[torch.Tensor, torch.Tensor] | None  # time embedding and code
 def _block(
     w: Tensors, name: str, x: torch.Tensor, width: int, conditions: Conditions, how: str | None = None
 ) -> torch.Tensor:
-    h = _conv(w, f"{name}.in_layers.2", _resample(_silu(_group_norm(w, f"{name}.in_layers.0", x)), how), width)
+    h = _conv(w, f"{name}.in_layers.2", _resample(F.silu(_group_norm(w, f"{name}.in_layers.0", x)), how), width)
     if conditions is not None:
         time, latent = conditions
-        scale_t, shift_t = _linear(w, f"{name}.emb_layers.1", _silu(time), 2 * width)[:, :, None, None].chunk(2, dim=1)
-        scale_z = _linear(w, f"{name}.cond_emb_layers.1", _silu(latent), width)[:, :, None, None]
+        scale_t, shift_t = _linear(w, f"{name}.emb_layers.1", F.silu(time), 2 * width)[:, :, None, None].chunk(2, dim=1)
+        scale_z = _linear(w, f"{name}.cond_emb_layers.1", F.silu(latent), width)[:, :, None, None]
         h = _group_norm(w, f"{name}.out_layers.0", h)
         h = (h * (1 + scale_t) + shift_t) * (1 + scale_z)
-        h = _conv(w, f"{name}.out_layers.3", _silu(h), width)
+        h = _conv(w, f"{name}.out_layers.3", F.silu(h), width)
     x = _resample(x, how)
     if x.shape[1] != width:
         x = _conv(w, f"{name}.skip_connection", x, width, 1)
@@ -218,13 +208,13 @@ def _walk_down(
 
 def encode(w: Tensors, a: Architecture, x: torch.Tensor) -> torch.Tensor:
     h, _ = _walk_down(w, "encoder.", a, x, a.encoder_multipliers, a.encoder_blocks, None)
-    pooled = _silu(_group_norm(w, "encoder.out.0", h)).mean(dim=(2, 3))
+    pooled = F.silu(_group_norm(w, "encoder.out.0", h)).mean(dim=(2, 3))
     return _linear(w, "encoder.out.3", pooled, a.latent, 1, 1)
 
 
 def predict_noise(w: Tensors, a: Architecture, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     time = _linear(w, "time_embed.time_embed.0", _sinusoid(t, a.base), a.embed)
-    conditions = (_linear(w, "time_embed.time_embed.2", _silu(time), a.embed), z)
+    conditions = (_linear(w, "time_embed.time_embed.2", F.silu(time), a.embed), z)
     h, skips = _walk_down(w, "", a, x, a.decoder_multipliers, a.blocks, conditions)
     index = 0
     for level, multiplier in reversed(list(enumerate(a.decoder_multipliers))):
@@ -237,26 +227,24 @@ def predict_noise(w: Tensors, a: Architecture, x: torch.Tensor, t: torch.Tensor,
             if level > 0 and block == a.blocks:
                 h = _block(w, f"{name}.{entry}", h, width, conditions, "up")
             index += 1
-    return _conv(w, "out.2", _silu(_group_norm(w, "out.0", h)), 3)
+    return _conv(w, "out.2", F.silu(_group_norm(w, "out.0", h)), 3)
 
 
 def predict_latent_noise(w: Tensors, a: Architecture, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     time = _linear(w, "latent_net.time_embed.0", _sinusoid(t, a.latent_sinusoid), a.latent)
-    time = _linear(w, "latent_net.time_embed.2", _silu(time), a.latent)
+    time = _linear(w, "latent_net.time_embed.2", F.silu(time), a.latent)
     h = x
     for index in range(a.latent_layers):
         name, last = f"latent_net.layers.{index}", index == a.latent_layers - 1
-        h = _linear(
-            w, f"{name}.linear", torch.cat([h, x], dim=1) if index else h, a.latent if last else a.latent_hidden
-        )
+        h = torch.cat([h, x], dim=1) if index else h
+        h = _linear(w, f"{name}.linear", h, a.latent if last else a.latent_hidden)
         if not last:
             # One layer, registered in two places.
             scale, same = (
-                _linear(w, f"{name}.{one}", _silu(time), a.latent_hidden) for one in ("linear_emb", "cond_layers.1")
+                _linear(w, f"{name}.{one}", F.silu(time), a.latent_hidden) for one in ("linear_emb", "cond_layers.1")
             )
             h = h * (1 + (scale + same) / 2)
-            h = (h - h.mean(1, keepdim=True)) / torch.sqrt(h.var(1, unbiased=False, keepdim=True) + 1e-5)
-            h = _silu(_affine(w, f"{name}.norm", h))
+            h = F.silu(F.layer_norm(h, h.shape[1:], *_affine(w, f"{name}.norm", h), eps=1e-5))
     return h
 
 
