@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -57,6 +58,11 @@ SMALLER = [
     ("guides/many_gpus.md", "--preset celeba-64", f"--preset cifar10-32-small {_TRAIN}"),
     ("guides/many_gpus.md", "--preset small-64", f"--preset cifar10-32-small {_TRAIN}"),
     ("guides/many_gpus.md", "--dataset held_out --output", "--dataset held_out --metrics --steps 2 --output"),
+    ("official_checkpoints.md", '"cuda"', '"cpu"'),
+    *(
+        ("official_checkpoints.md", f"num_inference_steps={steps}", "num_inference_steps=10")
+        for steps in (250, 20, 100)
+    ),
     ("guides/streaming.md", "--preset small-64", f"--preset cifar10-32-small {_TRAIN}"),
 ]
 
@@ -104,13 +110,13 @@ def blocks_of(page: str) -> list[tuple[str, str]]:
     return [block for block in blocks if not block[1].startswith(tuple(NOT_RUN))]
 
 
-def run_page(page: str) -> None:
-    """Runs a page in the present folder."""
+def run_page(page: str) -> dict[str, Any]:
+    """Runs a page in the present folder; the variables of its Python blocks."""
     if page == "guides/train.md":
         shutil.rmtree("runs/mine")
     if page == "guides/streaming.md":
         Path("shards").mkdir()
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     for language, block in blocks_of(page):
         if language == "python":
             exec(compile(block, page, "exec"), namespace)
@@ -128,3 +134,4 @@ def run_page(page: str) -> None:
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
             subprocess.run(["bash", "-ec", block], env=environment, check=True, timeout=900)
+    return namespace
