@@ -100,8 +100,7 @@ def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
 
 # ---- evaluation ---------------------------------------------------------------------------------------------------
 
-CHECKPOINTS = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}  # torchvision's names
-TORCHVISION = {"alex": "alexnet", "vgg": "vgg16"}
+CHECKPOINTS = {"alexnet": "alexnet-owt-7be5be79.pth", "vgg16": "vgg16-397923af.pth"}  # torchvision's names
 
 
 def pattern(rng: np.random.Generator, brightness: float) -> Image.Image:
@@ -121,34 +120,26 @@ def write_parquet(path: Path, count: int, seed: int) -> str:
     return str(path)
 
 
-def save_trunks(torch_home: Path) -> Path:
+@pytest.fixture(scope="session")
+def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random AlexNet and VGG16 where torchvision looks for its weights; the classifiers are zeros, a few bytes."""
     import torchvision
 
-    folder = torch_home / "hub" / "checkpoints"
+    home = tmp_path_factory.mktemp("torch_home")
+    folder = home / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    for number, (network, name) in enumerate(CHECKPOINTS.items()):
-        generator = torch.Generator().manual_seed(number)
+    for seed, (network, name) in enumerate(CHECKPOINTS.items()):
+        generator, state = torch.Generator().manual_seed(seed), {}
         with torch.device("meta"):
-            shapes = {
-                key: value.shape
-                for key, value in getattr(torchvision.models, TORCHVISION[network])().state_dict().items()
-            }
-        state = {}
-        for key, shape in shapes.items():
+            tensors = getattr(torchvision.models, network)().state_dict()
+        for key, tensor in tensors.items():
             if key.startswith("classifier"):
-                state[key] = torch.zeros(1).expand(shape)
-            elif len(shape) == 4:
-                state[key] = torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
+                state[key] = torch.zeros(1).expand(tensor.shape)
             else:
-                state[key] = 0.1 * torch.randn(shape, generator=generator)
+                scale = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim == 4 else 0.1
+                state[key] = torch.randn(tensor.shape, generator=generator) * scale
         torch.save(state, folder / name)
-    return torch_home
-
-
-@pytest.fixture(scope="session")
-def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_trunks(tmp_path_factory.mktemp("torch_home"))
+    return home
 
 
 @pytest.fixture

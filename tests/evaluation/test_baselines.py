@@ -8,22 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 from diffae_hub.evaluation import baselines
 from diffae_hub.evaluation.baselines import fit_pca, jpeg_reconstruct, latent_code_bytes
 
-
-def photographs(count: int, size: int, seed: int = 0) -> torch.Tensor:
-    """Random crops of two photographs, (count, 3, size, size) in [0, 1], whole multiples of 1/255."""
-    random = np.random.default_rng(seed)
-    sources = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
-    crops = []
-    for index in range(count):
-        source = sources[index % 2]
-        top, left = (random.integers(side - size) for side in source.shape[:2])
-        crops.append(source[top : top + size, left : left + size])
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+from ..metrics.conftest import photographs
 
 
 def truncated_svd(train: torch.Tensor, images: torch.Tensor, rank: int) -> np.ndarray:
@@ -41,14 +30,17 @@ def flat(images: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [400, 60])
 def test_pca_equals_the_truncated_svd(count: int) -> None:
-    train, test = photographs(count, 8), photographs(20, 8, seed=1)  # 192 numbers each: more and fewer images than that
+    train, test = (
+        photographs(count, 8, 8),
+        photographs(20, 8, 8, seed=1),
+    )  # 192 numbers each: more and fewer images than that
     reconstruct = fit_pca(flat(train), 24)
     np.testing.assert_allclose(reconstruct(test).numpy(), truncated_svd(train, test, 24), atol=2e-5)
 
 
 def test_randomised_pca_of_large_images(monkeypatch) -> None:
     monkeypatch.setattr(baselines, "_EXACT_PIXELS", 50)
-    train, test = photographs(150, 8), photographs(20, 8, seed=1)
+    train, test = photographs(150, 8, 8), photographs(20, 8, 8, seed=1)
     result = fit_pca(flat(train), 8)(test)
     exact = truncated_svd(train, test, 8)
     error, least = (float(np.square(array - test.numpy()).mean()) for array in (result.numpy(), exact))
@@ -86,7 +78,7 @@ def exhaustive(image: torch.Tensor, budget: int) -> tuple[torch.Tensor, int, int
 @pytest.mark.parametrize(("channels", "budget"), [(1, 100), (3, 250), (3, 1500), (3, 20)])
 def test_jpeg_finds_the_highest_quality_that_fits_and_the_better_subsampling(channels: int, budget: int) -> None:
     """Also where nothing fits, and where the size falls here and there as quality rises."""
-    images = photographs(8, 32, seed=3)[:, :channels]
+    images = photographs(8, 32, 32, seed=3)[:, :channels]
     result, sizes = jpeg_reconstruct(images, budget)
     assert sizes.dtype == torch.int64
     chosen = set()

@@ -14,24 +14,19 @@ from cleanfid import fid as clean_fid
 from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_sample_image
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from transformers import Dinov2Config, Dinov2Model
 
+from diffae_hub.images import to_pil
 from diffae_hub.metrics.frechet import fd_dinov2, fd_vgg16, fid_clean_fid, fid_torch_fidelity, frechet_distance
 from diffae_hub.metrics.lpips import PerceptualDistance
 from diffae_hub.metrics.weights import WeightsUnavailable
 
+from .conftest import photographs
+
 COUNT = 4
-
-
-def save_images(folder: Path, images: list[np.ndarray]) -> list[Path]:
-    folder.mkdir()
-    for index, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{index:03d}.png")
-    return sorted(folder.iterdir())
 
 
 def read(files: list[Path]) -> torch.Tensor:
@@ -43,15 +38,11 @@ def read(files: list[Path]) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[Path]]:
     """Crops of two photographs, 32 x 32; the second ones are grayscale files."""
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    crops = []
-    for name in ("china.jpg", "flower.jpg"):
-        photograph = load_sample_image(name)
-        corners = random.integers(0, 390, (COUNT, 2))
-        crops.append([np.ascontiguousarray(photograph[y : y + 32, x : x + 32]) for y, x in corners])
-    gray = [np.array(Image.fromarray(crop).convert("L")) for crop in crops[1]]
-    return save_images(root / "a", crops[0]), save_images(root / "b", gray)
+    folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
+    for index, crop in enumerate(photographs(2 * COUNT, 32, 32)):
+        image = to_pil(crop).convert(("RGB", "L")[index % 2])
+        image.save(folders[index % 2] / f"{index}.png")
+    return tuple(sorted(folder.iterdir()) for folder in folders)
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +132,9 @@ def test_fid_clean_fid(files, tmp_path, monkeypatch, capfd) -> None:
 
 def test_fd_vgg16(files, torch_home, tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
-    small = save_images(tmp_path / "small", [np.zeros((15, 20, 3), dtype=np.uint8)] * 2)
+    Image.new("RGB", (20, 15)).save(tmp_path / "small.png")
     with pytest.raises(ValueError, match="images"):
-        fd_vgg16(small, small)
+        fd_vgg16([tmp_path / "small.png"], files[0])
     distance = fd_vgg16(*files)
     assert capfd.readouterr() == ("", "")
 
