@@ -17,11 +17,11 @@ from diffae_hub.codes.fingerprints import encoder_fingerprint
 from diffae_hub.codes.shards import codes_summary, encode_dataset
 from diffae_hub.data.open_dataset import load_rows
 
-from ..evaluation.conftest import launch
+from ..training import runner
 
 
 def encode(dataset: str, model: str, output: Path, *more: str) -> list[str]:
-    arguments = ["encode", dataset, "--split", "test", "--model", model, "--output", str(output), "--device", "cpu"]
+    arguments = ["encode", dataset, "--split", "test", "--model", model, f"--output={output}", "--device", "cpu"]
     return [*arguments, "--columns", "label", "--shard-size", "4", "--batch-size", "3", *more]
 
 
@@ -140,6 +140,5 @@ def test_number_of_images_may_change_and_missing_shards_are_made(
 
 
 def test_two_processes_share_the_shards(model: str, test_images: str, expected: np.ndarray, tmp_path: Path) -> None:
-    arguments = [word for word in encode(test_images, model, tmp_path / "codes") if word not in ("--device", "cpu")]
-    assert launch(arguments, 2) == [0, 0]
+    runner.run(encode(test_images, model, tmp_path / "codes"), processes=2)
     np.testing.assert_allclose(load_codes(tmp_path / "codes")["latent_code"], expected, atol=1e-5)

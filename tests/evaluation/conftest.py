@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +11,13 @@ import torch
 
 from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.cli.main import main
-from diffae_hub.evaluation import evaluation_folder
 
 from ..conftest import make_tiny_pipeline, write_parquet
-from ..training import runner
 
 
 def run(*arguments: object) -> list[str]:
     """The command line of an evaluation; later options go before earlier ones."""
     return ["evaluate", *map(str, arguments), "--steps", "3", "--device", "cpu", "--batch-size", "4", "--json"]
-
-
-def process(argv: list[str], environment: dict[str, str], pictures: int | None) -> None:
-    """Runs the command line; writing picture number `pictures`, it stops itself for good."""
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    write_png, written = evaluation_folder.write_png, []
-
-    def stopping(*arguments: object, **options: object) -> None:
-        written.append(1)
-        if len(written) == pictures:
-            os.kill(os.getpid(), signal.SIGKILL)
-        write_png(*arguments, **options)
-
-    evaluation_folder.write_png = stopping
-    os._exit(main(argv))
-
-
-def launch(argv: list[str], count: int, pictures: int | None = None) -> list[int]:
-    """The exit codes of so many processes, with the environment that a launcher gives; no import of torch anew."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
-    processes = []
-    for rank in map(str, range(count)):
-        environment = {"ACCELERATE_USE_CPU": "true", **launched, "RANK": rank, "LOCAL_RANK": rank}
-        processes.append(runner._context.Process(target=process, args=(argv, environment, pictures)))
-        processes[-1].start()
-    for started in processes:
-        started.join(runner.SECONDS)
-    return [started.exitcode for started in processes]
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from diffae_hub.cli.main import main
 from diffae_hub.conversion.official_configuration import CELEBA_ATTRIBUTES
 from diffae_hub.data.open_dataset import load_rows
+from diffae_hub.evaluation import evaluation_folder
 from diffae_hub.evaluation import paper_tables as paper
 from diffae_hub.evaluation.baselines import jpeg_reconstruct
 from diffae_hub.evaluation.evaluation_folder import EvaluationFolder
@@ -28,7 +32,8 @@ from diffae_hub.evaluation.report import render_report, write_report
 from diffae_hub.metrics.sharpness import high_pass_energy
 
 from ..conftest import write_parquet
-from .conftest import launch, run
+from ..training import runner
+from .conftest import run
 
 
 def pixels(source: str, split: str) -> np.ndarray:
@@ -211,9 +216,9 @@ def test_metrics_and_path_length_are_measured_and_continued(
 
 
 def test_two_processes_give_the_figures_of_one(evaluated, command: list[str], tmp_path: Path) -> None:
-    assert launch([*command, "--output", str(tmp_path)], 2) == [0, 0]
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["machine"]["processes"] == len(list(tmp_path.glob("scores_stochastic_*.jsonl"))) == 2
+    runner.run([*command, f"--output={tmp_path / 'out'}"], processes=2)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["machine"]["processes"] == len(list(tmp_path.glob("out/scores_stochastic_*.jsonl"))) == 2
     one, two = evaluated[0]["results"], report["results"]
     for method in ("stochastic", "inversion", "pca", "jpeg"):
         for metric in ("psnr_db", "ssim"):
@@ -223,18 +228,31 @@ def test_two_processes_give_the_figures_of_one(evaluated, command: list[str], tm
     assert two["probe"]["auroc_macro"] == pytest.approx(one["probe"]["auroc_macro"], abs=1e-3)
 
 
+def kill_at_picture(number: int) -> None:
+    """Lets an evaluation kill itself when it writes that picture."""
+    write_png, numbers = evaluation_folder.write_png, itertools.count(1)
+
+    def write_or_die(*arguments: object, **options: object) -> None:
+        if next(numbers) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_png(*arguments, **options)
+
+    evaluation_folder.write_png = write_or_die
+
+
 def test_killed_evaluation_goes_on_where_it_was(evaluated, model: str, test_images: str, tmp_path: Path) -> None:
-    arguments = run(model, "--dataset", test_images, "--output", tmp_path, "--metrics")
-    assert launch(arguments, 1, pictures=14) == [-signal.SIGKILL]
-    scores = tmp_path / "scores_stochastic_0.jsonl"
+    out = tmp_path / "out"
+    arguments = run(model, "--dataset", test_images, f"--output={out}", "--metrics")
+    runner.run(arguments, partial(kill_at_picture, 14), code=-signal.SIGKILL)
+    scores = out / "scores_stochastic_0.jsonl"
     assert len(scores.read_text().splitlines()) == 4, "the second batch has files, but no scores"
     with scores.open("ab") as file:  # a line that was killed half way
         file.write(b'{"index": 9, "psnr')
-    first = tmp_path / "stochastic" / "0000000.png"
+    first = out / "stochastic" / "0000000.png"
     before = first.stat().st_mtime_ns
     assert main(arguments) == 0
     assert first.stat().st_mtime_ns == before
-    again = json.loads((tmp_path / "report.json").read_text())["results"]
+    again = json.loads((out / "report.json").read_text())["results"]
     for mode in ("stochastic", "inversion"):
         assert again[mode]["psnr_db"]["count"] == 11
         expected = evaluated[0]["results"][mode]["psnr_db"]["mean"]

@@ -128,7 +128,7 @@ def _child(argv: list[str], output: str, environment: dict[str, str], prepare: C
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
-    code = main(["train", *argv])
+    code = main(["train", *argv] if argv[0].startswith("--") else argv)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -141,7 +141,7 @@ _context.set_forkserver_preload(
 
 
 def run(argv: list[str], prepare: Callable[[], object] | None = None, processes: int = 1, code: int = 0) -> str:
-    """Runs the command, after `prepare` was called, to the end with this exit code: what was printed.
+    """Runs a command line, or `train` with these flags, after `prepare` was called, to the end: what was printed.
 
     `processes` have the environment that a launcher gives; the largest of their exit codes counts.
     """
