@@ -67,26 +67,21 @@ def convert_official_checkpoint(
 ) -> ConversionReport:
     """Writes a folder that `DiffusionAutoencoderPipeline.from_pretrained` loads, with the official conventions.
 
-    Nothing in the files is executed. Their values are mapped, not loaded.
+    Nothing in the files is executed, and their values are mapped, not loaded. What is not an intact checkpoint, a
+    tensor that is unknown, missing, misshapen or not finite, and networks that do not fit together are a ValueError.
 
     Args:
-        checkpoint: Official Lightning checkpoint of an autoencoder. A latent code model or a classifier in the same
-            file is converted as well.
+        checkpoint: Official Lightning checkpoint of an autoencoder, perhaps with a latent code model or a classifier.
         output: Folder to write; it appears only when it is complete.
         latent_checkpoint, classifier_checkpoint: Those of the latent code model and the attribute classifier.
         latent_stats: The file latent.pkl; for a latent code model or classifier whose checkpoint lacks the statistics.
         ema: Whether to take the averaged weights `ema_model.*` or `model.*`, of autoencoder and latent code model.
         ema_classifier: Whether to take `ema_classifier.*` or `classifier.*`. Official editing uses the second, because
             the classifier's short training is not long enough for the average.
-        image_size: Height and width of the training images; None infers it, from the buffer x_T or else from where the
-            attention is.
+        image_size: Of the training images; None infers it, from the buffer x_T or else from where the attention is.
         num_attention_heads: Heads of each attention block; no tensor shows it.
         encoder_layers_per_block: Residual blocks per level of the encoder; None takes the decoder's number.
         overwrite: Whether a pipeline folder at `output` is replaced.
-
-    Raises:
-        ValueError: If a file is not an intact checkpoint, a tensor is unknown, missing, misshapen or not finite (the
-            message names it), the networks do not belong together, or `output` exists and may not be replaced.
     """
     output = Path(output)
     given = {"checkpoint": checkpoint, "latent_checkpoint": latent_checkpoint}

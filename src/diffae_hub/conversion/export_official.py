@@ -25,15 +25,9 @@ def export_official_checkpoints(
 
     Each has the names and shapes of this class's `state_dict()`: "autoencoder" and "latent" (which repeats the
     autoencoder) for `LitModel`, "classifier" for `ClsModel`, which leaves `model.*` and `ema_model.*` out and is not
-    loaded strictly. The averaged weights and the others are the same tensors, stored once. Optimizer states are not
-    part of a pipeline, so that training starts anew from these weights.
-
-    What the official code has no option for is a ValueError. The folder appears only when it is complete.
-
-    Args:
-        model: A pipeline, or what `DiffusionAutoencoderPipeline.from_pretrained` loads.
-        output: Folder to write.
-        overwrite: Whether such a folder at `output` is replaced.
+    loaded strictly. The averaged weights and the others are the same tensors, stored once; there are no optimizer
+    states. What the official code has no option for is a ValueError. The folder `output` appears only when it is
+    complete; `overwrite` replaces such a one. `model` may also be what the pipeline's `from_pretrained` loads.
     """
     output = Path(output)
     given = isinstance(model, DiffusionAutoencoderPipeline)

@@ -28,9 +28,7 @@ def fit_mean_image(train: np.ndarray) -> Reconstruct:
 def fit_pca(train: np.ndarray, num_components: int) -> Reconstruct:
     """Principal component analysis: of all linear codes of so many numbers, the one of least squared training error.
 
-    Args:
-        train: (N, C * H * W), float64, in [0, 1]; overwritten.
-        num_components: At most N and C * H * W.
+    `train` is (N, C * H * W), float64, in [0, 1], and overwritten; `num_components` at most its shorter side.
     """
     from sklearn.decomposition import PCA
 
@@ -53,20 +51,12 @@ def latent_code_bytes(latent_dim: int) -> int:
 def jpeg_reconstruct(images: torch.Tensor, bytes_per_image: int) -> tuple[torch.Tensor, torch.Tensor]:
     """JPEG of the highest quality (1 to 100, by Pillow) that fits into `bytes_per_image`, for each image by itself.
 
-    Only the entropy-coded data count. At 32 x 32 pixels the headers (about 620 bytes) outweigh them, and they are the
-    same for all images of one quality: a decoder would have them, as ours has its weights. Chroma is halved in both
-    directions (4:2:0) or not (4:4:4), whichever gives an image the smaller squared error.
+    Only the entropy-coded data count: headers (about 620 bytes) are the same for all images of one quality, and a
+    decoder would have them, as ours has its weights. Of subsampling 4:4:4 and 4:2:0 the one with the smaller squared
+    error is taken. An image that was a small JPEG before comes back nearly unchanged, which says nothing of the budget.
 
-    An image that has been through JPEG before, at a size below the budget, comes back nearly unchanged: that says
-    nothing about the budget.
-
-    Args:
-        images: (B, C, H, W), float32, in [0, 1], rounded to 8 bits first; C is 1 or 3.
-        bytes_per_image: For example [`latent_code_bytes`].
-
-    Returns:
-        The reconstructions, as `images`, and the bytes each took, (B,), int64: more than `bytes_per_image` where not
-        even quality 1 fits.
+    Images are (B, C, H, W), float32, in [0, 1], C of 1 or 3, rounded to 8 bits first. Returned are the reconstructions
+    and the bytes each took, (B,), int64: more than `bytes_per_image` where not even quality 1 fits.
     """
     reconstructions, sizes = [], []
     for image in images:

@@ -29,9 +29,8 @@ def multiclass_probe(
 ) -> dict[str, Any]:
     """Softmax regression (section 5.2 for CIFAR-10, table 11) of labels (N,) and (M,), integers or strings.
 
-    Returns:
-        `accuracy`; `classes`, the training labels, sorted; `auroc_per_class`, the area under the ROC curve of each
-        class's probability against the rest; `auroc_macro`, their mean (table 11's average); `left_out`.
+    It gives `accuracy`; `classes`, the training labels, sorted; `auroc_per_class`, the area under the ROC curve of each
+    class's probability against the rest; `auroc_macro`, their mean (table 11's average); `left_out`.
     """
     from scipy.special import log_softmax
     from sklearn.linear_model import LogisticRegression
@@ -70,10 +69,8 @@ def multilabel_probe(
 ) -> dict[str, Any]:
     """A logistic regression per attribute (section 5.2 for CelebA's 40 attributes, table 10).
 
-    Labels are (N, A), or (N,) for one attribute, in {0, 1}, or in {-1, 1} as in CelebA's own files.
-
-    Returns:
-        `auroc_per_attribute`; `auroc_macro`, their mean (table 10's average); `left_out`.
+    Labels are (N, A), or (N,) for one attribute, in {0, 1}, or in {-1, 1} as in CelebA's own files. It gives
+    `auroc_per_attribute`; `auroc_macro`, their mean (table 10's average); `left_out`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -106,11 +103,9 @@ def regression_probe(
 ) -> dict[str, Any]:
     """Ridge regression of continuous targets (pose, age), (N,) or (N, K), finite; not in the paper.
 
-    `regularization` is scikit-learn's alpha.
-
-    Returns:
-        One entry per target: `r_squared`, at most 1, below 0 if the test mean predicts better; `mean_absolute_error`,
-        in the target's unit; `pearson`, the correlation of prediction and target. NaN for a target of one value.
+    `regularization` is scikit-learn's alpha. It gives, per target, `r_squared`, at most 1, below 0 if the test mean
+    predicts better; `mean_absolute_error`, in the target's unit; `pearson`, the correlation of prediction and target.
+    The first and the last are NaN for a target of one value.
     """
     from sklearn.linear_model import Ridge
     from sklearn.metrics import mean_absolute_error, r2_score

@@ -16,12 +16,11 @@ def perceptual_path_length(
 ) -> float:
     """`PPL = N sum_i d(G(i / N), G((i + 1) / N))` of a path G.
 
-    In the paper, G(f) decodes the slerp of two codes and of two noises at fraction f, and d is LPIPS with a VGG16.
+    In the paper, G(f) decodes the slerp of two codes and of two noises at fraction f, d is LPIPS-VGG16, and N = 100.
 
     Args:
         image_at: G: fractions (B,), float64, in [0, 1] -> images (B, C, H, W) in [0, 1].
         distance: d: (images, images) -> (B,).
-        num_intervals: N; the paper uses 100.
         batch_size: Images at a time; one more is kept.
     """
     length, last = 0.0, None
