@@ -68,10 +68,8 @@ def check_required(options: EvaluationOptions, device: torch.device) -> None:
             Image.new("RGB", (32, 32), (100 * index,) * 3).save(folder.file(ORIGINALS, index))
         for metric in options.require:
             try:
-                if metric == PATH_LENGTH:
-                    PerceptualDistance("vgg", device=device)
-                else:
-                    _metric(metric, folder, ORIGINALS, range(2), options, device, False)
+                loaded = "lpips_vgg" if metric == PATH_LENGTH else metric
+                _metric(loaded, folder, ORIGINALS, range(2), options, device, False)
             except (WeightsUnavailable, ImportError) as error:
                 _unavailable(metric, error, options)
 
