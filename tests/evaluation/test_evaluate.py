@@ -44,35 +44,18 @@ def pixels(source: str, split: str) -> np.ndarray:
 
 
 @torch.no_grad()
-def plain_inversion(pipeline, image: torch.Tensor, code: torch.Tensor, steps: int) -> torch.Tensor:
-    """x_T by the DDIM step read backwards, t = 0 to 1 in `steps` equal steps, for velocity prediction and SC-4."""
-
-    def level(t: float) -> tuple[float, float]:
-        """alpha = cos(arctan(tan(pi t / 2) / S)), sigma likewise."""
-        angle = np.arctan2(np.sin(np.pi * t / 2), 4 * np.cos(np.pi * t / 2))
-        return float(np.cos(angle)), float(np.sin(angle))
-
-    for k in range(steps):
-        (alpha, sigma), (next_alpha, next_sigma) = level(k / steps), level((k + 1) / steps)
-        velocity = pipeline.decoder(image, torch.tensor(1000 * k / steps), code).sample
-        original, noise = alpha * image - sigma * velocity, sigma * image + alpha * velocity
-        image = next_alpha * original + next_sigma * noise
-    return image
-
-
-@torch.no_grad()
 def test_figures_are_those_of_the_reconstructions(evaluated, pipeline, test_images: str) -> None:
     figures, output = evaluated
     originals = pixels(test_images, "test")
     for mode in ("stochastic", "inversion"):
         expected = []
         for index, original in enumerate(originals):
-            image = torch.from_numpy(original).permute(2, 0, 1)[None].float() * 2 - 1
-            code = pipeline.encoder(image).latent_code
+            image = torch.from_numpy(original).permute(2, 0, 1)[None].float()
+            code = pipeline.encode(image)
             if mode == "stochastic":  # an image's noise depends on its index only
                 noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(index))
             else:
-                noise = plain_inversion(pipeline, image, code, 3)
+                noise = pipeline.invert(image, num_inference_steps=3, inversion="plain")
             result = pipeline.decode(code, noise=noise, num_inference_steps=3, output_type="np").images[0]
             expected.append(peak_signal_noise_ratio(original, result.astype(np.float64), data_range=1))
         measured = figures["results"][mode]["psnr_db"]
