@@ -83,6 +83,16 @@ EXPECTED = component_files("encoder", "decoder") | {
 }
 
 
+REPORT = {
+    "modes": ["stochastic"],
+    "results": {"stochastic": {"psnr_db": {"mean": 23.25, "interval": [23, 24]}, "fid": {"value": None}}},
+    "dataset": "uoft-cs/cifar10",
+    "split": "test",
+    "num_images": 1000,
+    "steps": 50,
+}
+
+
 def test_push_sends_fixed_kinds_of_files_and_the_card(
     hub: HubServer, client: Client, model: str, tmp_path: Path
 ) -> None:
@@ -101,39 +111,19 @@ def test_push_sends_fixed_kinds_of_files_and_the_card(
     links = "images/a.png images/b.md model_index.json encoder/config.json leak.png ../secret.png gone.md pipeline.py"
     body = "# Card\n" + " ".join(f"[x]({link})" for link in links.split()) + " [y](https://example.org)\n"
     (cards / "card.md").write_text(f"---\nlicense: mit\ntags: [mine]\n---\n{body}")
-    output = run(client, "push", folder, "tiny", "--card", cards / "card.md", "--json")
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    flags = ("--card", cards / "card.md", "--evaluation", tmp_path / "report.json", "--license", "cc0-1.0", "--private")
+    output = run(client, "push", folder, "tiny", *flags, "--json")
     assert json.loads(output) == {"repo_id": "tester/tiny"}
+    assert hub.repositories["tester/tiny"].private
     files = hub.repositories["tester/tiny"].commits[-1][2]
     assert set(files) == EXPECTED | {"card.md", "images/a.png", "images/b.md", "images/c.png"}
     for name in ("encoder/config.json", "decoder/diffusion_pytorch_model.safetensors"):
         assert files[name] == (folder / name).read_bytes()
     card = ModelCard(files["README.md"].decode())
     assert card.text.strip() == body.strip()
-    assert (card.data.license, card.data.library_name, card.data.tags) == ("mit", "diffae_hub", ["mine"])
-
-
-REPORT = {
-    "modes": ["stochastic"],
-    "results": {"stochastic": {"psnr_db": {"mean": 23.25, "interval": [23, 24]}, "fid": {"value": None}}},
-    "dataset": "uoft-cs/cifar10",
-    "split": "test",
-    "num_images": 1000,
-    "steps": 50,
-}
-
-
-def test_results_of_an_evaluation_are_the_hubs_model_index(
-    hub: HubServer, client: Client, model: str, tmp_path: Path
-) -> None:
-    (tmp_path / "report.json").write_text(json.dumps(REPORT))
-    flags = ("--evaluation", tmp_path / "report.json", "--license", "mit", "--private")
-    run(client, "push", model, "tiny", *flags)
-    assert hub.repositories["tester/tiny"].private
-    page = hub.repositories["tester/tiny"].commits[-1][2]["README.md"].decode()
-    (result,) = ModelCard(page).data.eval_results
-    assert (result.metric_type, result.metric_value) == ("psnr", 23.25)
-    assert (result.dataset_type, result.dataset_split) == ("uoft-cs/cifar10", "test")
-    assert "| PSNR | stochastic | 23.25 dB | 1,000 images, 50 DDIM steps |" in page
+    assert (card.data.license, card.data.library_name, card.data.tags) == ("cc0-1.0", "diffae_hub", ["mine"])
+    assert [result.metric_value for result in card.data.eval_results] == [23.25]
 
 
 def spoil(encoder: Path, weights: Path) -> None:
@@ -222,7 +212,10 @@ def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
     assert set(hub.repositories) == {f"tester/{name}" for name in ("pushed", "half", "saved", "encoder", "scheduler")}
     half = ModelCard(hub.repositories["tester/half"].commits[-1][2]["README.md"].decode())
     assert 'from_pretrained("tester/half", variant="fp16")' in half.text
-    assert [result.metric_value for result in half.data.eval_results] == [23.25]
+    assert "| PSNR | stochastic | 23.25 dB | 1,000 images, 50 DDIM steps |" in half.text
+    (result,) = half.data.eval_results  # the Hub's model-index
+    assert (result.metric_type, result.metric_value) == ("psnr", 23.25)
+    assert (result.dataset_type, result.dataset_split) == ("uoft-cs/cifar10", "test")
     for name, repository in hub.repositories.items():
         files = repository.commits[-1][2]
         card = ModelCard(files["README.md"].decode())
