@@ -12,7 +12,7 @@ PAGE = TESTS.parent / "docs" / "from_diffusers.md"
 # How a row begins, and its test.
 ROWS = {
     "`Pipeline.from_pretrained(id)`": "hub/test_push.py::test_train_push_and_load_by_id",
-    "`revision`": "hub/test_variants.py::test_only_the_variant_is_downloaded",
+    "`revision`": "hub/test_faults.py::test_only_what_loading_reads_is_downloaded",
     "`variant=": "pipelines/test_diffusers_contract.py::test_dtype_for_all_or_by_component",
     "`DiffusionPipeline.": "hub/test_push.py::test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers",
     "`Component.": "test_bundled_model.py::test_bundled_models_are_what_their_presets_say",

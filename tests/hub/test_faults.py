@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from ..hub_server import Client, HubServer
 
@@ -68,13 +69,33 @@ def test_loading_whose_weights_do_not_come(mode: str, hub, client: Client, store
     assert (Path(output.strip()) / "encoder" / "diffusion_pytorch_model.safetensors").is_file()
 
 
-def test_only_what_loading_reads_is_downloaded(hub, client: Client, stored: str, model: str, tmp_path: Path) -> None:
+VARIANT = """
+import sys
+from diffae_hub import DiffusionAutoencoderPipeline, SemanticEncoderModel
+
+def load(name, **options):
+    DiffusionAutoencoderPipeline.from_pretrained(name, cache_dir=sys.argv[1], **options)
+
+load("tester/tiny@main", variant="fp16")
+load("tester/tiny", variant="fp16", revision="main", token="secret")
+SemanticEncoderModel.from_pretrained("tester/tiny", subfolder="encoder", variant="fp16", cache_dir=sys.argv[1])
+load("tester/tiny", variant="fp16", local_files_only=True)
+for name, options in (("tester/tiny@nowhere", {}), ("tester/none", {}), ("tester/tiny", {"variant": "bf8"})):
+    try:
+        load(name, **options)
+    except OSError:
+        print(name)
+"""
+
+
+def test_only_what_loading_reads_is_downloaded(
+    hub, client: Client, stored: str, tiny_pipeline, model: str, tmp_path: Path
+) -> None:
     for name in ("stray.safetensors", "pytorch_model.bin", "other/config.json", "encoder/diffusion_pytorch_model.bin"):
         path = Path(model) / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
-    fp16 = Path(model) / "encoder" / "diffusion_pytorch_model.fp16.safetensors"
-    fp16.write_bytes(fp16.with_name("diffusion_pytorch_model.safetensors").read_bytes())
+    tiny_pipeline.to(torch.float16).save_pretrained(model, variant="fp16")
     hub.store(NAME, Path(model))
     code, _, output = client.run("download", stored, tmp_path / "cache")
     assert code == 0
@@ -87,6 +108,11 @@ def test_only_what_loading_reads_is_downloaded(hub, client: Client, stored: str,
         "model_index.json",
         "scheduler/scheduler_config.json",
     ]
+    code, errors, output = client.run("python", VARIANT, tmp_path / "fp16")
+    assert code == 0, errors
+    assert output.split() == ["tester/tiny@nowhere", "tester/none", "tester/tiny"]
+    weights = {path.name for path in (tmp_path / "fp16").rglob("*.safetensors")}
+    assert weights == {"diffusion_pytorch_model.fp16.safetensors"}
 
 
 def test_a_damaged_cached_file_is_fetched_anew(hub, client: Client, stored: str, tmp_path: Path) -> None:
