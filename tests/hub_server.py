@@ -306,6 +306,12 @@ class Client:
         assert TOKEN not in errors + output, "a token is never printed"
         return code, errors, output
 
+    def output(self, *argv: object) -> str:
+        """What a command prints that must end well."""
+        code, errors, output = self.run(*argv)
+        assert code == 0, errors
+        return output
+
     def close(self) -> None:
         self.process.kill()  # other forked processes may hold its stdin open
         self.process.wait()

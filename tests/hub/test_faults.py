@@ -64,9 +64,8 @@ def test_loading_whose_weights_do_not_come(mode: str, hub, client: Client, store
     assert_one_line(client.run("download", stored, tmp_path / "cache"))
     assert all("encoder" not in str(path) for path in (tmp_path / "cache").rglob("*.safetensors") if path.exists())
     hub.fault = None
-    code, _, output = client.run("download", stored, tmp_path / "cache")
-    assert code == 0
-    assert (Path(output.strip()) / "encoder" / "diffusion_pytorch_model.safetensors").is_file()
+    folder = Path(client.output("download", stored, tmp_path / "cache").strip())
+    assert (folder / "encoder" / "diffusion_pytorch_model.safetensors").is_file()
 
 
 VARIANT = """
@@ -97,9 +96,7 @@ def test_only_what_loading_reads_is_downloaded(
         path.write_bytes(b"x")
     tiny_pipeline.to(torch.float16).save_pretrained(model, variant="fp16")
     hub.store(NAME, Path(model))
-    code, _, output = client.run("download", stored, tmp_path / "cache")
-    assert code == 0
-    folder = Path(output.strip())
+    folder = Path(client.output("download", stored, tmp_path / "cache").strip())
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
         "decoder/config.json",
         "decoder/diffusion_pytorch_model.safetensors",
@@ -108,29 +105,30 @@ def test_only_what_loading_reads_is_downloaded(
         "model_index.json",
         "scheduler/scheduler_config.json",
     ]
-    code, errors, output = client.run("python", VARIANT, tmp_path / "fp16")
-    assert code == 0, errors
-    assert output.split() == ["tester/tiny@nowhere", "tester/none", "tester/tiny"]
+    assert client.output("python", VARIANT, tmp_path / "fp16").split() == [
+        "tester/tiny@nowhere",
+        "tester/none",
+        "tester/tiny",
+    ]
     weights = {path.name for path in (tmp_path / "fp16").rglob("*.safetensors")}
     assert weights == {"diffusion_pytorch_model.fp16.safetensors"}
 
 
 def test_a_damaged_cached_file_is_fetched_anew(hub, client: Client, stored: str, tmp_path: Path) -> None:
-    folder = Path(client.run("download", stored, tmp_path / "cache")[2].strip())
+    folder = Path(client.output("download", stored, tmp_path / "cache").strip())
     for name in ("encoder/diffusion_pytorch_model.safetensors", "decoder/config.json", "model_index.json"):
         path = folder / name
         sound = path.read_bytes()
         path.resolve().write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
-        assert client.run("download", stored, tmp_path / "cache")[0] == 0
+        client.output("download", stored, tmp_path / "cache")
         assert path.read_bytes() == sound
 
 
 @pytest.mark.parametrize("mode", ["silent", "closed", "500"])
 def test_a_cached_pipeline_needs_no_hub(mode: str, hub, client: Client, stored: str, tmp_path: Path) -> None:
-    first = client.run("download", stored, tmp_path / "cache")
-    assert first[0] == 0
+    first = client.output("download", stored, tmp_path / "cache")
     hub.fault = (mode, "")
-    assert client.run("download", stored, tmp_path / "cache") == first
+    assert client.output("download", stored, tmp_path / "cache") == first
 
 
 DINOV2 = """

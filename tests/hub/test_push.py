@@ -14,13 +14,6 @@ from safetensors.torch import load_file, save_file
 from ..hub_server import Client, HubServer
 from ..training.runner import arguments, write_images
 
-
-def run(client: Client, *argv: object) -> str:
-    code, errors, output = client.run(*argv)
-    assert code == 0, errors
-    return output
-
-
 LOAD = """
 import sys
 import torch
@@ -39,8 +32,8 @@ def test_train_push_and_load_by_id(hub: HubServer, client: Client, tmp_path: Pat
     assert client.run("train", *argv)[0] == 2
     hub.fault = None
     assert not run_folder.exists() or not list(run_folder.rglob("*.safetensors"))
-    run(client, "train", *argv)
-    run(client, "python", LOAD, "tester/tiny-digits", run_folder / "pipeline")
+    client.output("train", *argv)
+    client.output("python", LOAD, "tester/tiny-digits", run_folder / "pipeline")
     (name,) = hub.repositories
     assert name == "tester/tiny-digits"
     repository = hub.repositories[name]
@@ -105,7 +98,7 @@ def test_push_sends_fixed_kinds_of_files_and_the_card(
     (cards / "card.md").write_text(f"---\nlicense: mit\ntags: [mine]\n---\n{body}")
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     flags = ("--card", cards / "card.md", "--evaluation", tmp_path / "report.json", "--license", "cc0-1.0", "--private")
-    output = run(client, "push", folder, "tiny", *flags, "--json")
+    output = client.output("push", folder, "tiny", *flags, "--json")
     assert json.loads(output) == {"repo_id": "tester/tiny"}
     assert hub.repositories["tester/tiny"].private
     files = hub.repositories["tester/tiny"].commits[-1][2]
@@ -200,7 +193,7 @@ def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
     hub: HubServer, client: Client, model: str, tmp_path: Path
 ) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
-    run(client, "python", EVERY_WAY, model, tmp_path / "saved", tmp_path / "report.json")
+    client.output("python", EVERY_WAY, model, tmp_path / "saved", tmp_path / "report.json")
     assert set(hub.repositories) == {f"tester/{name}" for name in ("pushed", "half", "saved", "encoder", "scheduler")}
     half = ModelCard(hub.repositories["tester/half"].commits[-1][2]["README.md"].decode())
     assert 'from_pretrained("tester/half", variant="fp16")' in half.text
