@@ -142,9 +142,9 @@ def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture
-def test_images(tmp_path: Path) -> str:
-    return write_parquet(tmp_path / "test.parquet", 11, seed=1)
+@pytest.fixture(scope="session")
+def test_images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_parquet(tmp_path_factory.mktemp("images") / "test.parquet", 11, seed=1)
 
 
 @pytest.fixture

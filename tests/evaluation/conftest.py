@@ -37,11 +37,6 @@ def model(pipeline: DiffusionAutoencoderPipeline, folder: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def test_images(folder: Path) -> str:
-    return write_parquet(folder / "test.parquet", 11, seed=1)
-
-
-@pytest.fixture(scope="session")
 def train_images(folder: Path) -> str:
     return write_parquet(folder / "train.parquet", 40, seed=0)
 
