@@ -29,41 +29,28 @@ _LAZY = {
     "nearest_codes": "diffae_hub.codes.neighbours",
 }
 
-__all__ = [
-    "AttributeClassifier",
-    "ConditionedUNet2DModel",
-    "DiffusionAutoencoderPipeline",
-    "DiffusionAutoencoderPipelineOutput",
-    "LatentCodeModel",
-    "ModelMixin",
-    "SchedulerMixin",
-    "SemanticEncoderModel",
-    "VPDDIMInverseScheduler",
-    "VPDDIMScheduler",
-    "VPDPMSolverMultistepScheduler",
-    "__version__",
-    "list_models",
-    "load_codes",
-    "nearest_codes",
-]
+__all__ = ["__version__", *_LAZY]
 
-if TYPE_CHECKING:
-    from diffusers import ModelMixin, SchedulerMixin
+if TYPE_CHECKING:  # renamed to the same name, which tells type checkers that it is public
+    from diffusers import ModelMixin as ModelMixin
+    from diffusers import SchedulerMixin as SchedulerMixin
 
-    from diffae_hub.codes.neighbours import nearest_codes
-    from diffae_hub.codes.shards import load_codes
-    from diffae_hub.models.attribute_classifier import AttributeClassifier
-    from diffae_hub.models.conditioned_unet_2d import ConditionedUNet2DModel
-    from diffae_hub.models.latent_code_model import LatentCodeModel
-    from diffae_hub.models.semantic_encoder import SemanticEncoderModel
+    from diffae_hub.codes.neighbours import nearest_codes as nearest_codes
+    from diffae_hub.codes.shards import load_codes as load_codes
+    from diffae_hub.models.attribute_classifier import AttributeClassifier as AttributeClassifier
+    from diffae_hub.models.conditioned_unet_2d import ConditionedUNet2DModel as ConditionedUNet2DModel
+    from diffae_hub.models.latent_code_model import LatentCodeModel as LatentCodeModel
+    from diffae_hub.models.semantic_encoder import SemanticEncoderModel as SemanticEncoderModel
     from diffae_hub.pipelines.pipeline_diffusion_autoencoder import (
-        DiffusionAutoencoderPipeline,
-        DiffusionAutoencoderPipelineOutput,
+        DiffusionAutoencoderPipeline as DiffusionAutoencoderPipeline,
     )
-    from diffae_hub.pretrained import list_models
-    from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler
-    from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
-    from diffae_hub.schedulers.scheduling_vp_dpmsolver_multistep import VPDPMSolverMultistepScheduler
+    from diffae_hub.pipelines.stages import DiffusionAutoencoderPipelineOutput as DiffusionAutoencoderPipelineOutput
+    from diffae_hub.pretrained import list_models as list_models
+    from diffae_hub.schedulers.scheduling_vp_ddim import VPDDIMScheduler as VPDDIMScheduler
+    from diffae_hub.schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler as VPDDIMInverseScheduler
+    from diffae_hub.schedulers.scheduling_vp_dpmsolver_multistep import (
+        VPDPMSolverMultistepScheduler as VPDPMSolverMultistepScheduler,
+    )
 
 
 def __getattr__(name: str) -> object:
