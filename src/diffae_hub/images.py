@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -29,13 +30,9 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     `content` is that of a file in memory, of which `path` is but the name. A ValueError that names the file, if there
     is none, it is not an image, is damaged or truncated, or has more than `MAX_PIXELS` pixels.
     """
-    if content is None:
-        try:
-            regular = Path(path).is_file()  # a pipe or a device would be read for ever
-        except OSError:  # a name that is too long
-            regular = False
-        if not regular:
-            raise ValueError(f"image must be the path of an image file, but {path} is no such file")
+    # A pipe or a device would be read for ever. `Path.is_file` fails on a name that is too long.
+    if content is None and not os.path.isfile(path):  # noqa: PTH113
+        raise ValueError(f"image must be the path of an image file, but {path} is no such file")
     Image.init()
     try:
         with warnings.catch_warnings():
