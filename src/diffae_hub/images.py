@@ -89,15 +89,13 @@ def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
         raise ValueError(f"image must have at least one pixel, got a PIL image of size {image.size}")
     try:
         image.load()  # a file is decoded only now
-    except Exception as error:  # as in `_decoded`
+    except Exception as error:  # almost any, see `read_image`
         raise ValueError(f"image must be intact, got a PIL image that cannot be decoded: {error}") from error
     image = upright(image)
     if image.mode == "F":
         raise ValueError("image must not be of PIL's mode 'F', whose range is unknown; pass a numpy array in [0, 1]")
     if image.mode.startswith("I"):
         image = _from_sixteen_bit(image)
-    if image.mode == "La":
-        image = image.convert("LA")  # the only mode that Pillow converts it to
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
