@@ -177,7 +177,6 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         self, latent_code: torch.Tensor, return_dict: bool = True
     ) -> AttributeClassifierOutput | tuple[torch.Tensor]:
         """The logits, (B, num_attributes), of codes as the encoder gives them; a sigmoid makes them probabilities."""
-        self._check(latent_code)
         logits = self.linear(self.normalize(latent_code))
         return AttributeClassifierOutput(logits=logits) if return_dict else (logits,)
 
@@ -190,7 +189,6 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         official notebooks use a strength of 0.3; below 0 takes the attribute away. Codes are (B, latent_dim), as the
         encoder gives them; no gradient.
         """
-        self._check(latent_code)
         if not math.isfinite(strength):
             raise ValueError(f"strength must be finite, got {strength}")
         step = strength * math.sqrt(self.config.latent_dim) * self.direction(attribute)
@@ -207,12 +205,6 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
             return nn.functional.normalize(self.directions[index], dim=0)
         with align_module_device(self.linear):  # sequential offloading keeps the weight elsewhere between calls
             return nn.functional.normalize(self.linear.weight[index], dim=0)
-
-    def _check(self, latent_code: torch.Tensor) -> None:
-        if latent_code.ndim != 2 or latent_code.shape[1] != self.config.latent_dim:  # (B, 1) would broadcast
-            raise ValueError(
-                f"latent_code must have shape (batch, {self.config.latent_dim}), got {tuple(latent_code.shape)}"
-            )
 
 
 def _normalized(codes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -236,8 +228,6 @@ def _attributes(
         raise ValueError(f"labels must be one per code, {count}, got {len(labels)}")
     if labels.ndim == 1 and method != "ridge":
         classes = np.unique(labels)
-        if len(classes) < 2:
-            raise ValueError(f"labels must hold at least two classes, got only {classes.tolist()}")
         if len(classes) == 2:
             classes = classes[1:]
         labels = (labels[:, None] == classes).astype(np.float64)

@@ -201,6 +201,9 @@ class LatentStatisticsMixin:
 
     def normalize(self, latent_code: torch.Tensor) -> torch.Tensor:
         """Latent codes (B, latent_dim) of the encoder -> codes of mean 0 and standard deviation 1."""
+        if latent_code.shape[1:] != self.latent_mean.shape:  # (B, 1) would broadcast
+            wanted = f"(batch, {len(self.latent_mean)})"
+            raise ValueError(f"latent_code must have shape {wanted}, got {tuple(latent_code.shape)}")
         return (latent_code - self.latent_mean) / self.latent_std
 
     def denormalize(self, normalized_code: torch.Tensor) -> torch.Tensor:
