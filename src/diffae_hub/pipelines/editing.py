@@ -37,25 +37,22 @@ def edited_codes(
     if by_name:
         if not edits or set(keep) & set(edits):
             raise ValueError(f"edits and keep must name attributes, none of them both, got {list(edits)} and {keep}")
-        directions = torch.stack([classifier.direction(name) for name in edits]).to(z)
-        lengths = torch.full((len(edits),), math.sqrt(z.shape[1]), device=z.device)
+        steps = math.sqrt(z.shape[1]) * torch.stack([classifier.direction(name) for name in edits]).to(z)
     else:
         check_values("edits", edits)
         if edits.shape != z.shape[1:]:
             raise ValueError(f"edits must be a direction of shape {tuple(z.shape[1:])}, got {tuple(edits.shape)}")
-        directions = (edits.to(z) / std)[None]
-        lengths = directions.norm(dim=1)
+        steps = (edits.to(z) / std)[None]
     amounts = _table(list(edits.values()) if by_name else [strength]).to(z)  # (edits, F)
     if keep:
         # An orthonormal basis, (d, rank): directions may be nearly the same.
         basis, sizes, _ = torch.linalg.svd(torch.stack([classifier.direction(name) for name in keep]).to(z).T, False)
         kept = basis[:, sizes > 1e-3 * sizes[0]]
-        whole = directions.norm(dim=1)
-        directions = directions - directions @ kept @ kept.T
-        if (directions.norm(dim=1) < 1e-4 * whole).any():
+        lengths, rest = steps.norm(dim=1, keepdim=True), steps - steps @ kept @ kept.T
+        if (rest.norm(dim=1, keepdim=True) < 1e-4 * lengths).any():
             raise ValueError(f"keep leaves nothing of an edit, got {list(keep)}")
-    directions = torch.nn.functional.normalize(directions, dim=1)
-    moves = (amounts * lengths[:, None]).T @ directions * std  # (F, d): denormalising the sum leaves std times the step
+        steps = lengths * torch.nn.functional.normalize(rest, dim=1)
+    moves = amounts.T @ steps * std  # (F, d): denormalising the sum leaves std times the step
     return (z[:, None] + moves).flatten(0, 1).to(latent_code.dtype)
 
 
