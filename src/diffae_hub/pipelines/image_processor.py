@@ -11,10 +11,9 @@ from diffusers.utils import logging
 from PIL import Image
 
 from ..images import RESIZE_MODES, pil_to_array
+from ..schedulers.noise_schedules import check_choice
 
 logger = logging.get_logger("diffusers.diffae_hub")  # follows diffusers' verbosity
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 # Rounding in half precision may leave the range by this much; more is a mistake of the caller.
 _RANGE_TOLERANCE = 0.01
@@ -52,8 +51,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
                 None means "crop" for PIL images and "none" for arrays and tensors.
             keep_larger: With `resize_mode=None`, whether images that cover the model's size keep their own.
         """
-        if resize_mode is not None and resize_mode not in RESIZE_MODES:
-            raise ValueError(f"resize_mode must be None or one of {RESIZE_MODES}, got {resize_mode!r}")
+        check_choice("resize_mode", resize_mode, (None, *RESIZE_MODES))
         items = list(image) if isinstance(image, (list, tuple)) else [image]
         if not items:
             raise ValueError("image must hold at least one image, got an empty list")
@@ -121,8 +119,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
 
     def check_output_type(self, output_type: str) -> None:
         """Raises ValueError for an unknown output type, or "pil" where the channel count has no PIL mode."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         if output_type == "pil" and self.channels not in (1, 3):
             raise ValueError(f"output_type must be 'np', 'pt' or 'latent' for {self.channels} channels, got 'pil'")
 

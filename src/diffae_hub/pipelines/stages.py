@@ -83,8 +83,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         """Raises ValueError for arguments that are not allowed."""
         self._interrupt = False  # of the call before
         self.image_processor.check_output_type(output_type)
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+        check_choice("mode", mode, MODES)
         check_choice("inversion", inversion, (None, "predictor_corrector", "plain"))
         if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
             raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
