@@ -122,7 +122,3 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         if output_type == "pil" and self.channels not in (1, 3):
             raise ValueError(f"output_type must be 'np', 'pt' or 'latent' for {self.channels} channels, got 'pil'")
-
-    def postprocess(self, image: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """Model output (B, C, H, W) as "pil", "np" (B, H, W, C) in [0, 1], "pt" in [0, 1] or "latent" (as it is)."""
-        return super().postprocess(image if output_type in ("pt", "latent") else image.detach(), output_type)

@@ -259,7 +259,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         **more: torch.Tensor,
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         self.maybe_free_model_hooks()
-        images = self.image_processor.postprocess(sample, output_type)
+        carries_gradient = output_type in ("pt", "latent")
+        images = self.image_processor.postprocess(sample if carries_gradient else sample.detach(), output_type)
         if not return_dict:
             return images, latent_code, noise
         return DiffusionAutoencoderPipelineOutput(images=images, latent_code=latent_code, noise=noise, **more)
