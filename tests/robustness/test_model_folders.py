@@ -12,81 +12,67 @@ import pytest
 
 from diffae_hub.cli.main import main
 
+INDEX, CONFIG, SCHEDULER = "model_index.json", "encoder/config.json", "scheduler/scheduler_config.json"
 ENCODER = "encoder/diffusion_pytorch_model.safetensors"
-
-
-def edit(name: str, **changes: object) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return change
-
-
-def write(name: str, content: str | bytes) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return change
-
-
-def in_place_of(name: str, make: Callable[[Path], None]) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        (folder / name).unlink()
-        make(folder / name)
-
-    return change
-
-
-def shards(content: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        (folder / ENCODER).unlink()
-        (folder / f"{ENCODER}.index.json").write_text(content)
-
-    return change
-
-
 DEEP = "[" * 100_000 + "]" * 100_000
 HEADER = struct.pack("<Q", 2**60) + b"{}"
+Change = str | bytes | dict[str, object] | Callable[[Path], object]
 
-CASES = {
-    "an empty index": write("model_index.json", "{}"),
-    "an index that is a list": write("model_index.json", "[]"),
-    "a deeply nested index": write("model_index.json", DEEP),
-    "an index that is no text": write("model_index.json", b"\xff\xfe\x00"),
-    "a component that is a number": edit("model_index.json", encoder=3),
-    "a component of numbers": edit("model_index.json", encoder=[1, 2]),
-    "a foreign class": edit("model_index.json", encoder=["os", "system"]),
-    "a class that is no model": edit("model_index.json", encoder=["diffae_hub", "__version__"]),
-    "a missing class": edit("model_index.json", encoder=["diffae_hub", "Nothing"]),
-    "a swapped component": edit("model_index.json", encoder=["diffae_hub", "VPDDIMScheduler"]),
-    "a null component": edit("model_index.json", encoder=[None, None]),
-    "a deeply nested configuration": write("encoder/config.json", DEEP),
-    "a configuration that is a list": write("encoder/config.json", "[]"),
-    "a configuration of wrong types": edit("encoder/config.json", channel_multipliers={"a": 1}),
-    "an enormous configuration": edit("encoder/config.json", latent_dim=10**10),
-    "a schedule of words": edit("scheduler/scheduler_config.json", num_train_timesteps="many"),
-    "shards in a list": shards("[]"),
-    "shards without a map": shards("{}"),
-    "shards elsewhere": shards(json.dumps({"metadata": {}, "weight_map": {"head.bias": "../../x.safetensors"}})),
-    "empty weights": write(ENCODER, b""),
-    "weights that are text": write(ENCODER, "weights" * 99),
-    "a header without end": write(ENCODER, HEADER),
-    "missing weights": lambda folder: (folder / ENCODER).unlink(),
-    "a pipe as configuration": in_place_of("encoder/config.json", os.mkfifo),
-    "a pipe as index": in_place_of("model_index.json", os.mkfifo),
-    "a pipe as weights": in_place_of(ENCODER, os.mkfifo),
-    "a device as weights": in_place_of(ENCODER, lambda path: path.symlink_to("/dev/zero")),
-    "a folder as configuration": in_place_of("encoder/config.json", Path.mkdir),
-    "a link to itself": in_place_of(ENCODER, lambda path: path.symlink_to(path.name)),
-    "enormous depth": edit("encoder/config.json", layers_per_block=10**7),
-    "an enormous schedule": edit("scheduler/scheduler_config.json", num_train_timesteps=2 * 10**9),
+
+def shards(content: str) -> Change:
+    return lambda path: path.with_name(f"{path.name}.index.json").write_text(content)
+
+
+# A file, and what is in its place: other content, its JSON object with changes, or what a function of its path makes.
+CASES: dict[str, tuple[str, Change]] = {
+    "an empty index": (INDEX, "{}"),
+    "an index that is a list": (INDEX, "[]"),
+    "a deeply nested index": (INDEX, DEEP),
+    "an index that is no text": (INDEX, b"\xff\xfe\x00"),
+    "a component that is a number": (INDEX, {"encoder": 3}),
+    "a component of numbers": (INDEX, {"encoder": [1, 2]}),
+    "a foreign class": (INDEX, {"encoder": ["os", "system"]}),
+    "a class that is no model": (INDEX, {"encoder": ["diffae_hub", "__version__"]}),
+    "a missing class": (INDEX, {"encoder": ["diffae_hub", "Nothing"]}),
+    "a swapped component": (INDEX, {"encoder": ["diffae_hub", "VPDDIMScheduler"]}),
+    "a null component": (INDEX, {"encoder": [None, None]}),
+    "a deeply nested configuration": (CONFIG, DEEP),
+    "a configuration that is a list": (CONFIG, "[]"),
+    "a configuration of wrong types": (CONFIG, {"channel_multipliers": {"a": 1}}),
+    "an enormous configuration": (CONFIG, {"latent_dim": 10**10}),
+    "a schedule of words": (SCHEDULER, {"num_train_timesteps": "many"}),
+    "shards in a list": (ENCODER, shards("[]")),
+    "shards without a map": (ENCODER, shards("{}")),
+    "shards elsewhere": (ENCODER, shards('{"metadata": {}, "weight_map": {"head.bias": "../../x.safetensors"}}')),
+    "empty weights": (ENCODER, b""),
+    "weights that are text": (ENCODER, "weights" * 99),
+    "a header without end": (ENCODER, HEADER),
+    "missing weights": (ENCODER, lambda path: None),
+    "a pipe as configuration": (CONFIG, os.mkfifo),
+    "a pipe as index": (INDEX, os.mkfifo),
+    "a pipe as weights": (ENCODER, os.mkfifo),
+    "a device as weights": (ENCODER, lambda path: path.symlink_to("/dev/zero")),
+    "a folder as configuration": (CONFIG, Path.mkdir),
+    "a link to itself": (ENCODER, lambda path: path.symlink_to(path.name)),
+    "enormous depth": (CONFIG, {"layers_per_block": 10**7}),
+    "an enormous schedule": (SCHEDULER, {"num_train_timesteps": 2 * 10**9}),
 }
+
+
+def damage(path: Path, change: Change) -> None:
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(path.read_text()) | change)
+    path.unlink()
+    if callable(change):
+        change(path)
+    else:
+        path.write_bytes(change.encode() if isinstance(change, str) else change)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_malformed_model_is_one_line(case: str, model: str, tmp_path: Path, capfd) -> None:
-    CASES[case](Path(model))
+    name, change = CASES[case]
+    damage(Path(model, name), change)
     (tmp_path / "photo.ppm").write_bytes(b"P6 2 2 255 " + bytes(12))
     output = tmp_path / "out"
     assert main(["reconstruct", str(tmp_path / "photo.ppm"), "--model", model, "--output", str(output)]) == 2
