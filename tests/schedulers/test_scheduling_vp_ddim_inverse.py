@@ -70,19 +70,6 @@ def test_plain_inversion_ascends_from_the_image(config, first):
     torch.testing.assert_close(result.pred_original_sample, image)
 
 
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
-def test_plain_inversion_ends_where_sampling_starts(prediction_type):
-    scheduler = VPDDIMScheduler(prediction_type=prediction_type)
-    inverse = VPDDIMInverseScheduler.from_config(scheduler.config, inversion="plain")
-    scheduler.set_timesteps(50)
-    inverse.set_timesteps(50)
-    image, noise = torch.randn(2, 1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    t = inverse.timesteps[-1]
-    output = scheduler.training_target(image, noise, t)
-    end = inverse.step(output, t, scheduler.add_noise(image, noise, t)).prev_sample
-    torch.testing.assert_close(end, scheduler.add_noise(image, noise, scheduler.timesteps[0]), rtol=0, atol=1e-6)
-
-
 # ---- predictor-corrector --------------------------------------------------------------------------------------------
 
 
