@@ -51,9 +51,18 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+    return seeded()
+
+
+@pytest.fixture
+def images(rng: torch.Generator) -> torch.Tensor:
+    return torch.rand(2, 3, 16, 16, generator=rng)
 
 
 def make_tiny_pipeline() -> DiffusionAutoencoderPipeline:

@@ -1,4 +1,4 @@
-"""What diffusers expects of a pipeline: saving, variants, dtypes, callbacks, offloading, components."""
+"""What diffusers expects of a pipeline: saving, loading, variants, dtypes, callbacks, offloading, components."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from diffae_hub import (
     VPDPMSolverMultistepScheduler,
 )
 
-from ..conftest import TINY, randomize
-from .conftest import seeded
+from ..conftest import TINY, randomize, seeded
 
 MODES = ("stochastic", "inversion")
 
@@ -102,6 +101,22 @@ def test_dtype_for_all_or_by_component(tiny_pipeline, images, tmp_path: Path, ca
         assert (run(loaded, images) - expected).norm() / expected.norm() < 0.15
     tiny_pipeline.to(torch.bfloat16)
     assert "float32" not in capfd.readouterr().err
+
+
+def test_unknown_names_list_the_bundled_models(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for name in ("no-such-model", "./no/such/folder", "/no/such/folder", "a/b/c", "", "empty"):
+        with pytest.raises(ValueError, match="cifar10-32-small"):
+            DiffusionAutoencoderPipeline.from_pretrained(name)
+
+
+def test_a_folder_of_results_does_not_hide_the_bundled_model(tiny_pipeline, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cifar10-32-small").mkdir()
+    assert DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small").encoder.config.sample_size == 32
+    tiny_pipeline.save_pretrained("cifar10-32-small")  # a pipeline's folder comes first
+    assert DiffusionAutoencoderPipeline.from_pretrained("cifar10-32-small").encoder.config.sample_size == 16
 
 
 # ---- calling ---------------------------------------------------------------------------------------------------------

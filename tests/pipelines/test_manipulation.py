@@ -11,8 +11,7 @@ import torch
 from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline, LatentCodeModel, VPDDIMScheduler
 from diffae_hub.pipelines.interpolation import slerp
 
-from ..conftest import randomize
-from .conftest import seeded
+from ..conftest import randomize, seeded
 
 OPTIONS = {"num_inference_steps": 3, "output_type": "latent"}
 

@@ -21,8 +21,7 @@ from diffae_hub import (
 )
 from diffae_hub.images import Tiles
 
-from ..conftest import TINY
-from .conftest import seeded
+from ..conftest import TINY, seeded
 
 
 def sc4(t: float) -> tuple[float, float]:
