@@ -18,9 +18,9 @@ from diffae_hub.images import FORMATS, Tiles, film_strip, image_grid, read_image
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 
-def png_bytes() -> bytes:
+def encoded(kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(PIXELS).save(buffer, format="PNG")
+    Image.fromarray(PIXELS).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -38,15 +38,9 @@ def bomb_bytes() -> bytes:
 
 def test_reads_an_intact_file(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    path.write_bytes(png_bytes())
+    path.write_bytes(encoded())
     np.testing.assert_array_equal(read_image(path), PIXELS)
-    np.testing.assert_array_equal(read_image("row 7", png_bytes()), PIXELS)
-
-
-def saved(kind: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(buffer, kind)
-    return buffer.getvalue()
+    np.testing.assert_array_equal(read_image("row 7", encoded()), PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +48,12 @@ def saved(kind: str) -> bytes:
     [
         b"",
         b"This is a text file, whatever its name says.",
-        png_bytes()[:-700],
-        png_bytes()[:200] + b"\xff" * 50 + png_bytes()[250:],
+        encoded()[:-700],
+        encoded()[:200] + b"\xff" * 50 + encoded()[250:],
         bomb_bytes(),
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n",  # Pillow starts Ghostscript
-        saved("TGA"),
-        saved("ICO"),
+        encoded("TGA"),
+        encoded("ICO"),
     ],
     ids=["empty", "text", "truncated", "corrupt", "bomb", "eps", "tga", "ico"],
 )
