@@ -89,9 +89,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
             raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
         trained_scheduler(self.scheduler)  # one that walks another schedule would decode to nonsense
         scheduler_for_one_walk(self.scheduler).set_timesteps(num_inference_steps)
-        if not (generator is None or isinstance(generator, torch.Generator)) and (
-            not isinstance(generator, list) or len(generator) != batch_size
-        ):
+        is_list = isinstance(generator, list) and len(generator) == batch_size
+        if not (is_list or generator is None or isinstance(generator, torch.Generator)):
             raise ValueError(f"generator must be one torch.Generator or a list of {batch_size}, got {generator!r}")
         width, channels = self.decoder.config.latent_dim, self.decoder.config.in_channels
         if latent_code is not None and (latent_code.shape != (batch_size, width) or not batch_size):
