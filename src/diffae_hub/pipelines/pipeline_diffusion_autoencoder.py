@@ -299,10 +299,9 @@ def _pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
             f"pretrained_model_name_or_path must be a pipeline folder with a {INDEX}, a Hub id 'owner/name' or one of "
             f"the bundled models {list_models()}, got {name!r}"
         )
-    for pattern in ("*.json", "*/*.json", "*/*.safetensors"):
-        for path in folder.glob(pattern):
-            if not path.is_file():  # a pipe or a device: reading it may never end
-                raise ValueError(f"{folder} must hold ordinary files, got {path}")
+    for path in folder.glob("*/*.safetensors"):
+        if not path.is_file():  # a pipe or a device: reading it may never end
+            raise ValueError(f"{folder} must hold ordinary files, got {path}")
     index = read_json(folder / INDEX, ("_class_name", "encoder", "decoder", "scheduler"))
     for component, value in index.items():
         if component.startswith("_") or value == [None, None]:
@@ -310,6 +309,6 @@ def _pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
         # Only classes of ours and of diffusers are loaded.
         if not (isinstance(value, list) and len(value) == 2 and value[0] in ("diffae_hub", "diffusers")):
             raise ValueError(f"{INDEX} in {folder} must give {component} a class of diffae_hub's or diffusers'")
-        for path in (folder / component).glob("*config.json"):
+        for path in (folder / component).glob("*.json"):
             read_json(path)
     return folder
