@@ -1,54 +1,13 @@
-"""VPDDIMInverseScheduler: its grids, and the official rule against an independent loop in numpy."""
+"""VPDDIMInverseScheduler: plain inversion, predictor-corrector. The official rule is the test of the conversion."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler
-
-ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-
-
-def network(x: np.ndarray, index: float) -> np.ndarray:
-    """Some noise prediction that depends on both arguments and makes x0_hat leave [-1, 1]."""
-    return np.tanh(1.5 * x + index / 700 - 0.4)
-
-
-def official_inversion(x: np.ndarray, stride: int) -> list[np.ndarray]:
-    """The official DDIM inversion on the indices 0, stride, 2 stride, ...; all samples after x_0."""
-    indices = np.arange(0, 1000, stride)
-    kept = ALPHA_BAR[indices]
-    following = np.append(kept[1:], 0.0)
-    trajectory = []
-    for index, here, there in zip(indices, kept, following, strict=True):
-        image = x / np.sqrt(here) - np.sqrt(1 / here - 1) * network(x, index)
-        image = np.clip(image, -1, 1)
-        noise = (x / np.sqrt(here) - image) / np.sqrt(1 / here - 1)
-        x = np.sqrt(there) * image + np.sqrt(1 - there) * noise
-        trajectory.append(x)
-    return trajectory
-
-
-@pytest.mark.parametrize("steps", [20, 50, 250])
-def test_official_inversion(steps):
-    scheduler = VPDDIMInverseScheduler(
-        noise_schedule="linear_beta", timestep_spacing="leading", prediction_type="epsilon", clip_sample=True
-    )
-    scheduler.set_timesteps(steps)
-    assert scheduler.timesteps.tolist() == [float(i) for i in range(0, 1000, 1000 // steps)]
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 4, 4))
-    expected = official_inversion(images, 1000 // steps)
-    x, clamped = torch.from_numpy(images), 0
-    for t, after in zip(scheduler.timesteps, expected, strict=True):
-        result = scheduler.step(torch.from_numpy(network(x.numpy(), float(t))), t, x)
-        x = result.prev_sample
-        clamped += int((result.pred_original_sample.abs() == 1).sum())
-        np.testing.assert_allclose(x.numpy(), after, rtol=1e-8, atol=1e-8)
-    assert clamped > 0
 
 
 @pytest.mark.parametrize(
