@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import struct
 
 import diffusers
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffae_hub.images import pil_to_array, upright
+from diffae_hub.images import pil_to_array
 from diffae_hub.pipelines.image_processor import DiffusionAutoencoderImageProcessor
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -76,19 +75,6 @@ def test_a_truncated_picture(processor) -> None:
     data = buffer.getvalue()
     with pytest.raises(ValueError, match="image"):
         processor.preprocess(Image.open(io.BytesIO(data[: len(data) * 3 // 4])))  # opened, but not yet decoded
-
-
-def test_exif_blocks_that_turn_the_picture_and_that_are_broken() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored rotated: to be shown turned by 90 degrees clockwise
-    turning = exif.tobytes()
-    broken = [b"Exif\0\0garbagegarbage", b"Exif\0\0MM\0*", b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 40)]
-    for block in (turning, *broken):
-        buffer = io.BytesIO()
-        Image.fromarray(PIXELS).save(buffer, format="PNG", exif=block)
-        expected = np.rot90(PIXELS, k=-1) if block == turning else PIXELS
-        for picture in (Image.open(buffer), upright(Image.open(buffer))):  # turned once
-            np.testing.assert_array_equal((pil_to_array(picture) * 255).round(), expected)
 
 
 def test_deep_pictures() -> None:
