@@ -14,21 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from diffae_hub import (
-    AttributeClassifier,
-    ConditionedUNet2DModel,
-    DiffusionAutoencoderPipeline,
-    LatentCodeModel,
-    SemanticEncoderModel,
-    VPDDIMScheduler,
-    load_codes,
-)
+from diffae_hub import AttributeClassifier, LatentCodeModel, VPDDIMScheduler, load_codes
 from diffae_hub.codes.shards import encode_dataset
 
-from ..conftest import TINY, randomize
+from ..conftest import make_tiny_pipeline
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -45,14 +36,9 @@ QUIET += ["--disable-background-networking", "--disable-component-update"]
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The app with a model of 16x16 pixels that has every component, and the codes of the example pictures."""
     folder = tmp_path_factory.mktemp("app")
-    torch.manual_seed(0)
-    pipeline = DiffusionAutoencoderPipeline(
-        randomize(SemanticEncoderModel(**TINY), seed=1),
-        randomize(ConditionedUNet2DModel(**TINY, time_embed_dim=16, latent_scale_shift=True), seed=2),
-        VPDDIMScheduler(),
-        LatentCodeModel(TINY["latent_dim"], hidden_dim=16, num_layers=2),
-        VPDDIMScheduler(),
-    )
+    pipeline = make_tiny_pipeline()
+    pipeline.latent_code_model = LatentCodeModel(pipeline.encoder.config.latent_dim, hidden_dim=16, num_layers=2)
+    pipeline.latent_scheduler = VPDDIMScheduler()
     encode_dataset(pipeline, APP / "pictures", folder / "codes")
     codes = load_codes(folder / "codes")["latent_code"]
     pipeline.attribute_classifier = AttributeClassifier.principal_directions(codes, 2)
