@@ -63,11 +63,9 @@ def pil_to_array(
 ) -> np.ndarray:
     """A PIL image of any mode as floats (height, width, channels) in [0, 1].
 
-    EXIF orientation is applied, transparency is composited on white, palette, CMYK, grayscale and 16-bit pictures are
-    converted.
-
-    `size` is (width, height); None keeps the picture's. One of `RESIZE_MODES` leads there: "crop" cuts the centre to
-    the aspect ratio, then resizes; "stretch" resizes each axis by itself; "none" demands that the picture has it.
+    EXIF orientation is applied, transparency composited on white, 16 bits are scaled. `size` is (width, height); None
+    keeps the picture's. One of `RESIZE_MODES` leads there: "crop" cuts the centre to the aspect ratio, then resizes;
+    "stretch" resizes each axis by itself; "none" demands that the picture has it.
     """
     if channels not in (1, 3):
         raise ValueError(f"image must be a tensor or array for a model of {channels} channels; PIL serves 1 or 3")
