@@ -14,8 +14,7 @@ _SMALL_SINE = 1e-6
 
 def lerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float) -> torch.Tensor:
     """`(1 - f) start + f end` of tensors (B, ...) or (1, ...), with f a number or one per batch element, (B,)."""
-    weight = _weight(fraction, start)
-    return (1 - weight) * start + weight * end
+    return torch.lerp(start, end, _weight(fraction, start))
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float) -> torch.Tensor:
@@ -31,7 +30,7 @@ def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float
     sine = torch.sin(angle)
     weight = _weight(fraction, first)
     arc = torch.sin((1 - weight) * angle) * first + torch.sin(weight * angle) * second
-    straight = (1 - weight) * first + weight * second
+    straight = lerp(first, second, fraction)
     return torch.where(sine < _SMALL_SINE, straight, arc / sine.clamp(min=_SMALL_SINE)).to(start.dtype)
 
 
