@@ -86,10 +86,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         check_configuration(self.config)
         resolutions = [sample_size // patch_size // 2**level for level in range(len(channel_multipliers))]
         if latent_spatial_size is not None and latent_spatial_size not in resolutions:
-            raise ValueError(
-                f"latent_spatial_size must be None or a resolution of the network, one of {resolutions}, "
-                f"got {latent_spatial_size!r}"
-            )
+            raise ValueError(f"latent_spatial_size must be None or one of {resolutions}, got {latent_spatial_size!r}")
         self.gradient_checkpointing = False
         self.downsampling_factor = patch_size * 2 ** (len(channel_multipliers) - 1)
 

@@ -171,10 +171,7 @@ class SelfAttentionBlock(nn.Module):
     def __init__(self, channels: int, *, num_heads: int, norm_num_groups: int, norm_eps: float) -> None:
         super().__init__()
         if channels % num_heads:
-            raise ValueError(
-                f"num_attention_heads must divide the channels of every attention level, got {num_heads} heads "
-                f"for {channels} channels"
-            )
+            raise ValueError(f"num_attention_heads must divide the {channels} channels of a level, got {num_heads}")
         self.num_heads = num_heads
         self.norm = Float32GroupNorm(norm_num_groups, channels, norm_eps)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -241,8 +238,7 @@ def check_configuration(config: Mapping[str, Any]) -> None:
     factor = config["patch_size"] * 2 ** (len(multipliers) - 1)
     if config["sample_size"] % factor:
         raise ValueError(
-            f"sample_size must be divisible by {factor} (patch_size, and one halving per channel multiplier after the "
-            f"first), got {config['sample_size']}"
+            f"sample_size must be divisible by {factor} (patch_size and halvings), got {config['sample_size']}"
         )
 
 

@@ -17,7 +17,7 @@ from .noise_schedules import NOISE_SCHEDULES, alpha_sigma, check_choice, discret
 
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 TIMESTEP_SPACINGS = ("uniform", "trailing", "leading")
-MAX_TRAIN_TIMESTEPS = 100_000
+MAX_TIMESTEPS = 100_000
 
 # Noise prediction divides by alpha, which is 0 at t = 1: the last time at which it is used.
 EPSILON_MAX_TIME = 0.999
@@ -72,10 +72,8 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         check_choice("noise_schedule", noise_schedule, NOISE_SCHEDULES)
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
-        if not 1 <= num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
-            raise ValueError(
-                f"num_train_timesteps must be between 1 and {MAX_TRAIN_TIMESTEPS}, got {num_train_timesteps}"
-            )
+        if not 1 <= num_train_timesteps <= MAX_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps must be between 1 and {MAX_TIMESTEPS}, got {num_train_timesteps}")
         if not 0 < scaling_factor < math.inf:
             raise ValueError(f"scaling_factor must be a finite number above 0, got {scaling_factor}")
         if not 0.25 <= time_exponent <= 4 or (time_exponent != 1 and timestep_spacing == "leading"):
