@@ -141,7 +141,7 @@ def _what(figures: Mapping[str, Any]) -> str:
     rows = {
         "data": f"{figures['dataset']}, split {figures['split']}, the first {figures['num_images']:,} images",
         "about the data": figures.get("data_note"),
-        "training": figures.get("budget") or "not stated",
+        "training": figures.get("budget"),
         "parameters": f"encoder {parameters['encoder']:,}, decoder {parameters['decoder']:,}",
         "latent code": f"{figures['latent_dim']} numbers",
         "steps": f"{figures['steps']} (decoding by {figures['solver'].upper()}, and plain DDIM inversion)",
