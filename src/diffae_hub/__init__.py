@@ -1,4 +1,4 @@
-"""diffae_hub: diffusion autoencoders in the manner of diffusers.
+"""diffae_hub: diffusion autoencoders in the style of diffusers.
 
 The public API is flat and imported lazily: `from diffae_hub import DiffusionAutoencoderPipeline` loads what it needs.
 """
