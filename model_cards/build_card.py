@@ -34,7 +34,7 @@ FOLDER = Path(__file__).parent
 MODELS: dict[str, dict[str, Any]] = {
     "cifar10-32-small": {
         "summary": "A small diffusion autoencoder for 32x32 images, trained by the two-phase method (velocity "
-        "prediction, SC-4) on a CPU. It ships inside diffae_hub, for trying things out and for tests; it is no "
+        "prediction, SC-4) on a CPU. It ships with diffae_hub, for trying things out and for tests. It is not a "
         "benchmark of the method.",
         "license": "apache-2.0",
         "dataset": {
@@ -43,12 +43,12 @@ MODELS: dict[str, dict[str, Any]] = {
             "are not comparable with published CIFAR-10 figures to the last decimal",
         },
         "test data": "CIFAR-10, test images (JPEG-recompressed)",
-        "test images": "the CIFAR-10 test split (JPEG-recompressed likewise)",
+        "test images": "the CIFAR-10 test split (JPEG-recompressed like the training images)",
         "paper": "cifar10-32",
         "limitations": [
-            "The flatten head and the spatial projection fix the image size to 32x32; larger pictures go through in "
-            "tiles.",
-            "Trained on CIFAR-10 only; do not expect it to serve other kinds of images well.",
+            "The flatten head and the spatial projection fix the image size to 32x32; larger pictures are processed "
+            "in tiles.",
+            "Trained on CIFAR-10 only; do not expect good results on other kinds of images.",
         ],
     },
     "noto-emoji-64": {
@@ -73,14 +73,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "test data": "Noto Color Emoji, 362 test images",
         "test images": "the test families, 362 emoji, which played no part in training or in any choice",
         "limitations": [
-            "Trained for a short time: what is decoded from random noise is rougher than the image. With its own noise (round "
-            "trips, edits, interpolation) it does not show.",
-            "About half of the new images can be recognised, and those are near relatives of training images: see the picture.",
-            "So few images are soon known by heart: training images come back better than new ones.",
-            "Skin tones and hair are those that Noto draws. The classifier's words are those of Unicode's names.",
-            "Hair and beard were learnt from 12 to 19 images each, all portraits: edits towards them change portraits, little "
-            "else. The test families have 6 of blond hair, 6 of beards and none of the others, so their figures say little; "
-            "the classifier gives such rare attributes low probabilities, and hardly moves when they are edited.",
+            "Trained for a short time: images decoded from random noise are rougher than the originals. With the image's own "
+            "noise (round trips, edits, interpolation) this does not show.",
+            "About half of the new images can be recognised. These are similar to training images: see the picture.",
+            "So small a training set is soon memorised: training images are reconstructed better than others.",
+            "Skin tones and hair are as Noto draws them. The classifier uses the words of Unicode's names.",
+            "Hair and beard were learnt from 12 to 19 images each, all portraits. Edits towards them change portraits, and "
+            "little else. The test families have 6 images of blond hair, 6 of beards and none of the others, so these figures "
+            "say little. The classifier gives such rare attributes low probabilities, which edits hardly change.",
             "In the middle of an interpolation the parts of both images are mixed rather than morphed.",
             "The flatten head and the spatial projection fix the image size to 64x64.",
         ],
@@ -149,7 +149,7 @@ def options_beyond_the_paper(tables: Path) -> str:
         psnr, ssim = (row["results"]["stochastic"][metric]["mean"] for metric in ("psnr_db", "ssim"))
         lines.append(f"| {title} | {psnr:.2f} dB | {ssim:.4f} |")
     return (
-        "\n\nThe two options beyond the paper at equal budget: stochastic autoencoding after "
+        "\n\nThe two options beyond the paper, at equal budget: stochastic autoencoding after "
         f"{first['training']['training_examples']:,} examples in two phases, same seed and channels, "
         f"{first['num_images']:,} test images:\n\n| encoder head, decoder | PSNR | SSIM |\n|---|---|---|\n"
         + "\n".join(lines)
@@ -177,11 +177,11 @@ def editing_table(document: dict[str, Any]) -> str:
         cells = (f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in columns)
         lines.append(f"| {' | '.join(cells)} |")
     return (
-        "\n\n### Edits\n\nTest images without the attribute, moved towards it and encoded again "
+        "\n\n### Edits\n\nTest images without the attribute were edited towards it and encoded again "
         f"({document['rows'][0]['images']} images each, {document['mode']}, {document['steps']} steps; "
-        "`benchmarks/measure_editing.py`). AUROC of the classifier on the test families; *target*: mean change of the "
-        "attribute's probability; *side effect*: the largest mean absolute change of another attribute, and of which; "
-        "LPIPS to the reconstruction that was not edited.\n\n" + "\n".join(lines)
+        "`benchmarks/measure_editing.py`). *auroc*: of the classifier on the test families; *target*: mean change of the "
+        "attribute's probability; *side effect*: the largest mean absolute change of another attribute; *on*: which one; "
+        "*lpips*: to the unedited reconstruction.\n\n" + "\n".join(lines)
     )
 
 
@@ -197,10 +197,10 @@ def sampling_table(figures: dict[str, Any], training: dict[str, Any]) -> str:
         row = figures[name]
         lines.append(f"| {title}, {row['num_images']:,} | {row['fd_vgg16']:.1f} | {row['nearest']:.2f} |")
     return (
-        f"\n\n### New images\n\n`pipe.sample()`; the latent code model saw {training['examples']:,} codes. FD-VGG16 to the "
-        f"training images, which falls with the number of images ({figures['steps']} steps of DPM-Solver++; "
-        "`benchmarks/measure_sampling.py`); *nearest training code*: median distance to it, over that of test images: far "
-        "below 1 would be copies.\n\n" + "\n".join(lines)
+        f"\n\n### New images\n\n`pipe.sample()`, with a latent code model that saw {training['examples']:,} codes; "
+        f"{figures['steps']} steps of DPM-Solver++ (`benchmarks/measure_sampling.py`). *FD-VGG16*: to the training images; it "
+        "falls with the number of images. *nearest training code*: the median distance to it, divided by that of test images; "
+        "far below 1 would mean copies.\n\n" + "\n".join(lines)
     )
 
 
@@ -263,8 +263,8 @@ def main() -> None:
             seconds += (record["examples"] - examples) / record["examples_per_second"]
             examples = record["examples"]
     evaluation = (
-        f"Means over images of {about['test images']}, in their order; {report['steps']} steps (inversion: as many of "
-        f"inversion and of decoding); averaged (EMA) weights. The whole report, with the command: {links}."
+        f"Means over images of {about['test images']}, in their order; {report['steps']} steps (for inversion, in "
+        f"each direction); averaged (EMA) weights. The full reports, with their commands: {links}."
     )
     if "paper" in about:
         evaluation += comparison_with_the_paper(about["paper"], pipeline)
@@ -278,7 +278,7 @@ def main() -> None:
         evaluation += (
             "\n\n![Emoji, from the code alone, round trips, two edits, an interpolation, new ones](images/emoji.png)\n\n"
             "*Test images, from the top: originals, from the code alone, round trips, edits towards medium-dark and light "
-            "skin (strengths 0 to 0.5), an interpolation; and new images (`examples/demo.py`).*"
+            "skin (strengths 0 to 0.5), an interpolation, new images (`examples/demo.py`).*"
         )
     if arguments.sampling:
         drawn = f"images/{name}_samples.png"
@@ -333,10 +333,10 @@ def comparison_with_the_paper(preset: str, pipeline: DiffusionAutoencoderPipelin
     own_parameters = pipeline.encoder.num_parameters() + pipeline.decoder.num_parameters()
     psnr = {mode: figures[0] for mode, figures in zip(METHODS, TABLE_4["CIFAR-10 32"][TWO_PHASE], strict=True)}
     return (
-        f"\n\nFor comparison, the paper's CIFAR-10 model, {paper_parameters / own_parameters:.0f} times the parameters "
-        f"and {paper.training_examples / 1e6:.0f}M examples: {psnr['stochastic']:.3f} dB stochastic, "
-        f"{psnr['inversion']:.3f} dB inversion (table 4, on the true images). JPEG does so well because these images have "
-        "been JPEG files before."
+        f"\n\nFor comparison: the paper's CIFAR-10 model, with {paper_parameters / own_parameters:.0f} times the parameters "
+        f"and {paper.training_examples / 1e6:.0f}M examples, reaches {psnr['stochastic']:.3f} dB stochastic and "
+        f"{psnr['inversion']:.3f} dB by inversion (table 4, on the original images). JPEG does so well here because these images "
+        "have been JPEG files before."
     )
 
 
