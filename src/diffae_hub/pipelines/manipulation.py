@@ -50,15 +50,15 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
-        """Images between images (section 5.2): codes and noises are interpolated, then decoded.
+        """Interpolates images (section 5.2): their codes and noises are interpolated, then decoded.
 
         Args:
             images: A list of two or more; four for a grid.
-            num_frames: Of a path: at least the number of images; equally spaced, so that an image in between is met
-                exactly if (num_frames - 1) is a multiple of the number of legs. Of a grid: rows, and columns.
-            layout: "path" leads through the images one after the other; "grid" fills the square between four: upper
+            num_frames: Number of frames of a path, at least that of the images. Frames are equally spaced: a path of K
+                images meets each of them if num_frames - 1 is a multiple of K - 1. For a grid, frames per side.
+            layout: "path" leads through the images in their order. "grid" fills the square between four images: upper
                 left, upper right, lower left, lower right.
-            mode: "inversion" interpolates the images' own noises; with "stochastic" all frames have one, random.
+            mode: "inversion" interpolates the images' own noises; with "stochastic" all frames share one random noise.
             latent_interpolation: "slerp" (the paper) or "lerp" (official DiffAE).
             noise_interpolation: "slerp" or "lerp"; the latter loses variance between the ends.
         """
@@ -103,22 +103,22 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
-        """Images whose codes are moved along attributes (section 5.2; official DiffAE's rule).
+        """Edits images by moving their codes along attributes (section 5.2; official DiffAE's rule).
 
-        z' = denormalise(normalise(z) + sum of a sqrt(d) w / |w|), where w is the classifier's direction of an
-        attribute, a its strength, and d the width of the code.
+        z' = denormalise(normalise(z) + sum of a sqrt(d) w / |w|), where w is the classifier's direction for an
+        attribute, a is its strength and d is the width of the code.
 
         Args:
-            edits: Attribute names of the `attribute_classifier`, each with its strength (official DiffAE: 0.3; below 0
-                takes the attribute away) or a list of strengths: a strip. Or a direction (latent_dim,) that is added to
-                the code, such as the difference between the mean codes of two kinds of images.
-            strength: How many times a direction is added, or a list of this.
-            keep: Attributes that shall stay: the move is made orthogonal to their directions.
-            mode: "inversion" keeps the details that the code does not hold; "stochastic" draws them, the same for all
-                strengths.
+            edits: Attribute names of the `attribute_classifier`, each with its strength or a list of strengths, which
+                gives one image per strength. Official DiffAE uses 0.3; a negative strength removes the attribute. Or a
+                direction (latent_dim,) that is added to the code, such as the difference of two mean codes.
+            strength: Factor of a direction, or a list of factors.
+            keep: Attributes that must not change: the move is made orthogonal to their directions.
+            mode: "inversion" keeps the details that the code does not hold; "stochastic" draws them at random, the same
+                for all strengths.
 
         Returns:
-            The edited images; of several images with several strengths, image by image.
+            The edited images: all strengths of the first image, then those of the next.
         """
         pixels = self.image_processor.preprocess(image, resize_mode)
         self.check_inputs(
@@ -149,7 +149,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
-        """Images of one image's code and other noises. The output's `spread` shows what the code does not hold."""
+        """Decodes the code of one image from several noises. `spread` shows what the code does not hold."""
         _check_count("num_images", num_images, 1, MAX_FRAMES)
         pixels = self.image_processor.preprocess(image, resize_mode)
         if len(pixels) != 1:
@@ -175,11 +175,11 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
-        """New images: the latent code model draws codes, the decoder turns them into images (official DiffAE).
+        """Makes new images: the latent code model draws codes, and the decoder decodes them (official DiffAE).
 
         Args:
-            generator: Draws the codes' noise first, then the images'.
-            latent_num_inference_steps: Updates of drawing the codes, which callbacks do not see.
+            generator: Draws the noise of the codes first, then that of the images.
+            latent_num_inference_steps: Updates for drawing the codes. Callbacks do not see them.
         """
         model = self.latent_code_model
         if model is None or self.latent_scheduler is None:

@@ -33,26 +33,26 @@ logging.getLogger("diffusers.models.modeling_utils").addFilter(
 class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
     """A diffusion autoencoder: image -> latent code z and noise x_T -> image (section 3, "Diffusion autoencoder").
 
-    Arguments have one meaning in all methods:
+    These arguments mean the same in all methods:
 
-    - `image`: A PIL image, an array (H, W, C), a tensor (C, H, W), these two with a batch axis, or a list of them;
-      uint8, or floating point in [0, 1]. PIL images are cropped and resized to the model's size.
-    - `resize_mode`: "crop", "stretch" or "none", for arrays and tensors too.
-    - `num_inference_steps`: Updates K of decoding and of inversion. An inverted noise is decoded with the same K.
-    - `generator`: Of random noise: one, or a list of one per image, with which an image does not depend on its batch.
+    - `image`: A PIL image, an array (H, W, C) or a tensor (C, H, W), the last two also with a batch axis, or a list of
+      them. Values are uint8, or floating point in [0, 1]. PIL images are cropped and resized to the model's size.
+    - `resize_mode`: "crop", "stretch" or "none". None means "crop" for PIL images and "none" for arrays and tensors.
+    - `num_inference_steps`: Number K of updates, in each direction. Decode an inverted noise with the same K.
+    - `generator`: Draws random noise. With a list of one per image, an image does not depend on its batch.
     - `output_type`: "pil", "np", "pt" (in [0, 1]) or "latent" (as the model gives it, about in [-1, 1]).
     - `callback_on_step_end`: Called as `callback(pipe, step, timestep, tensors)` after each update of decoding (in
-      `invert`: of inversion). It may return {"sample": ...} to replace x_t, "latent_code" too, and set
-      `pipe._interrupt = True` to skip what is left, in all calls under way.
-      `callback_on_step_end_tensor_inputs` names what it gets: "sample" (x_t), "latent_code" (z).
+      `invert`: of inversion). It may return "sample" and "latent_code" in a dictionary to replace x_t and z. It may set
+      `pipe._interrupt = True` to skip the remaining updates of all running calls.
+      `callback_on_step_end_tensor_inputs` names the tensors that it gets: "sample" (x_t), "latent_code" (z).
 
-    Each call walks on schedulers of its own: threads may share a pipeline. `decode` can carry a gradient to z and x_T.
+    Each call copies the scheduler, so threads may share a pipeline. `decode` can carry a gradient to z and x_T.
     Networks are faster after `network.to(memory_format=torch.channels_last)`.
 
     Args:
         encoder: Image -> z.
         decoder: (x_t, t, z) -> noise, x_0 or velocity.
-        scheduler: Walks from x_T to the image; one of diffusers' will do if it knows the model's noise schedule.
+        scheduler: Walks from x_T to the image. A scheduler of diffusers must know the model's noise schedule.
         latent_code_model: Optional; samples new latent codes.
         latent_scheduler: Optional; the scheduler of `latent_code_model`.
         attribute_classifier: Optional; linear classifier of attributes on normalised codes, for editing.
@@ -121,7 +121,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
                 `local_files_only`, `token`, `force_download` ...
 
         Raises:
-            ValueError: If there is no such pipeline, or its files do not hold exactly what a model's shall.
+            ValueError: If there is no such pipeline, or its files lack a tensor or have one too many.
             OSError: If the Hub cannot be reached, or a file is missing or damaged.
         """
         folder = _pipeline_folder(pretrained_model_name_or_path, kwargs)
@@ -131,14 +131,14 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             raise ValueError(f"{folder} cannot be loaded: {error}") from error
 
     def enable_tiling(self, overlap: int | None = None) -> None:
-        """Lets a call take images larger than the model's size in overlapping tiles of that size.
+        """Lets `pipe(image)` take images larger than the model's size, in overlapping tiles of that size.
 
-        "A call" is `pipe(image)`; the other methods take images of the model's size. At each update the network's
-        outputs for the tiles are blended, so that no seams show. PIL images then keep their size (with
-        `resize_mode=None`); each tile has a code of its own.
+        The other methods still take images of the model's size. At each update the network's outputs for the tiles are
+        blended, so that no seams show. PIL images then keep their size (with `resize_mode=None`). Each tile has its own
+        code.
 
         Args:
-            overlap: Pixels that neighbouring tiles share at least; None takes an eighth of the model's size.
+            overlap: Pixels that neighbouring tiles share at least; None means an eighth of the model's size.
         """
         size = self.image_processor.sample_size
         overlap = size // 8 if overlap is None else overlap
@@ -171,15 +171,15 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         callback_on_step_end: CallbackFunction | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> torch.Tensor:
-        """DDIM inversion: the noise x_T (stochastic subcode), (B, C, H, W), that as many updates decode to the images.
+        """DDIM inversion: the noise x_T (stochastic subcode), (B, C, H, W), from which `decode` gives the images.
 
         Args:
             latent_code: The images' codes; None encodes them.
-            tolerance: Evaluates the network again at each update, until a sampling step back misses by at most this
-                much (largest error of a pixel, as a part of the largest value of x_t where that is above 1). 1e-6 is
-                about what float32 can do; one that is not reached is an error.
-            inversion: "predictor_corrector" (one evaluation per update and one more; always with a tolerance), "plain"
-                (the paper's, less exact), or None for what the scheduler's configuration says.
+            tolerance: Corrects each update until a sampling step back misses by at most this much: the largest error of
+                a pixel, relative to the largest value of x_t if that is above 1. 1e-6 is about what float32 can do. It
+                is an error if the tolerance is not reached.
+            inversion: "predictor_corrector" (K + 1 evaluations, more with a tolerance, which needs this rule), "plain"
+                (the paper's rule, less exact), or None for what the scheduler's configuration says.
         """
         pixels = self.image_processor.preprocess(image, resize_mode)
         how = {"tolerance": tolerance, "inversion": inversion}
@@ -204,9 +204,9 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
     ) -> DiffusionAutoencoderPipelineOutput | tuple:
         """Sampling from x_T to images, conditioned on latent codes.
 
-        If `latent_code` or `noise` requires a gradient (and gradients are enabled), the images carry one, with
-        `output_type` "pt" or "latent": for optimising z. All updates are kept in memory for it;
-        `pipe.decoder.enable_gradient_checkpointing()` keeps less.
+        If `latent_code` or `noise` requires a gradient (and gradients are enabled), the images carry one with
+        `output_type` "pt" or "latent". This keeps all updates in memory, or less after
+        `pipe.decoder.enable_gradient_checkpointing()`. Use it to optimise z.
 
         Args:
             latent_code: z, (B, latent_dim).
@@ -242,10 +242,10 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         """Reconstructs images (section 4.1).
 
         Args:
-            mode: "stochastic" decodes from random noise: what the latent code alone holds. "inversion" decodes from the
-                noise that DDIM inversion finds for the image: nearly exact.
+            mode: "stochastic" decodes from random noise, which shows what the latent code alone holds. "inversion"
+                decodes from the noise that DDIM inversion finds for the image, which is nearly exact.
             num_inference_steps: The paper uses 50.
-            tolerance: As in [`~DiffusionAutoencoderPipeline.invert`], and `inversion` too.
+            tolerance: As in [`~DiffusionAutoencoderPipeline.invert`]; so is `inversion`.
 
         Examples:
             ```py

@@ -39,14 +39,14 @@ StepCallback = tuple[CallbackFunction | None, Sequence[str]]  # and the names of
 
 @dataclass
 class DiffusionAutoencoderPipelineOutput(BaseOutput):
-    """What decoding returns.
+    """What the pipeline returns.
 
     Args:
-        images: As `output_type` says: list of PIL images, array (B, H, W, C) or tensor (B, C, H, W) in [0, 1], or the
-            model's own (B, C, H, W), about in [-1, 1].
-        latent_code: z, (B, latent_dim); of a picture in tiles one per tile.
-        noise: x_T that was decoded, (B, C, H, W), float32.
-        spread: Of `variations`: each pixel's standard deviation over the images, (C, H, W), images being in [0, 1].
+        images: By `output_type`: a list of PIL images, an array (B, H, W, C) or tensor (B, C, H, W) in [0, 1], or the
+            model's output (B, C, H, W), about in [-1, 1].
+        latent_code: z, (B, latent_dim); with tiling, one per tile.
+        noise: The decoded x_T, (B, C, H, W), float32.
+        spread: Only from `variations`: each pixel's standard deviation over the images in [0, 1], (C, H, W).
     """
 
     __module__ = "diffae_hub"
