@@ -29,9 +29,9 @@ def check_values(name: str, tensor: torch.Tensor) -> None:
 
 
 class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
-    """diffusers' `VaeImageProcessor`, with PIL pictures of every mode and size, 8-bit arrays, and errors for ranges.
+    """diffusers' `VaeImageProcessor` for PIL images of any mode and size and 8-bit arrays, with errors for bad ranges.
 
-    `downsampling_factor` divides any height and width that the model takes; `fixed_size`: it takes `sample_size` only.
+    The model takes heights and widths that `downsampling_factor` divides; with `fixed_size`, only `sample_size`.
     """
 
     def __init__(self, sample_size: int, channels: int, downsampling_factor: int, fixed_size: bool) -> None:
@@ -47,8 +47,8 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
 
         Args:
             image: As in [`DiffusionAutoencoderPipeline`].
-            resize_mode: How an image gets to the model's size: "crop" (cut the centre, resize), "stretch", or "none".
-                None means "crop" for PIL images and "none" for arrays and tensors.
+            resize_mode: How an image is brought to the model's size: "crop" (to the central square, then resize),
+                "stretch" or "none". None means "crop" for PIL images and "none" for arrays and tensors.
             keep_larger: With `resize_mode=None`, whether images that cover the model's size keep their own.
         """
         check_choice("resize_mode", resize_mode, (None, *RESIZE_MODES))

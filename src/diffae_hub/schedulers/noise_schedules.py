@@ -24,9 +24,9 @@ def shifted_cosine(t: torch.Tensor, scaling_factor: float = 4.0) -> tuple[torch.
     r"""The shifted cosine schedule SC-S: alpha_t = sqrt(sigmoid(-2 ln tan(pi t / 2) + 2 ln S)) (section 3).
 
     The argument of the sigmoid is the log signal-to-noise ratio ln(alpha^2 / sigma^2). S = 1 is the cosine schedule
-    alpha_t = cos(pi t / 2); S = 4, which the paper recommends, adds 2 ln 4 = 2.77 to its log-SNR, so there is *less*
-    noise at a given t and more of the steps go to the low noise levels. Beware of the direction: for high-resolution
-    images Hoogeboom et al. use S = 32 / width, which is below 1 and gives *more* noise at a given t.
+    alpha_t = cos(pi t / 2). S = 4, which the paper recommends, adds 2 ln 4 = 2.77 to its log-SNR: there is *less* noise
+    at a given t, and more of the steps are at low noise levels. Beware of the direction: for high-resolution images
+    Hoogeboom et al. use S = 32 / width, which is below 1 and gives *more* noise at a given t.
 
     At t = 1 it is exactly (0, 1).
     """
@@ -103,7 +103,7 @@ def alpha_sigma(
 def time_at_log_ratio(noise_schedule: str, log_ratio: torch.Tensor, scaling_factor: float = 4.0) -> torch.Tensor:
     """The time t at which ln(alpha_t / sigma_t), half the log-SNR, is `log_ratio`; by bisection, float64, same shape.
 
-    Where the schedule does not reach the value, the nearer end, 0 or 1.
+    If the schedule does not reach the value, it is the nearer end, 0 or 1.
     """
     low, high = torch.zeros_like(log_ratio, dtype=torch.float64), torch.ones_like(log_ratio, dtype=torch.float64)
     for _ in range(60):
@@ -117,7 +117,7 @@ def time_at_log_ratio(noise_schedule: str, log_ratio: torch.Tensor, scaling_fact
 def discrete_betas(noise_schedule: str, num_steps: int, scaling_factor: float, max_time: float) -> list[float]:
     """The betas of diffusers' solvers: prod_{j<=i} (1 - beta_j) = alpha^2 at t = (i + 1) / num_steps, at least 2^-24.
 
-    Times after `max_time` count as this one.
+    Times above `max_time` are replaced by it.
     """
     t = (torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps).clamp(max=max_time)
     alpha_bar = (alpha_sigma(noise_schedule, t, scaling_factor)[0] ** 2).clamp(min=SMALLEST_ALPHA_BAR)

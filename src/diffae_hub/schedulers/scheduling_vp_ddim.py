@@ -30,29 +30,29 @@ Levels = list[tuple[float, float]]
 class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     """DDIM sampling (section 3 of the paper), deterministic, from pure noise to an image.
 
-    "uniform" spacing (the paper's models): K + 1 equally spaced times from t = 1 to t = 0 and K updates; the network is
-    given num_train_timesteps * t. Noise prediction says nothing about x_0 at t = 1, where alpha is 0: it starts at
-    t = 0.999.
+    "uniform" spacing (the paper's models): K updates between K + 1 equally spaced times from t = 1 to t = 0. The
+    network gets num_train_timesteps * t. Noise prediction starts at t = 0.999, because at t = 1, where alpha is 0, the
+    noise says nothing about x_0.
 
     "leading" spacing (official checkpoints): the timesteps are 0-based indices 0, s, 2s, ... with the smallest integer
     stride s that gives K of them. x_T is taken as the sample at the last of them, and the last update goes to
     alpha = 1. Index i has the noise level of t = (i + 1) / num_train_timesteps. Do not use it with the shifted cosine
     schedules, where alpha is far from 0 at the last index (0.125 at t = 0.98 for SC-4).
 
-    `config` also carries what diffusers' solvers need, so that `DPMSolverMultistepScheduler.from_config(s.config)`
-    walks the same noise schedule; the saved configuration is without it.
+    `config` also holds what diffusers' solvers need, so that `DPMSolverMultistepScheduler.from_config(s.config)` uses
+    the same noise schedule. The saved configuration does not.
 
     Args:
-        num_train_timesteps: the timestep of t = 1, and the highest number of inference steps; at most 100,000.
+        num_train_timesteps: The timestep of t = 1, and the highest number of inference steps; at most 100,000.
         noise_schedule: "shifted_cosine", "linear_beta", "inverted" or "constant_beta" (official latent code models).
         scaling_factor: S of "shifted_cosine". Above 1 means *less* noise at a given t.
-        prediction_type: what the network puts out: "v_prediction", "epsilon" or "sample" (x_0).
-        timestep_spacing: "uniform", or diffusers' word for it, "trailing"; or "leading".
-        clip_sample: clamp the estimate of x_0 to [-1, 1] at each step and derive the noise again from it. Off for the
+        prediction_type: What the network predicts: "v_prediction", "epsilon" or "sample" (x_0).
+        timestep_spacing: "uniform" (or "trailing", diffusers' word for it) or "leading".
+        clip_sample: Clamp the estimate of x_0 to [-1, 1] at each step and compute the noise from it again. Off for the
             paper's models, on for official checkpoints.
-        time_exponent: with "uniform" spacing the times are (k / K) ** time_exponent, k = 0 ... K. Values above 1 walk
-            more finely near the image. Only for round trips, where it can make inversion far more exact; it depends on
-            the model.
+        time_exponent: With "uniform" spacing the times are (k / K) ** time_exponent, k = 0 ... K. Above 1 the steps are
+            finer near the image. Only for round trips, where it can make inversion far more exact; the best value
+            depends on the model. 0.25 to 4.
     """
 
     __module__ = "diffae_hub"
@@ -138,10 +138,10 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     # ---- noise levels -----------------------------------------------------------------------------------------------
 
     def alpha_sigma(self, timesteps: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(alpha, sigma) at timesteps such as the network gets, of any shape; float64 where the device has it.
+        """(alpha, sigma) at the network's timesteps, of any shape; float64 where the device has it.
 
-        With "uniform" spacing they are num_train_timesteps * t, with "leading" spacing official indices. Timesteps out
-        of range are errors, but not under `torch.compile`.
+        With "uniform" spacing timesteps are num_train_timesteps * t, with "leading" spacing official indices. Timesteps
+        out of range are errors, except under `torch.compile`.
         """
         if not isinstance(timesteps, torch.Tensor):
             timesteps = torch.as_tensor(timesteps, dtype=torch.float64)
@@ -183,7 +183,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     def training_target(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
     ) -> torch.Tensor:
-        """y*, what the network is trained to put out (Algorithm 2, lines 8 to 14); arguments as in `add_noise`."""
+        """y*, the target of the network's prediction (Algorithm 2, lines 8 to 14); arguments as in `add_noise`."""
         if self.config.prediction_type == "epsilon":
             return noise
         if self.config.prediction_type == "sample":
@@ -210,13 +210,13 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     # ---- the walk ---------------------------------------------------------------------------------------------------
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Announce that the loop begins at `timesteps[begin_index]`. Then no step waits for the device."""
+        """Say that the loop begins at `timesteps[begin_index]`. Then no step waits for the device."""
         self.begin_index = begin_index
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Lay out the walk of K updates: `timesteps`, and alpha and sigma at each of them and at its end (in float64).
+        """Set the K `timesteps`, and alpha and sigma at each of them and at the end (in float64).
 
-        With "leading" spacing only those K that an integer stride over the training timesteps gives (1000: 20, 50, 100,
+        With "leading" spacing K must come from an integer stride over the training timesteps (of 1000: 20, 50, 100 and
         250, but not 60).
         """
         highest = self.config.num_train_timesteps
@@ -277,13 +277,13 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         """Move `sample`, x_t, to the next noise level of the walk.
 
         Args:
-            model_output: f(x_t, t, z), shaped as the sample.
-            timestep: the one of `timesteps` that the first step starts from; later steps follow it in order.
-            generator: not used, all our walks are deterministic; for loops that pass one to every scheduler.
+            model_output: f(x_t, t, z), of the sample's shape.
+            timestep: The first call needs one of `timesteps`; later calls follow it in order, whatever they get.
+            generator: Not used, because all updates are deterministic. For loops that pass one to every scheduler.
 
         Returns:
-            `prev_sample`, the next sample, and `pred_original_sample`, x0_hat, both shaped and typed as `sample`. Half
-            precision is computed in float32.
+            `prev_sample`, the next sample, and `pred_original_sample`, x0_hat, both with the shape and dtype of
+            `sample`. Half precision is computed in float32.
         """
         self._start_step(model_output, timestep, sample)
         dtype = torch.promote_types(sample.dtype, torch.float32)

@@ -13,24 +13,24 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
     """DDIM inversion (section 3 of the paper): from an image to the noise that DDIM sampling turns into that image.
 
     Make it from the sampling scheduler: `VPDDIMInverseScheduler.from_config(scheduler.config)`. `step` moves to the
-    next *noisier* level and returns it as `prev_sample`. Decode with the same number K of steps.
+    next *noisier* level and returns that sample as `prev_sample`. Decode with the same number K of steps.
 
     **Predictor-corrector** walks the levels of the sampler backwards, with K + 1 evaluations of the network. A sampling
     step from x_1 down to x_0 evaluates the network at x_1, so its inverse is implicit: x_0 = c x_1 + d f(x_1, t_1),
-    where f is v or, for noise prediction, eps. Each `step` *corrects*: it solves this for x_1 with the f of the guess
-    of x_1. It then *predicts*: it guesses the next sample with f extrapolated from the last two. It is about as exact
-    as plain inversion with five times as many steps. The first evaluation, at t = 0, serves the first guess only; where
-    f is not defined at t = 0 (x-prediction, `clip_sample`) it is half a step later instead.
+    where f is v or, for noise prediction, eps. Each `step` *corrects*: it solves this equation for x_1, with f at the
+    guess of x_1. Then it *predicts*: it guesses the next sample with f extrapolated from its last two values. This is
+    about as exact as plain inversion with five times as many steps. The first evaluation, at t = 0, is used only for
+    the first guess. Where f is not defined at t = 0 (x-prediction, `clip_sample`), it is half a step later.
 
-    **Plain** (the paper, the official code) evaluates the network at x_0 instead, K times. "uniform" spacing: the K + 1
-    times of the sampler from 0 to 1; where f is not defined at t = 0, x_0 is taken as the sample half a step later.
-    "leading" spacing, the official rule: the official indices in ascending order. x_0 is taken as the sample at the
-    first of them, each update goes to the level of the next, and the last one to alpha = 0, so that x_T is the
+    **Plain** (the paper, the official code) evaluates the network at x_0 instead, K times. With "uniform" spacing it
+    uses the K + 1 times of the sampler from 0 to 1. Where f is not defined at t = 0, x_0 is taken as the sample half a
+    step later. With "leading" spacing it uses the official indices in ascending order. x_0 is taken as the sample at
+    the first of them, each update goes to the level of the next, and the last one to alpha = 0, so that x_T is the
     predicted noise itself. (diffusers' DDIMInverseScheduler follows another rule.)
 
     Args:
-        inversion: "predictor_corrector", "plain", or None: predictor-corrector with "uniform" spacing, plain with
-            "leading". The other arguments are those of `VPDDIMScheduler`.
+        inversion: "predictor_corrector", "plain" or None. None means predictor-corrector with "uniform" spacing and
+            plain with "leading". The other arguments are those of `VPDDIMScheduler`.
     """
 
     __module__ = "diffae_hub"
@@ -121,14 +121,15 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
     def correct(
         self, model_output: torch.Tensor, timestep: torch.Tensor | float, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One iteration of the corrector, to be exact: before `step`, evaluate and correct until the error is small.
+        """One iteration of the corrector. For exact inversion, repeat it before `step` until the error is small.
 
-        A fixed-point iteration x_1 <- (x_0 - d f(x_1, t_1)) / c. It contracts where |d / c| times the slope of f is
-        below 1: as a rule from 5 steps on. Arguments as for `step`, `sample` being the guess of x_1.
+        The fixed-point iteration x_1 <- (x_0 - d f(x_1, t_1)) / c. It converges where |d / c| times the slope of f is
+        below 1, as a rule from 5 steps on. The arguments are those of `step`; `sample` is the guess of x_1.
 
         Returns:
-            The corrected sample, and by how much a sampling step from `sample` misses the last corrected sample (x_0 in
-            the second step), both shaped and typed as `sample`. In the first step: the sample itself, and zeros.
+            The corrected sample, and the error by which a sampling step from `sample` misses the last corrected sample
+            (x_0 in the second step), both with the shape and dtype of `sample`. In the first step: the sample itself,
+            and zeros.
         """
         self._start_step(model_output, timestep, sample)
         if self._target is None:
