@@ -1,4 +1,4 @@
-"""Short hashes of a model: codes and reconstructions of two states of one model must not be mixed."""
+"""Short hashes of a model, so that the codes or reconstructions of two states of it are not mixed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipel
 
 
 def encoder_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
-    """Of the encoder's weights: codes with another fingerprint are those of another model."""
+    """Fingerprint of the encoder's weights: codes with another fingerprint are from another model."""
     return _fingerprint("", pipeline.encoder)
 
 
 def check_encoder(pipeline: DiffusionAutoencoderPipeline, summary: Mapping[str, Any]) -> None:
-    """ValueError if codes, by their [`~codes.shards.codes_summary`], are not of this pipeline's encoder."""
+    """Raises ValueError if the codes of a [`~codes.shards.codes_summary`] are not from this pipeline's encoder."""
     if summary["encoder"] != encoder_fingerprint(pipeline):
         raise ValueError("codes must be of the encoder of --model: those of another model mean something else")
 
 
 def weights_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
-    """Of both networks' weights and of the scheduler."""
+    """Fingerprint of the weights of both networks and of the scheduler."""
     saved = json.loads(pipeline.scheduler.to_json_string())
     scheduler = {name: value for name, value in saved.items() if not name.startswith("_")}
     return _fingerprint(json.dumps(scheduler, sort_keys=True), pipeline.encoder, pipeline.decoder)

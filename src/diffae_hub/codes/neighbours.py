@@ -10,10 +10,10 @@ import numpy as np
 def nearest_codes(
     codes: Any, queries: Any, num_neighbours: int = 8, metric: str = "cosine"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The codes (N, latent_dim) nearest to each query (Q, latent_dim), by an exact search.
+    """Finds the codes (N, latent_dim) nearest to each query (Q, latent_dim), by an exact search.
 
-    Both are normalised with the mean and standard deviation of `codes`. The metrics are "cosine", 1 - cosine of the
-    angle, and "euclidean". Distances and row numbers in `codes` are returned, each (Q, num_neighbours), nearest first.
+    Both are normalised with the mean and standard deviation of `codes`. The metrics are "cosine" (1 - cosine of the
+    angle) and "euclidean". Returns distances and row numbers in `codes`, each (Q, num_neighbours), nearest first.
     """
     from sklearn.neighbors import NearestNeighbors
 

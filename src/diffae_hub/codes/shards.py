@@ -1,12 +1,12 @@
-"""Latent codes of whole data sets, in shards on the disk: what probes, directions and latent code models are made from.
+"""Latent codes of whole data sets, in shards on the disk, for probes, directions and latent code models.
 
     settings.json           what the codes depend on: a fingerprint of the encoder's weights, the data set, the columns
     codes.json              the settings and the number of codes; written at the end
     codes-0000000.parquet   index, source, latent_code and the copied columns of one shard; or .safetensors
 
 `source` says where a code comes from: the path of the image file, or the row of the data set. A shard holds the images
-of a fixed range of indices, so that a run that was interrupted, or is shared by several processes, only makes the
-shards that are not there yet; the last one grows if more images are asked for. Memory does not grow with their number.
+of a fixed range of indices. So a run that was interrupted, or is shared by several processes, makes only the missing
+shards. The last shard grows if more images are asked for. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ def encode_dataset(
     state: PartialState | None = None,
     show_progress: bool = False,
 ) -> int:
-    """Writes the codes of a data set that the folder does not have yet; how many there are then.
+    """Writes the codes of a data set, without those that the folder has already. Returns their number in all.
 
     Args:
         source: Folder of images, parquet, `datasets` folder or Hub data set.
-        folder: For the shards: new, empty, or of codes with the same settings, which are continued.
+        folder: Folder for the shards: new, empty, or with codes of the same settings to continue.
         split, image_column, streaming: See [`~diffae_hub.data.open_dataset.open_dataset`].
-        columns: Columns that are copied beside the codes; numbers or lists of numbers with safetensors. A folder of
-            images whose subfolders are classes has the column "label".
+        columns: Columns to store with the codes; with safetensors, numbers or lists of numbers. A folder of images
+            whose subfolders are classes has the column "label".
         crop: How an image becomes square; see [`ImageTransform`].
-        num_images: The first so many; None for all.
+        num_images: Encode only so many images, the first ones; None for all.
         file_format: "parquet" or "safetensors".
-        shard_size, batch_size: Images per shard, and at a time.
-        state: The processes that share the shards; None for this one alone.
+        shard_size, batch_size: Images per shard, and images at a time.
+        state: The processes that share the work; None for this one alone.
     """
     for name, value in (("num_images", num_images), ("shard_size", shard_size), ("batch_size", batch_size)):
         if value is not None and value < 1:
@@ -142,7 +142,7 @@ def encode_dataset(
 def encode_images(pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor) -> torch.Tensor:
     """Images (B, C, H, W) in [-1, 1], as [`ImageTransform`] gives them -> codes (B, latent_dim), on the model's device.
 
-    A code that is not finite is a ValueError.
+    Raises ValueError for a code that is not finite.
     """
     encoder = pipeline.encoder
     codes = encoder(images.to(encoder.device, encoder.dtype), return_dict=False)[0]
@@ -152,10 +152,10 @@ def encode_images(pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor) 
 
 
 def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """The codes that `diffae-hub encode` wrote: `latent_code` (N, D), float32, `index` (N,) and the columns, in order.
+    """Loads the codes that `diffae-hub encode` wrote: `latent_code` (N, D), float32, `index` (N,), and the `columns`.
 
-    `columns` are some of those that were copied, and "source", the images' paths or rows. A folder without finished
-    codes, or without that column, is a ValueError.
+    The rows are in the order of the images. `columns` may name columns that were stored with the codes, and "source":
+    the paths of the images, or their rows. Raises ValueError if the codes are not complete or lack a column.
     """
     summary = codes_summary(folder)
     known = ["source", *summary["columns"]]
@@ -173,9 +173,9 @@ def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.
 
 
 def codes_summary(folder: str | Path) -> dict[str, Any]:
-    """What `codes.json` says: settings, `encoder` (a fingerprint), `class_names` and `count`.
+    """Reads `codes.json`: settings, `encoder` (a fingerprint), `class_names` and `count`.
 
-    A folder without finished codes is a ValueError.
+    Raises ValueError for a folder without finished codes.
     """
     path = Path(folder) / SUMMARY
     if not path.is_file():

@@ -25,7 +25,7 @@ METHODS = ("logistic", "svm", "means", "ridge")
 
 @dataclass
 class AttributeClassifierOutput(BaseOutput):
-    """`logits`: one per attribute, (B, num_attributes); above 0 where it is more likely present than not."""
+    """`logits`: (B, num_attributes); above 0 for attributes that are more likely present than not."""
 
     logits: torch.Tensor
 
@@ -33,14 +33,14 @@ class AttributeClassifierOutput(BaseOutput):
 class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """A linear classifier of attributes on normalised latent codes.
 
-    Codes are normalised with the mean and standard deviation of the training codes, which are part of its saved state.
+    It normalises codes with the mean and standard deviation of the training codes, which are saved with it.
 
     Args:
         latent_dim: Width of the latent code.
-        num_attributes: The official classifiers have the 40 of CelebA.
-        attribute_names: In the order of the rows; None if they have none.
+        num_attributes: Number of attributes. The official classifiers have the 40 of CelebA.
+        attribute_names: In the order of the rows; None for attributes without names.
         attribute_scores: What [`~AttributeClassifier.fit`] measured on held-out codes, one dictionary per attribute.
-        own_directions: Whether edits follow directions of their own, instead of the classifier's weights.
+        own_directions: Whether edits follow separate directions instead of the classifier's weights.
     """
 
     __module__ = "diffae_hub"
@@ -78,14 +78,14 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
         regularization: float = 1.0,
         seed: int = 0,
     ) -> Self:
-        """A classifier of labelled codes, fitted to all of them by scikit-learn.
+        """Fits a classifier to labelled codes with scikit-learn.
 
-        What tells an attribute's images from all others is not always what makes the attribute: bearded people are
-        also people. With `matched_by` edits follow the mean difference between codes with and without the attribute
-        that are alike in everything else, where there are such pairs.
+        The best direction to classify an attribute may change other things, too: bearded people are also people. With
+        `matched_by`, edits follow the mean difference between codes with and without the attribute that agree in
+        everything else, if there are such pairs.
 
-        `config.attribute_scores` has figures of a fit to a part of the codes on the others: "accuracy" and "auroc", or
-        "r2"; none for an attribute too rare to be in both parts.
+        `config.attribute_scores` are measured on held-out codes, after a fit to the others: "accuracy" and "auroc", or
+        "r2". They are empty for an attribute that is too rare to be in both parts. The result is fitted to all codes.
 
         Args:
             codes: (N, latent_dim), as the encoder gives them.
@@ -94,13 +94,13 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
             method: "logistic" (binary cross-entropy, the official recipe), "svm" (linear support vectors), "means"
                 (from the mean code without the attribute to the one with it) or "ridge" (numbers such as an age).
             held_out: Share of the codes to measure on.
-            groups: (N,) which codes belong together, so that relatives are on one side of the split.
-            matched_by: (N,) what each code shows, apart from its attributes. Alike are codes that have this and all
-                other labels in common.
-            alternatives: Names of attributes that exclude each other, such as colours of skin (classes always do): for
-                one of them, codes that differ in the others are alike, too.
+            groups: (N,) codes of the same group are on the same side of the split.
+            matched_by: (N,) what each code shows apart from its attributes. Codes are compared if they agree in this
+                and in all other labels.
+            alternatives: Names of attributes that exclude each other, such as skin tones. Codes that are compared for
+                one of them may differ in the others. Classes always exclude each other.
             regularization: Strength of the penalty on the weights, in scikit-learn's scale.
-            seed: Of the split.
+            seed: Seed of the split.
         """
         from sklearn.model_selection import GroupShuffleSplit
 
@@ -142,9 +142,9 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
 
     @classmethod
     def principal_directions(cls, codes: Any, num_directions: int = 10) -> Self:
-        """The directions in which normalised codes (N, latent_dim) vary most, "component 0" and so on.
+        """Finds the directions in which normalised codes (N, latent_dim) vary most: "component 0", "component 1", ...
 
-        As in GANSpace (Haerkoenen et al. 2020). `config.attribute_scores` has the explained "variance" of each.
+        As in GANSpace (Haerkoenen et al. 2020). `config.attribute_scores` has the share of the "variance" of each.
         """
         from sklearn.decomposition import PCA
 
@@ -185,9 +185,9 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
     def edit(self, latent_code: torch.Tensor, attribute: int | str, strength: float = 0.3) -> torch.Tensor:
         """Moves codes along an attribute: denormalise(normalise(z) + strength sqrt(latent_dim) w / |w|).
 
-        w is the own direction of the attribute, an index or a name, if there is one, else its row of the weight. The
-        official notebooks use a strength of 0.3; below 0 takes the attribute away. Codes are (B, latent_dim), as the
-        encoder gives them; no gradient.
+        `attribute` is an index or a name, and w is its direction: its row of the weight, or of the own directions if
+        there are any. The official notebooks use a strength of 0.3; a negative strength removes the attribute. Codes
+        are (B, latent_dim), as the encoder gives them. There is no gradient.
         """
         if not math.isfinite(strength):
             raise ValueError(f"strength must be finite, got {strength}")
@@ -196,7 +196,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
 
     @torch.no_grad()
     def direction(self, attribute: int | str) -> torch.Tensor:
-        """w / |w|, (latent_dim,): where normalised codes have more of an attribute, which is an index or a name."""
+        """w / |w|, (latent_dim,), along which normalised codes get more of an attribute, an index or a name."""
         names, indices = list(self.config.attribute_names or ()), range(self.config.num_attributes)
         if attribute not in names and attribute not in indices:
             raise ValueError(f"attribute must be one of {names or list(indices)}, got {attribute!r}")

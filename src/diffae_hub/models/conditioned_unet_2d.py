@@ -36,25 +36,25 @@ class LatentConditioning(NamedTuple):
 class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """The conditional diffusion decoder of a diffusion autoencoder: `D(x_t, t, z)`.
 
-    A 3x3 stem; per level `layers_per_block` residual blocks on the way down and one more on the way up, with
-    self-attention at the listed resolutions; residual blocks do the down- and upsampling; a middle of residual block,
-    attention, residual block. Time embedding and latent code modulate every residual block (adaptive group norm).
-    The defaults are the official DiffAE network for FFHQ at 256 pixels (138,341,891 parameters); the paper's networks
-    set `latent_scale_shift=True` and, at 32 pixels, `time_embed_dim=1024, latent_mlp_layers=2`.
+    After a 3x3 stem, each level has `layers_per_block` residual blocks on the way down and one more on the way up, with
+    self-attention at the listed resolutions; residual blocks also do the down- and upsampling. The middle is a residual
+    block, attention and a residual block. Time embedding and latent code modulate every residual block (adaptive group
+    norm). The defaults are the official DiffAE network for FFHQ at 256 pixels (138,341,891 parameters). The paper's
+    networks set `latent_scale_shift=True` and, at 32 pixels, `time_embed_dim=1024, latent_mlp_layers=2`.
 
     Args:
-        sample_size: Height and width of the training images, in pixels. Fixes where attention is placed.
+        sample_size: Height and width of the training images, in pixels. Determines which levels have attention.
         base_channels: Channels of the first level before its multiplier, and the dimension of the time sinusoid.
         channel_multipliers: One per level; each level after the first halves the resolution.
         layers_per_block: Residual blocks per level on the way down (one more on the way up).
-        attention_resolutions: Resolutions, in pixels, after whose residual blocks self-attention follows.
+        attention_resolutions: Resolutions, in pixels, at which self-attention follows each residual block.
         norm_num_groups: Groups of each group norm (at most one per channel).
-        latent_scale_shift: Whether the latent code gives a scale and a shift (the paper) or a scale only (official).
+        latent_scale_shift: Whether the latent code gives a scale and a shift (the paper) or only a scale (official).
         latent_mlp_layers: Linear layers of an MLP (SiLU between) applied to the latent code first; 0 for none.
-        latent_spatial_size: Height and width of a feature map to which the latent code is projected too, and which is
-            added where the up path enters that resolution. Fixes the image size to `sample_size`. Beyond the paper.
-        patch_size: Pixels per side that the network treats as one (space to depth, and back): the feature maps have
-            `sample_size / patch_size` pixels, and the resolutions above count those. Beyond the paper.
+        latent_spatial_size: Height and width of a feature map to which the latent code is also projected. It is added
+            where the up path enters that resolution, and fixes the image size to `sample_size`. Beyond the paper.
+        patch_size: Pixels per side that the network treats as one (space to depth, and back). The feature maps have
+            `sample_size / patch_size` pixels, and the resolutions above are in these pixels. Beyond the paper.
     """
 
     __module__ = "diffae_hub"
@@ -152,7 +152,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def prepare_latent(self, latent_code: torch.Tensor) -> LatentConditioning:
-        """What does not depend on the timestep, from z, (B, latent_dim), so that a denoising loop computes it once."""
+        """Computes from z, (B, latent_dim), what does not depend on the timestep: once for a whole denoising loop."""
         embedding = self.latent_mlp(latent_code)
         spatial = None
         if self.config.latent_spatial_size is not None:
@@ -177,7 +177,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
                 (equal to `sample_size` with `latent_spatial_size`).
             timestep: 1000 t, a number or a tensor of shape () or (B,), in [0, 1000].
             latent_code: z, shape (B, latent_dim).
-            latent_conditioning: Result of [`~ConditionedUNet2DModel.prepare_latent`]; takes the place of `latent_code`.
+            latent_conditioning: Result of [`~ConditionedUNet2DModel.prepare_latent`], used instead of `latent_code`.
         """
         spatial_size = self.config.latent_spatial_size
         check_images(sample, self.downsampling_factor, self.config.sample_size if spatial_size else None)

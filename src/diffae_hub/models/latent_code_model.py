@@ -28,13 +28,12 @@ class LatentCodeLayer(nn.Module):
 
 
 class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
-    """The latent code model of a diffusion autoencoder: an MLP with skip connections of its input.
+    """The latent code model of a diffusion autoencoder: an MLP with skip connections from its input.
 
-    The input is concatenated as [hidden, input] before every layer but the first; the last of the `num_layers` is a
-    plain Linear. Its scheduler says what it predicts: noise in the official checkpoints. It works on codes normalised
-    with the mean and standard deviation of the training codes, which are part of its saved state. The defaults have the
-    size of the official model for FFHQ and CelebA (54,109,696 parameters); horse and bedroom have 20 layers
-    (117,106,176).
+    Every layer except the first gets the concatenation [hidden, input]; the last of the `num_layers` is a plain Linear.
+    The scheduler says what the network predicts: noise in the official checkpoints. Codes are normalised with the mean
+    and standard deviation of the training codes, which are saved with the network. The defaults are the official model
+    for FFHQ and CelebA (54,109,696 parameters); horse and bedroom have 20 layers (117,106,176).
     """
 
     __module__ = "diffae_hub"
@@ -61,9 +60,10 @@ class LatentCodeModel(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixin, C
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> UNet2DOutput | tuple[torch.Tensor]:
-        """`sample`, (B, latent_dim): the noise (or what the model was trained for) in normalised, noised codes z_t.
+        """Predicts the noise (or what the model was trained for) in normalised, noised codes z_t, (B, latent_dim).
 
-        `timestep` is a number or a tensor of shape () or (B,). The official schedule has the indices 0 to 999.
+        `timestep` is a number or a tensor of shape () or (B,); in the official schedule, an index from 0 to 999. The
+        result, `sample`, has the shape of the codes.
         """
         activated_time = F.silu(self.time_embedding(timestep, len(sample), like=sample))
         hidden = sample

@@ -25,7 +25,7 @@ def zero_initialized(module: nn.Module) -> nn.Module:
 class Float32GroupNorm(nn.GroupNorm):
     """Group normalisation computed in float32 whatever the input's dtype, returned in the input's dtype.
 
-    Fewer channels than `num_groups` are one group each.
+    With fewer channels than `num_groups`, each channel is a group.
     """
 
     def __init__(self, num_groups: int, num_channels: int, eps: float) -> None:

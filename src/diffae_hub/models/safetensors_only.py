@@ -14,9 +14,9 @@ class SafetensorsOnlyMixin(PublishingMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Loads a model as diffusers does, but from safetensors only, and only with exactly the model's tensors.
+        """Loads a model as diffusers does, but only from safetensors, which must hold exactly the model's tensors.
 
-        The name of a bundled model is allowed too (with `subfolder`).
+        The name of a bundled model is allowed, too (with `subfolder`).
         """
         source = model_folder(pretrained_model_name_or_path, kwargs, kwargs.get("subfolder") or "")
         with_info = kwargs.pop("output_loading_info", False)

@@ -27,9 +27,10 @@ class SemanticEncoderOutput(BaseOutput):
 class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """The encoder of a diffusion autoencoder: `z = E(x_0)`.
 
-    A 3x3 stem, per level `layers_per_block` single-convolution residual blocks (with self-attention at the listed
-    resolutions) and a downsampling residual block, a middle of residual block, attention, residual block, and a head.
-    The defaults are the official DiffAE network for FFHQ at 256 pixels (30,150,400 parameters).
+    It has a 3x3 stem. Each level has `layers_per_block` single-convolution residual blocks, with self-attention at the
+    listed resolutions, and a downsampling residual block except at the last level. Then come a residual block,
+    attention, a residual block and a head. The defaults are the official DiffAE network for FFHQ at 256 pixels
+    (30,150,400 parameters).
 
     Because the decoder's last layers start at zero, the encoder's gradient is exactly zero for the first two optimizer
     steps of a new model (the first step moves the decoder's output layer, the second its residual blocks).
@@ -37,8 +38,9 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     Arguments that are not listed are as in [`ConditionedUNet2DModel`].
 
     Args:
-        latent_head: `"pool"` averages the last feature map over space (the paper and the official networks);
-            `"flatten"` projects it, which keeps position but fixes the image size to `sample_size` (beyond the paper).
+        latent_head: `"pool"` averages the last feature map over space (the paper and the official networks).
+            `"flatten"` projects the whole map: this keeps positions but fixes the image size to `sample_size` (beyond
+            the paper).
     """
 
     __module__ = "diffae_hub"
@@ -93,9 +95,9 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         self.head = nn.Linear(head_in, latent_dim)
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> SemanticEncoderOutput | tuple[torch.Tensor]:
-        """z, (B, latent_dim), of images in [-1, 1], (B, in_channels, H, W).
+        """Encodes images in [-1, 1], (B, in_channels, H, W), to z, (B, latent_dim).
 
-        H and W are divisible by `downsampling_factor`; with `latent_head="flatten"` they are `sample_size`.
+        H and W must be divisible by `downsampling_factor`; with `latent_head="flatten"` they must be `sample_size`.
         """
         flatten = self.config.latent_head == "flatten"
         check_images(sample, self.downsampling_factor, self.config.sample_size if flatten else None)

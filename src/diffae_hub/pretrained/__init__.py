@@ -13,7 +13,7 @@ _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "
 
 
 def list_models() -> list[str]:
-    """Names of the bundled models, sorted: `DiffusionAutoencoderPipeline.from_pretrained(name)` loads one."""
+    """Names of the bundled models, sorted. `DiffusionAutoencoderPipeline.from_pretrained(name)` loads one."""
     return sorted(folder.parent.name for folder in _ROOT.glob(f"*/{INDEX}"))
 
 
