@@ -201,11 +201,11 @@ def _loadable_class(model: Any) -> list[str]:
 
 
 class PublishingMixin:
-    """`push_to_hub` and `save_pretrained(push_to_hub=True)` with our card; stands before diffusers' classes.
+    """`push_to_hub` and `save_pretrained(push_to_hub=True)` with our model card; a base before diffusers' classes.
 
-    Both take, beside diffusers' arguments, what the card says: `license`, `datasets`, `tags` and `base_model` as in the
-    Hub's header, `evaluation`, the report.json of one, and `card`, a Markdown page to upload with its pictures. With
-    none of these a card that the repository has stays; `save_pretrained` takes one that lies in its folder.
+    Besides diffusers' arguments both take the contents of the card: `license`, `datasets`, `tags` and `base_model` as
+    in the Hub's header; `evaluation`, the report.json of an evaluation; and `card`, a Markdown page to upload with its
+    pictures. With none of these a card in the repository stays, but `save_pretrained` uploads one from its folder.
     """
 
     def push_to_hub(
@@ -225,9 +225,10 @@ class PublishingMixin:
         tags: Sequence[str] = (),
         base_model: str | None = None,
     ) -> Any:
-        """Uploads weights, configuration and card in one commit, and returns huggingface_hub's `CommitInfo`.
+        """Uploads weights, configuration and card in one commit and returns huggingface_hub's `CommitInfo`.
 
-        The repository is created if needed.
+        Creates the repository if needed. The arguments of the card are `card` (a Markdown page), `evaluation` (a
+        report.json), `license`, `datasets`, `tags` and `base_model`; with none of them an existing card stays.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
@@ -242,7 +243,7 @@ class PublishingMixin:
             return publish(Path(folder), repo_id, card, figures, private, token, **commit)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Saves as diffusers does, a pipeline with the loader file that plain diffusers needs."""
+        """Saves as diffusers does. A pipeline gets the loader file that plain diffusers needs, too."""
         publishing = {name: kwargs.pop(name) for name in {*kwargs} - _SAVING} if push_to_hub else {}
         super().save_pretrained(save_directory, *args, **kwargs)
         index = Path(save_directory) / INDEX
@@ -261,7 +262,7 @@ class PublishingMixin:
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers does; of a bundled model too. No loader files are needed: nobody's Python file is run."""
+        """As in diffusers, and for bundled models. It ignores loader files: no Python file of a repository is run."""
         source = bundled_or_own(pretrained_model_name_or_path)
         loaded = super().load_config(source, *args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
