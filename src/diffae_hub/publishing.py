@@ -227,8 +227,7 @@ class PublishingMixin:
     ) -> Any:
         """Uploads weights, configuration and card in one commit and returns huggingface_hub's `CommitInfo`.
 
-        Creates the repository if needed. The arguments of the card are `card` (a Markdown page), `evaluation` (a
-        report.json), `license`, `datasets`, `tags` and `base_model`; with none of them an existing card stays.
+        Creates the repository if needed. Without arguments for the card, from `card` on, an existing card stays.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")

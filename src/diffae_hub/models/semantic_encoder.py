@@ -27,10 +27,9 @@ class SemanticEncoderOutput(BaseOutput):
 class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
     """The encoder of a diffusion autoencoder: `z = E(x_0)`.
 
-    It has a 3x3 stem. Each level has `layers_per_block` single-convolution residual blocks, with self-attention at the
-    listed resolutions, and a downsampling residual block except at the last level. Then come a residual block,
-    attention, a residual block and a head. The defaults are the official DiffAE network for FFHQ at 256 pixels
-    (30,150,400 parameters).
+    After a 3x3 stem, each level has `layers_per_block` single-convolution residual blocks, with self-attention at the
+    listed resolutions, and all but the last a downsampling block. Then come a residual block, attention, a residual
+    block and a head. The defaults are the official DiffAE network for FFHQ at 256 pixels (30,150,400 parameters).
 
     Because the decoder's last layers start at zero, the encoder's gradient is exactly zero for the first two optimizer
     steps of a new model (the first step moves the decoder's output layer, the second its residual blocks).
@@ -39,8 +38,7 @@ class SemanticEncoderModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
 
     Args:
         latent_head: `"pool"` averages the last feature map over space (the paper and the official networks).
-            `"flatten"` projects the whole map: this keeps positions but fixes the image size to `sample_size` (beyond
-            the paper).
+            `"flatten"` projects it, which keeps positions but fixes the image size to `sample_size`. Beyond the paper.
     """
 
     __module__ = "diffae_hub"

@@ -128,8 +128,7 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
 
         Returns:
             The corrected sample, and the error by which a sampling step from `sample` misses the last corrected sample
-            (x_0 in the second step), both with the shape and dtype of `sample`. In the first step: the sample itself,
-            and zeros.
+            (x_0 in the second step), both like `sample` in shape and dtype. In the first step: `sample` and zeros.
         """
         self._start_step(model_output, timestep, sample)
         if self._target is None:

@@ -14,14 +14,13 @@ from .scheduling_vp_ddim import Levels, VPDDIMScheduler, last_time
 class VPDPMSolverMultistepScheduler(VPDDIMScheduler):
     """DPM-Solver++(2M) of Lu et al. 2022 on a variance-preserving noise schedule, exact at both ends.
 
-    Like `VPDDIMScheduler` it walks from x_T at t = 1 (0.999 for noise prediction) to the image. It has the same
-    arguments except `time_exponent`, and each can be made from the other's configuration. The K - 1 levels between the
-    ends are equally spaced in lambda = ln(alpha / sigma), half the log-SNR, within the range of the schedule. Timesteps
-    are continuous; with "leading" spacing they are official indices with fractions.
+    It walks from x_T at t = 1 (0.999 for noise prediction) to the image. It and `VPDDIMScheduler` can be made from each
+    other's configuration. The K - 1 levels between the ends are equally spaced in lambda = ln(alpha / sigma), half the
+    log-SNR, within the schedule's range. With "leading" spacing timesteps are official indices with fractions.
 
     Args:
         lambda_min: Lambda at the second evaluation.
-        lambda_max: Lambda at the last evaluation. The other arguments are those of `VPDDIMScheduler`.
+        lambda_max: Lambda at the last evaluation. The others are as in `VPDDIMScheduler`, without `time_exponent`.
     """
 
     __module__ = "diffae_hub"
