@@ -1,6 +1,6 @@
 """Options declared once, as a dataclass, become a command's flags.
 
-A field `num_images: int | None = option(None, "the first so many")` is the flag `--num-images`. `Literal` types become
+A field `num_images: int | None = option(None, "the first ones")` is the flag `--num-images`. `Literal` types become
 choices, tuples take several values, booleans have a `--no-` form, and whole numbers may be written as 64e6. The same
 dataclass is the argument of the library's call, and what a run keeps as JSON.
 """

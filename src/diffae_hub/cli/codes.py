@@ -23,7 +23,7 @@ class EncodeOptions:
     shard_size: int = option(10_000, "images per shard")
     batch_size: int = option(100, "images at a time")
     num_images: int | None = option(
-        None, "the first so many, not all; of a folder per class those of the first classes"
+        None, "only this many, the first ones; of a folder per class those of the first classes"
     )
     streaming: bool = option(False, "read the data set while encoding, never all at once")
     split: str = option("test", "split of the data set")
@@ -131,9 +131,13 @@ class FitAttributesOptions:
     output: Path = option(MISSING, "pipeline folder to write: the model with its attributes")
     model: str = option("cifar10-32-small", "the model that made the codes")
     labels: tuple[str, ...] = option((), "columns of the codes: one of classes, or several of 0 and 1, or of numbers")
-    without: Path | None = option(None, "codes without an attribute that those of CODES have: no labels are needed")
+    without: Path | None = option(
+        None, "codes of images without an attribute that those of CODES have: no labels are needed"
+    )
     name: str = option("attribute", "what to call that attribute")
-    principal: int | None = option(None, "so many directions in which the codes vary most: no labels are needed")
+    principal: int | None = option(
+        None, "how many directions in which the codes vary most to find: no labels are needed"
+    )
     groups: str | None = option(None, "column that says which images belong together, for the held-out figures")
     matched_by: str | None = option(
         None,

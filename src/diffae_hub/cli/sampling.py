@@ -104,7 +104,7 @@ class ReconstructOptions(Inversion):
     mode: Literal["stochastic", "inversion"] = option("stochastic", _MODE_HELP)
     tiles: int | None = option(
         None,
-        "take the picture in overlapping tiles of the model's size, so many along its shorter side "
+        "cut the picture into overlapping tiles of the model's size, this many along its shorter side "
         f"(default: one centre-cropped tile); at most {_MAX_TILES:,} tiles a picture",
     )
 

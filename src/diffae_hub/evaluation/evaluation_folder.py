@@ -7,7 +7,7 @@
     scores_stochastic_0.jsonl   PSNR, SSIM and high-pass energy per image, one file per process
     path_lengths_100_0.jsonl    perceptual path length per pair of images
     codes_train, codes_test     latent codes and labels, for the probe
-    interpolation_10000.png     between some of so many images
+    interpolation_10000.png     interpolations between some of the first 10,000 images
     run.json                    the model's size, the machine
     report.json, report.md      figures and page
 
@@ -117,5 +117,5 @@ class EvaluationFolder:
         return {pair: found[pair] for pair in pairs if pair in found}
 
     def interpolation(self, count: int) -> Path:
-        """The picture of what is between some of the first so many images."""
+        """The picture of interpolations between some of the first `count` images."""
         return self.path / f"interpolation_{count}.png"

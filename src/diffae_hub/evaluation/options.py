@@ -36,7 +36,7 @@ class EvaluationOptions:
     steps: int = option(50, "of decoding, and of inversion")
     num_images: int | None = option(
         None,
-        "the first so many, not all (of a folder per class those of the first classes); the paper uses 50,000",
+        "only this many, the first ones (of a folder per class those of the first classes); the paper uses 50,000",
         minimum=2,
     )
     seed: int = option(0, "of the noise, the pairs and the bootstrap")
