@@ -10,10 +10,10 @@ import numpy as np
 def bootstrap_interval(
     values: np.ndarray | Sequence[float], num_resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Both ends of the percentile bootstrap interval of the mean (Efron, 1979), by scipy, of at least two values.
+    """Computes the percentile bootstrap interval of the mean of at least two values (Efron, 1979), with scipy.
 
-    It says how much the mean would change with other images of the same kind, not with other weights or other noise.
-    NaN if a value is not finite. The same seed gives the same interval.
+    It shows how much the mean would change with other images of the same kind, not with other weights or other noise.
+    Both ends are NaN if a value is not finite. The same seed gives the same interval.
     """
     from scipy.stats import bootstrap
 

@@ -1,11 +1,11 @@
 """Fréchet distances of two sets of images (Heusel et al., 2017).
 
-FID is what torch-fidelity and clean-fid say it is, each with its own Inception weights: they resize differently, and
+FID is computed by torch-fidelity and by clean-fid, each with its own Inception weights. They resize differently, so
 both are reported. Distances on other features, FD-VGG16 and FD-DINOv2, are other figures and must not be called FID.
 
-All functions take two lists of as many image files of one size, at least two, and return the distance: 0 for equal
-features, up to rounding errors, which may make it slightly negative. Its bias grows as the number of images falls. They
-raise `WeightsUnavailable` if the network's weights cannot be had.
+All functions take two lists of image files of one size, at least two in each, and return the distance. It is 0 for
+equal features; rounding errors may make it slightly negative. Its bias grows as the number of images falls. The
+functions raise `WeightsUnavailable` if the network's weights are not available.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Device = torch.device | str
 
 
 def fid_torch_fidelity(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float:
-    """FID by torch-fidelity (2048 features of its Inception; resized as TensorFlow 1 does)."""
+    """Computes FID by torch-fidelity, on 2048 features of its Inception; images are resized as TensorFlow 1 does."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     with fetching_weights("Inception (torch-fidelity)"):
@@ -39,9 +39,9 @@ def fid_torch_fidelity(files_a: Files, files_b: Files, *, device: Device = "cpu"
 
 
 def fid_clean_fid(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float:
-    """FID on the features of clean-fid, in its mode "clean" (bicubic resizing with antialiasing).
+    """Computes FID on the features of clean-fid, in its mode "clean" (bicubic resizing with antialiasing).
 
-    Its weights lie in the system's folder for temporary files once it has fetched them.
+    clean-fid keeps its downloaded weights in the system's folder for temporary files.
     """
     from cleanfid.features import build_feature_extractor
     from cleanfid.fid import get_files_features
@@ -55,10 +55,10 @@ def fid_clean_fid(files_a: Files, files_b: Files, *, device: Device = "cpu") -> 
 
 
 def fd_vgg16(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float:
-    """FD-VGG16: on the 512 channels of VGG16's last convolution, each averaged over the image after its ReLU.
+    """Computes FD-VGG16, on the 512 channels of VGG16's last convolution, each averaged over the image after its ReLU.
 
-    The convolutions are those of LPIPS-VGG (torchvision's ImageNet weights), at the images' own size, at least 16 x 16.
-    A relative figure for machines without the Inception weights.
+    The convolutions are those of LPIPS-VGG (torchvision's ImageNet weights). Images keep their size, at least 16 x 16.
+    It is a relative figure for machines without the Inception weights.
     """
     import torchvision
     from torchvision.transforms.functional import normalize
@@ -69,7 +69,7 @@ def fd_vgg16(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float
 
     def features(images: torch.Tensor) -> torch.Tensor:
         if min(images.shape[-2:]) < 16:
-            raise ValueError(f"files_a must be images of at least 16 x 16 pixels, got {tuple(images.shape[-2:])}")
+            raise ValueError(f"files must be images of at least 16 x 16 pixels, got {tuple(images.shape[-2:])}")
         return network(normalize(images / 255, **_IMAGENET)).mean(dim=(2, 3))
 
     return _distance((files_a, files_b), features, device)
@@ -78,9 +78,9 @@ def fd_vgg16(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float
 def fd_dinov2(
     files_a: Files, files_b: Files, *, model: str | Path = "facebook/dinov2-large", device: Device = "cpu"
 ) -> float:
-    """FD-DINOv2 (Stein et al., 2023): on the class token of a DINOv2 network.
+    """Computes FD-DINOv2 (Stein et al., 2023), on the class token of a DINOv2 network.
 
-    Images are resized to 224 x 224 pixels (bicubic, with antialiasing) and normalised as on ImageNet. `model` is the
+    Images are resized to 224 x 224 pixels (bicubic, with antialiasing) and normalised as for ImageNet. `model` is the
     Hub id or folder of a `transformers.Dinov2Model` with safetensors weights.
     """
     from torchvision.transforms.functional import normalize
@@ -96,7 +96,7 @@ def fd_dinov2(
 
 @torch.no_grad()
 def _distance(files: tuple[Files, Files], network: Callable[[torch.Tensor], torch.Tensor], device: Device) -> float:
-    """On features of images (B, 3, H, W), uint8 -> (B, D)."""
+    """Computes the distance on the features of `network`: images (B, 3, H, W), uint8 -> (B, D)."""
     sets = []
     for paths in files:
         features = []
@@ -122,7 +122,7 @@ def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def _load_dinov2(model: str) -> torch.nn.Module:
-    """From a folder, the Hub client's cache or the Hub, in this order."""
+    """Loads the network from a folder, the Hub client's cache or the Hub, in this order."""
     from huggingface_hub import constants
     from transformers import Dinov2Model
 

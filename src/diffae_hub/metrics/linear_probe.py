@@ -1,12 +1,12 @@
-"""Linear probes (section 5.2, "Information within latent codes"; tables 10 and 11): what a code says linearly.
+"""Linear probes (section 5.2, "Information within latent codes"; tables 10 and 11) of latent codes.
 
-Codes, finite, (N, D) to train on and (M, D) to test on, are normalised with the mean and standard deviation of the
-training codes. Models and figures are scikit-learn's, solved to convergence from a fixed start: the same codes give the
-same figures. 50,000 codes of 512 numbers take about half a minute on one core for 10 classes, 5 seconds per attribute.
+Finite codes, (N, D) to train on and (M, D) to test on, are normalised with the mean and standard deviation of the
+training codes. Models and figures are scikit-learn's, solved to convergence from a fixed start, so the same codes give
+the same figures. 50,000 codes of 512 numbers take half a minute on one core for 10 classes, 5 seconds per attribute.
 
-The paper names no regularisation. `inverse_regularization`, scikit-learn's C, weighs the sum over the codes against
-half the squared norm of the weights, so that its influence fades with their number. `left_out` are classes or
-attributes that have one value only, as one that no test code has: their figures are NaN and not in the mean.
+The paper does not state its regularisation. `inverse_regularization`, scikit-learn's C, weighs the sum over the codes
+against half the squared norm of the weights, so it matters less with more codes. `left_out` are classes or attributes
+with only one value, such as a class that no test code has. Their figures are NaN and not in the mean.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def multiclass_probe(
     test_labels: np.ndarray,
     inverse_regularization: float = 0.1,
 ) -> dict[str, Any]:
-    """Softmax regression (section 5.2 for CIFAR-10, table 11) of labels (N,) and (M,), integers or strings.
+    """Fits a softmax regression (section 5.2 for CIFAR-10, table 11) of labels (N,) and (M,), integers or strings.
 
-    It gives `accuracy`; `classes`, the training labels, sorted; `auroc_per_class`, the area under the ROC curve of each
-    class's probability against the rest; `auroc_macro`, their mean (table 11's average); `left_out`.
+    Returns `accuracy`; `classes`, the training labels, sorted; `auroc_per_class`, the area under the ROC curve of each
+    class's probability against the rest; `auroc_macro`, their mean (table 11's average); and `left_out`.
     """
     from scipy.special import log_softmax
     from sklearn.linear_model import LogisticRegression
@@ -46,7 +46,7 @@ def multiclass_probe(
     logits = model.decision_function(test)
     if len(classes) == 2:
         logits = np.stack([np.zeros_like(logits), logits], axis=1)
-    # Logits of different codes cannot be ranked, they are defined up to a constant per code; probabilities can.
+    # Logits are defined only up to a constant per code, so they cannot be ranked across codes; probabilities can.
     scores = log_softmax(logits, axis=1)
     members = test_labels[:, None] == classes
     defined = _has_both(members)
@@ -67,10 +67,10 @@ def multilabel_probe(
     test_labels: np.ndarray,
     inverse_regularization: float = 0.1,
 ) -> dict[str, Any]:
-    """A logistic regression per attribute (section 5.2 for CelebA's 40 attributes, table 10).
+    """Fits a logistic regression per attribute (section 5.2 for CelebA's 40 attributes, table 10).
 
-    Labels are (N, A), or (N,) for one attribute, in {0, 1}, or in {-1, 1} as in CelebA's own files. It gives
-    `auroc_per_attribute`; `auroc_macro`, their mean (table 10's average); `left_out`.
+    Labels are (N, A), or (N,) for one attribute, in {0, 1}, or in {-1, 1} as in CelebA's own files. Returns
+    `auroc_per_attribute`; `auroc_macro`, their mean (table 10's average); and `left_out`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -101,11 +101,11 @@ def regression_probe(
     test_targets: np.ndarray,
     regularization: float = 1.0,
 ) -> dict[str, Any]:
-    """Ridge regression of continuous targets (pose, age), (N,) or (N, K), finite; not in the paper.
+    """Fits a ridge regression of continuous targets (pose, age), (N,) or (N, K), finite. Not in the paper.
 
-    `regularization` is scikit-learn's alpha. It gives, per target, `r_squared`, at most 1, below 0 if the test mean
+    `regularization` is scikit-learn's alpha. Returns for each target: `r_squared`, at most 1, below 0 if the test mean
     predicts better; `mean_absolute_error`, in the target's unit; `pearson`, the correlation of prediction and target.
-    The first and the last are NaN for a target of one value.
+    `r_squared` and `pearson` are NaN for a target with only one value.
     """
     from sklearn.linear_model import Ridge
     from sklearn.metrics import mean_absolute_error, r2_score
@@ -126,7 +126,7 @@ def regression_probe(
 
 
 def _normalized(train_codes: np.ndarray, test_codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in float64, minus the training mean, by the training standard deviation; constant dimensions become 0."""
+    """Normalises both in float64 with the training mean and standard deviation; constant dimensions become 0."""
     from sklearn.preprocessing import StandardScaler
 
     train, test = (np.array(codes, dtype=np.float64) for codes in (train_codes, test_codes))
@@ -135,15 +135,15 @@ def _normalized(train_codes: np.ndarray, test_codes: np.ndarray) -> tuple[np.nda
 
 
 def _columns(what: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) or (N, K) -> (N, K), of both."""
+    """Reshapes both from (N,) or (N, K) to (N, K)."""
     train, test = (np.asarray(values).reshape(len(values), -1) for values in (train, test))
     if train.shape[1] != test.shape[1]:
-        raise ValueError(f"test_{what} must have {train.shape[1]} columns as train_{what}, got {test.shape[1]}")
+        raise ValueError(f"test_{what} must have {train.shape[1]} columns like train_{what}, got {test.shape[1]}")
     return train, test
 
 
 def _has_both(columns: np.ndarray) -> np.ndarray:
-    """For each column of booleans, whether it holds both values."""
+    """Tells for each column of booleans whether it holds both values."""
     return columns.any(axis=0) & ~columns.all(axis=0)
 
 

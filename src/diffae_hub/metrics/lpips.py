@@ -7,14 +7,14 @@ import torch
 from .psnr import check_pair
 from .weights import fetching_weights
 
-MINIMUM_SIZE = {"alex": 31, "vgg": 16}  # below it, nothing is left of an image after the network's pooling
+MINIMUM_SIZE = {"alex": 31, "vgg": 16}  # the network's pooling leaves nothing of smaller images
 
 
 class PerceptualDistance:
     """LPIPS 0.1 with an AlexNet (the paper's tables) or a VGG16 (its path lengths, section 10).
 
-    The trunk's weights are torchvision's, which it fetches once or finds in `TORCH_HOME`; `WeightsUnavailable` if they
-    cannot be had.
+    The trunk's weights are torchvision's, found in `TORCH_HOME` or downloaded once. Raises `WeightsUnavailable` if they
+    are not available.
     """
 
     def __init__(self, network: str = "alex", device: torch.device | str = "cpu") -> None:
@@ -27,9 +27,9 @@ class PerceptualDistance:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-        """The distance per image, from 0, (B,), float32, of images (B, C, H, W) in [0, 1]; C is 3, or 1.
+        """Computes the distance per image, (B,), float32, from 0, of images (B, C, H, W) in [0, 1], with C of 3 or 1.
 
-        They must have at least 31 x 31 pixels for "alex", 16 x 16 for "vgg".
+        Images must have at least 31 x 31 pixels for "alex", 16 x 16 for "vgg".
         """
         check_pair(images, references)
         minimum = MINIMUM_SIZE[self.network]

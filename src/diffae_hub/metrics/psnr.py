@@ -6,9 +6,9 @@ import torch
 
 
 def peak_signal_to_noise_ratio(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """`-10 log10(mean squared error)` in dB of each image (B, C, H, W) in [0, 1]: (B,), float64.
+    """Computes `-10 log10(mean squared error)` in dB for each image (B, C, H, W) in [0, 1]: (B,), float64.
 
-    Infinite where an image equals its reference. Tables 1-4 average it over images.
+    It is infinite if an image equals its reference. Tables 1-4 average it over images.
     """
     check_pair(images, references)
     error = (images.double() - references.double()).square().flatten(1).mean(dim=1)

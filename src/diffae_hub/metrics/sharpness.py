@@ -1,4 +1,4 @@
-"""High-pass energy: whether reconstructions are blurred, which PSNR rewards."""
+"""High-pass energy, which shows blur; PSNR rewards blur."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def high_pass_energy(images: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of an inner pixel and the mean of its four neighbours; not in the paper.
+    """Computes the mean absolute difference of inner pixels and the mean of their four neighbours. Not in the paper.
 
-    Of images (B, C, H, W): (B,), float64. "Sharpness" in reports is its mean over the reconstructions, divided by that
-    over the originals: below 1 they are smoother, above 1 noisier.
+    Images (B, C, H, W) -> (B,), float64. "Sharpness" in reports is its mean over the reconstructions, divided by that
+    over the originals: below 1 the reconstructions are smoother, above 1 noisier.
     """
     x = images.double()
     neighbours = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]

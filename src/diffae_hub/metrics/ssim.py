@@ -13,10 +13,10 @@ _C1, _C2 = 0.01**2, 0.03**2  # K1 and K2, times the data range 1
 
 
 def structural_similarity(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """SSIM (Wang et al., 2004) of each image (B, C, H, W) in [0, 1]: (B,), float64, in [-1, 1].
+    """Computes SSIM (Wang et al., 2004) for each image (B, C, H, W) in [0, 1]: (B,), float64, in [-1, 1].
 
-    11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03. Local means and covariances are weighted by the window (no
-    sample correction), per channel; borders are zero-padded, as in the official DiffAE evaluation.
+    The window is an 11x11 Gaussian of sigma 1.5; K1 = 0.01, K2 = 0.03. It weights local means and covariances per
+    channel (no sample correction). Borders are zero-padded, as in the official DiffAE evaluation.
     """
     check_pair(images, references)
     x, y = images.double(), references.double()

@@ -1,4 +1,4 @@
-"""Pretrained weights of metrics: what happens where they cannot be had."""
+"""Loading of metrics' pretrained weights, which may not be available."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _SECONDS = 30.0
 
 
 class WeightsUnavailable(OSError):
-    """The pretrained weights of a metric cannot be had; the message says of what and why, in one line."""
+    """The pretrained weights of a metric are not available. The message says which and why, in one line."""
 
 
 @contextmanager
 def fetching_weights(of: str) -> Iterator[None]:
-    """For the lines that download or load pretrained weights `of` a network, and no others: quiet, bounded in time.
+    """Wraps only the lines that download or load pretrained weights `of` a network, and silences them.
 
-    Whatever goes wrong in there (no network, a refused or broken download, a file that is missing, damaged or of
-    another architecture) becomes `WeightsUnavailable`. Waiting for a server ends after 30 seconds without an answer.
+    Any error in them (no connection, a refused or broken download, a file that is missing, damaged or of another
+    architecture) becomes `WeightsUnavailable`. Waiting for a server ends after 30 seconds without an answer.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SECONDS)
@@ -30,6 +30,6 @@ def fetching_weights(of: str) -> Iterator[None]:
             yield
     except Exception as error:  # urllib's, requests', transformers', torch's, safetensors' ...
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise WeightsUnavailable(f"the weights of {of} cannot be had: {reason}") from error
+        raise WeightsUnavailable(f"the weights of {of} cannot be loaded: {reason}") from error
     finally:
         socket.setdefaulttimeout(before)
