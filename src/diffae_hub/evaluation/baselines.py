@@ -1,6 +1,6 @@
-"""Reconstruction without a network, at the size of a latent code: the mean image, PCA and JPEG; not in the paper.
+"""Baselines without a network, at the size of a latent code: the mean image, PCA and JPEG. Not in the paper.
 
-PSNR means little by itself: on small images a linear code of 512 numbers is hard to beat. These stand beside it.
+PSNR means little without them: on small images a linear code of 512 numbers is hard to beat.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from PIL import Image
 
 from ..images import to_uint8
 
-_EXACT_PIXELS = 4096  # up to here PCA is exact (a covariance of 128 MiB), beyond randomised with a fixed seed
+_EXACT_PIXELS = 4096  # up to here PCA is exact (a covariance of 128 MiB), above it randomised with a fixed seed
 
 Reconstruct = Callable[[torch.Tensor], torch.Tensor]  # images (B, C, H, W), float32, in [0, 1] -> the same
 
 
 def fit_mean_image(train: np.ndarray) -> Reconstruct:
-    """Every image becomes the mean of the training images (N, C * H * W) in [0, 1]: a latent code of no numbers."""
+    """Returns a method that gives the mean of the training images (N, C * H * W) in [0, 1], without any latent code."""
     mean = torch.from_numpy(train.mean(axis=0, dtype=np.float64)).float()
     return lambda images: mean.reshape(images.shape[1:]).expand_as(images).clone()
 
 
 def fit_pca(train: np.ndarray, num_components: int) -> Reconstruct:
-    """Principal component analysis: of all linear codes of so many numbers, the one of least squared training error.
+    """Fits a PCA: of all linear codes of `num_components` numbers, the one with the least squared training error.
 
-    `train` is (N, C * H * W), float64, in [0, 1], and overwritten; `num_components` at most its shorter side.
+    `train` is (N, C * H * W), float64, in [0, 1], and is overwritten. `num_components` is at most its shorter side.
     """
     from sklearn.decomposition import PCA
 
@@ -44,19 +44,19 @@ def fit_pca(train: np.ndarray, num_components: int) -> Reconstruct:
 
 
 def latent_code_bytes(latent_dim: int) -> int:
-    """Bytes of a latent code at 16 bits a number; neither entropy coding nor the noise x_T of inversion is counted."""
+    """Bytes of a latent code at 16 bits per number, without entropy coding and without the noise x_T of inversion."""
     return 2 * latent_dim
 
 
 def jpeg_reconstruct(images: torch.Tensor, bytes_per_image: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """JPEG of the highest quality (1 to 100, by Pillow) that fits into `bytes_per_image`, for each image by itself.
+    """Saves each image as a JPEG of the highest quality (1 to 100, by Pillow) that fits into `bytes_per_image`.
 
-    Only the entropy-coded data count: headers (about 620 bytes) are the same for all images of one quality, and a
-    decoder would have them, as ours has its weights. Of subsampling 4:4:4 and 4:2:0 the one with the smaller squared
-    error is taken. An image that was a small JPEG before comes back nearly unchanged, which says nothing of the budget.
+    Only the entropy-coded data count. The headers (about 620 bytes) are the same for all images of one quality, so a
+    decoder can have them, as ours has its weights. Subsampling is 4:4:4 or 4:2:0, whichever has the smaller squared
+    error. An image that was a small JPEG before comes back nearly unchanged, which says nothing about the budget.
 
-    Images are (B, C, H, W), float32, in [0, 1], C of 1 or 3, rounded to 8 bits first. Returned are the reconstructions
-    and the bytes each took, (B,), int64: more than `bytes_per_image` where not even quality 1 fits.
+    Images are (B, C, H, W), float32, in [0, 1], C of 1 or 3, rounded to 8 bits first. Returns the reconstructions and
+    the bytes of each, (B,), int64: more than `bytes_per_image` if not even quality 1 fits.
     """
     reconstructions, sizes = [], []
     for image in images:
@@ -74,15 +74,15 @@ def jpeg_reconstruct(images: torch.Tensor, bytes_per_image: int) -> tuple[torch.
 
 
 def _highest_quality(pixels: np.ndarray, budget: int, subsampling: str) -> tuple[bytes, int]:
-    """A JPEG file and the bytes of its data: those of quality 1 where nothing fits."""
+    """Returns a JPEG file and the bytes of its data, at quality 1 if nothing fits."""
     picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-    for quality in range(100, 0, -1):  # one by one: here and there a higher quality takes fewer bytes
+    for quality in range(100, 0, -1):  # one by one, because a higher quality sometimes takes fewer bytes
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
         data = buffer.getvalue()
-        scan = data.rindex(b"\xff\xda") + 2  # the marker is not in the data, where 00 follows each FF
+        scan = data.rindex(b"\xff\xda") + 2  # the last marker is the right one: in the data, 00 follows each FF
         header = int.from_bytes(data[scan : scan + 2], "big")
-        size = len(data) - scan - header - 2  # and the end marker
+        size = len(data) - scan - header - 2  # 2 for the end marker
         if size <= budget:
             break
     return data, size

@@ -12,10 +12,10 @@ from .report import write_report
 
 
 def evaluate(options: EvaluationOptions, show_progress: bool = False, command: str | None = None) -> dict[str, Any]:
-    """Evaluates a model into its folder, or continues what is there; what report.json then holds.
+    """Evaluates a model, or continues the evaluation in the folder, and returns the content of report.json.
 
-    The processes of `accelerate launch` share the sampling; the first one measures and reports, and the others return
-    an empty dictionary. `command` is how it was called, for the report.
+    The processes of `accelerate launch` share the sampling. The first one measures and reports; the others return an
+    empty dictionary. `command` is the command line, for the report.
     """
     state = join_processes(options.device)
     check_required(options, find_device(options.device, state))

@@ -1,7 +1,7 @@
 """The folder of an evaluation, where its three steps meet.
 
-    options.json                what was asked for the last time
-    settings.json               what the reconstructions depend on; settings_*.json likewise, of a part
+    options.json                the options of the last run
+    settings.json               what the reconstructions depend on; settings_*.json: the same for a part of them
     originals/0000000.png       each image as the model gets it
     stochastic/0000000.png      its reconstruction, one folder per method: stochastic, inversion, mean_image, pca, ...
     scores_stochastic_0.jsonl   PSNR, SSIM and high-pass energy per image, one file per process
@@ -11,7 +11,7 @@
     run.json                    the model's size, the machine
     report.json, report.md      figures and page
 
-The folder can be continued: an image counts as done once its scores are written, which happens after its files are.
+An evaluation can be continued: an image counts as done if its scores are there, which are written after its files.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from ..metrics.ssim import structural_similarity
 from .options import EvaluationOptions
 
 ORIGINALS = "originals"
-# What an image that equals its original counts with: an infinite figure has no mean, and JSON no number for it.
+# The PSNR of an image that equals its original: an infinite one would spoil the mean, and JSON has no number for it.
 PSNR_LIMIT_DB = 100.0
 
 
 def batches(indices: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
-    """The indices in slices of at most `batch_size`."""
+    """Yields the indices in slices of at most `batch_size`."""
     for first in range(0, len(indices), batch_size):
         yield indices[first : first + batch_size]
 
 
 def image_pairs(count: int, num_pairs: int, seed: int) -> list[tuple[int, int]]:
-    """Pairs of different images, drawn by the seed; a longer list begins with the shorter one."""
+    """Draws pairs of different images by the seed; a longer list begins with the shorter one."""
     random = np.random.default_rng(seed)
     return [tuple(random.choice(count, size=2, replace=False).tolist()) for _ in range(num_pairs)]
 
@@ -55,16 +55,16 @@ class EvaluationFolder:
         self.process_index = process_index
 
     def file(self, method: str, index: int) -> Path:
-        """The PNG file of an image; `ORIGINALS` is a method too."""
+        """The PNG file of an image. `ORIGINALS` is a method, too."""
         return self.path / method / f"{index:07d}.png"
 
     def read(self, method: str, indices: Sequence[int]) -> torch.Tensor:
-        """Images from their PNG files: (B, C, H, W) in [0, 1]."""
+        """Reads images from their PNG files: (B, C, H, W) in [0, 1]."""
         arrays = [np.atleast_3d(np.array(read_image(self.file(method, index)))) for index in indices]
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
     def scores(self, method: str) -> dict[int, dict[str, float]]:
-        """`psnr_db`, `ssim`, `high_pass`, `high_pass_original` and for JPEG `bytes` by index, in the images' order."""
+        """Reads scores by index, in order: `psnr_db`, `ssim`, `high_pass`, `high_pass_original`, for JPEG `bytes`."""
         records = sorted(self.records(f"scores_{method}"), key=lambda record: record["index"])
         return {record["index"]: record for record in records}
 
@@ -78,8 +78,8 @@ class EvaluationFolder:
     ) -> None:
         """Scores a batch (B, C, H, W), float, in [0, 1], and writes its files and scores.
 
-        The scores are taken on floats, PSNR up to 100 dB; the PNG files hold both images rounded to 8 bits. `sizes` are
-        the bytes that each reconstruction was made from, where a method has such a thing.
+        The scores are computed on floats, PSNR up to 100 dB; the PNG files hold both images rounded to 8 bits. `sizes`
+        are the bytes of each compressed image, for methods that compress.
         """
         columns = {
             "psnr_db": peak_signal_to_noise_ratio(reconstructions, originals).clamp(max=PSNR_LIMIT_DB),
@@ -106,14 +106,14 @@ class EvaluationFolder:
         append_json_lines(self.path / f"{name}_{self.process_index}.jsonl", records)
 
     def records(self, name: str) -> list[dict[str, Any]]:
-        """The records of that name, of all processes, but for half lines: they are made anew."""
+        """Reads the records of that name, of all processes, without half-written lines, which are made again."""
         return [record for path in sorted(self.path.glob(f"{name}_*.jsonl")) for record in read_json_lines(path)]
 
     def path_lengths(self, options: EvaluationOptions, count: int) -> dict[tuple[int, int], dict[str, Any]]:
-        """Of the pairs that are asked for and measured: `path_length`, and `cross_fade`, that of fading."""
+        """Reads `path_length`, and `cross_fade` for one image fading into the other, of the wanted pairs measured."""
         records = self.records(f"path_lengths_{options.path_length_intervals}")
         found = {tuple(record["images"]): record for record in records}
-        pairs = image_pairs(count, options.path_length_pairs, options.seed)  # which, depends on the number of images
+        pairs = image_pairs(count, options.path_length_pairs, options.seed)  # they depend on the number of images
         return {pair: found[pair] for pair in pairs if pair in found}
 
     def interpolation(self, count: int) -> Path:

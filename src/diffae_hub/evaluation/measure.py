@@ -29,9 +29,9 @@ _FACTS = ("weights", "num_images", "latent_dim", "sample_size", "baselines_fitte
 
 
 def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
-    """Measures what `reconstruct.py` left in the evaluation's folder and writes report.json; what it holds.
+    """Measures what `reconstruct.py` left in the evaluation's folder, writes report.json and returns its content.
 
-    A metric without weights is in it as `{"unavailable": why}`, or ends with `WeightsUnavailable` if it is required.
+    A metric that cannot be computed is in it as `{"unavailable": why}`; a required one raises `WeightsUnavailable`.
     """
     options, facts = EvaluationOptions.load(path), read_json(path / "run.json", _FACTS)
     folder, count = EvaluationFolder(path), facts["num_images"]
@@ -48,7 +48,7 @@ def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
                 method: _metric(metric, folder, method, range(count), options, device, show_progress)
                 for method in options.methods
             }
-        except (WeightsUnavailable, ImportError, ValueError) as error:  # ValueError: too small images
+        except (WeightsUnavailable, ImportError, ValueError) as error:  # ValueError: images that are too small
             measured = dict.fromkeys(options.methods, _unavailable(metric, error, options))
         for method, figure in measured.items():
             results[method][metric] = figure
@@ -60,7 +60,7 @@ def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
 
 
 def check_required(options: EvaluationOptions, device: torch.device) -> None:
-    """Loads the weights of the required metrics, so that a missing one is known before the sampling."""
+    """Loads the weights of the required metrics, so that it fails before the sampling if one is missing."""
     with tempfile.TemporaryDirectory() as name:
         folder = EvaluationFolder(Path(name))
         (folder.path / ORIGINALS).mkdir()
@@ -75,7 +75,7 @@ def check_required(options: EvaluationOptions, device: torch.device) -> None:
 
 
 def _from_scores(scores: Sequence[dict[str, float]], seed: int, latent_dim: int) -> dict[str, Any]:
-    """What was scored while sampling, over the images."""
+    """Summarises the scores that were computed while sampling."""
     results = {name: _summary([score[name] for score in scores], seed) for name in ("psnr_db", "ssim")}
     energy, of_originals = (sum(score[name] for score in scores) for name in ("high_pass", "high_pass_original"))
     results["sharpness"] = {"value": energy / of_originals if of_originals else math.nan, "count": len(scores)}
@@ -95,7 +95,7 @@ def _metric(
     device: torch.device,
     show_progress: bool,
 ) -> dict[str, Any]:
-    """A metric of the PNG files."""
+    """Computes a metric on the PNG files."""
     if metric in IMAGE_METRICS:
         distance = PerceptualDistance(metric.removeprefix("lpips_"), device=device)
         values: list[float] = []
@@ -111,7 +111,7 @@ def _path_length(
     folder: EvaluationFolder, options: EvaluationOptions, count: int, device: torch.device
 ) -> dict[str, Any]:
     records = list(folder.path_lengths(options, count).values())
-    if len(records) < options.path_length_pairs:  # the network was not there
+    if len(records) < options.path_length_pairs:  # the network was not available
         try:
             PerceptualDistance("vgg", device=device)
         except (WeightsUnavailable, ImportError) as error:
@@ -148,12 +148,12 @@ def _summary(values: Sequence[float], seed: int) -> dict[str, Any]:
 
 def _unavailable(metric: str, error: Exception, options: EvaluationOptions) -> dict[str, str]:
     if metric in options.require:
-        raise WeightsUnavailable(f"{metric} is required, but cannot be had: {error}") from error
+        raise WeightsUnavailable(f"{metric} is required, but not available: {error}") from error
     return {"unavailable": " ".join(str(error).split())}
 
 
 def _plain(value: Any) -> Any:
-    """None for a number that is not finite, which JSON does not have."""
+    """Replaces numbers that are not finite, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for: the flags of `diffae-hub evaluate`, and options.json in the evaluation's folder."""
+"""The options of an evaluation: flags of `diffae-hub evaluate`, and options.json in the evaluation's folder."""
 
 from __future__ import annotations
 
@@ -32,54 +32,54 @@ class EvaluationOptions:
     dataset: str = option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set")
     output: Path = option(MISSING, "folder of the evaluation, new or to be continued")
     mode: Literal["stochastic", "inversion", "both"] = option("both", "which reconstructions")
-    solver: Literal["ddim", "dpm"] = option("ddim", "of decoding; the paper's is ddim. Inversion is plain DDIM's")
-    steps: int = option(50, "of decoding, and of inversion")
+    solver: Literal["ddim", "dpm"] = option("ddim", "solver for decoding; the paper uses ddim. Inversion is plain DDIM")
+    steps: int = option(50, "steps of decoding, and of inversion")
     num_images: int | None = option(
         None,
-        "only this many, the first ones (of a folder per class those of the first classes); the paper uses 50,000",
+        "only this many, the first ones (with a folder per class: of the first classes); the paper uses 50,000",
         minimum=2,
     )
-    seed: int = option(0, "of the noise, the pairs and the bootstrap")
+    seed: int = option(0, "seed of the noise, the pairs and the bootstrap")
     batch_size: int = option(50, "images at a time", minimum=1)
     device: str | None = option(None, "cpu, cuda ... (default: the accelerator if there is one)")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the networks")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the networks")
 
     split: str = _data("test", "split of the data set")
-    image_column: str = _data("image", "its column of images")
+    image_column: str = _data("image", "column of the images")
     crop: Literal["center", "d2c"] = _data("center", "d2c is the usual crop of CelebA")
     train_dataset: str | None = _data(None, "training data, for baselines and probes")
     train_split: str = _data("train", "split of the training data")
 
     metrics: tuple[Metric, ...] = _measures(
         ("lpips_alex", "fid_torch_fidelity", "fid_clean_fid"),
-        "beyond PSNR, SSIM and sharpness; n/a where a metric's weights cannot be had",
+        "metrics besides PSNR, SSIM and sharpness; n/a if their weights are not available",
     )
     require: tuple[Literal[Metric, "perceptual_path_length"], ...] = _measures(
-        (), "fail if the weights of these cannot be had"
+        (), "fail if the weights of these are not available"
     )
     baselines: tuple[Literal["mean_image", "pca", "jpeg"], ...] = _measures(
         (), "reconstructions without a network; mean_image and pca are fitted on the training data"
     )
-    baseline_images: int = _measures(50_000, "training images of the baselines, at most", minimum=2)
-    compare: str | None = _measures(None, "another model, measured beside")
+    baseline_images: int = _measures(50_000, "training images for the baselines, at most", minimum=2)
+    compare: str | None = _measures(None, "another model to measure, for comparison")
     path_length_pairs: int = _measures(0, "pairs for the perceptual path length; the paper uses 200", minimum=0)
     path_length_intervals: int = _measures(100, "sub-intervals of a path", minimum=1)
     probe: Literal["multiclass", "multilabel", "regression"] | None = _measures(None, "linear probe of the codes")
-    label_columns: tuple[str, ...] = _measures((), "labels of the probe")
+    label_columns: tuple[str, ...] = _measures((), "columns of the probe's labels")
     dinov2_model: str = _measures("facebook/dinov2-large", "Hub id or folder of the network of fd_dinov2")
 
     paper_dataset: Literal["CIFAR-10 32", "CelebA 64", "Bedroom 128", "ImageNet 32", "none"] | None = _report(
-        None, "the paper's data set to print beside (default: by image size, 32, 64 or 128)"
+        None, "the paper's data set to compare with (default: by image size, 32, 64 or 128)"
     )
     budget: str | None = _report(None, "how the model was trained, in words")
-    data_note: str | None = _report(None, "what is to be known about the data, in words")
+    data_note: str | None = _report(None, "what readers should know about the data, in words")
 
     def __post_init__(self) -> None:
         check_minimums(self)
         measured = self.metrics + (PATH_LENGTH,) * bool(self.path_length_pairs)
         for metric in set(self.require) - set(measured):
             flag = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
-            raise ValueError(f"require must be among what is measured; {metric} is not: add it by {flag}")
+            raise ValueError(f"require must name metrics that are measured, got {metric}: add it to {flag}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {self.seed}")
         fitted = [name for name in self.baselines if name != "jpeg"] + ([self.probe] if self.probe else [])
@@ -99,7 +99,7 @@ class EvaluationOptions:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """All that is measured: a folder of reconstructions each."""
+        """All methods that are measured; each has a folder of reconstructions."""
         compared = tuple(f"compare_{mode}" for mode in self.modes if self.compare)
         return (*self.modes, *compared, *self.baselines)
 

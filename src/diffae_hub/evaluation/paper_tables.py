@@ -1,7 +1,7 @@
-"""The figures that the paper reports, to print beside our own. Only reconstruction and probe tables that we can rerun.
+"""The paper's figures for reconstruction, path lengths and probes, to print beside our own.
 
-The rows of paper_tables.json have the names of its "methods", which say how a model was trained. Five figures are in
-the order of `METRICS`, three of a probe in that of its averages.
+The rows of paper_tables.json are named after its "methods", which say how a model was trained. Lists of five figures
+are in the order of `METRICS`, lists of three figures of a probe in the order of its averages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ METRICS = ("psnr_db", "ssim", "lpips_alex", "fid_torch_fidelity", "fid_clean_fid
 
 
 def format_papers(metric: str, value: float) -> str:
-    """A figure of the paper as it prints it: PSNR with three decimals, the others with four, LPIPS with up to six."""
+    """Formats a figure as the paper prints it: PSNR with three decimals, the others with four, LPIPS with up to six."""
     return np.format_float_positional(value, min_digits=3 if metric == "psnr_db" else 4)
 
 
@@ -27,7 +27,7 @@ class TrainingMethod(NamedTuple):
     prediction_type: str  # "epsilon", "sample" or "v_prediction"
     noise_schedule: str  # "linear_beta", "inverted" or "shifted_cosine"
     scaling_factor: int | None = None  # S of the shifted cosine schedule
-    two_phase: bool = False  # whether the first quarter had t = 1
+    two_phase: bool = False  # whether the first quarter of the examples had t = 1
 
 
 _PAPER = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))

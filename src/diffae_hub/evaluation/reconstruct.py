@@ -1,8 +1,8 @@
-"""Step 1 of an evaluation: everything that needs the model. Reconstructions, path lengths, codes, interpolations.
+"""Step 1 of an evaluation, which needs the model: reconstructions, path lengths, codes and interpolations.
 
-Sampling is shared by the processes of `accelerate launch`. Every image has its own noise, seeded by its index, so that
-figures depend neither on the batch size nor on the number of processes, and a run may be continued with another number
-of them. What the folder has already is left alone.
+The processes of `accelerate launch` share the sampling. Every image has its own noise, seeded by its index, so figures
+depend neither on the batch size nor on the number of processes, which may differ when a run is continued. What the
+folder has already is kept.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NUM_INTERPOLATIONS, _NUM_FRAMES = 3, 9
 
 @dataclass
 class _Images:
-    """The images of a data set: (B, C, H, W), float32, in [-1, 1] at some indices."""
+    """The images of a data set at any indices: (B, C, H, W), float32, in [-1, 1]."""
 
     rows: Sequence[Mapping[str, Any]]
     transform: ImageTransform
@@ -65,13 +65,13 @@ class _Run:
     show_progress: bool
 
     def mine(self, items: Sequence[Any], done: Mapping[Any, Any]) -> list[Any]:
-        """This process's share of what is not done yet."""
+        """Returns this process's share of the items that are not done yet."""
         return [item for item in items[self.state.process_index :: self.state.num_processes] if item not in done]
 
 
 def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: bool = False) -> None:
     """Fills the evaluation's folder with what `measure.py` reads."""
-    # Everything that can be wrong is looked at before the folder is given its settings and the sampling begins.
+    # All input is checked before the folder gets its settings and the sampling begins.
     check_output(options.output, options.dataset, options.train_dataset)
     device = find_device(options.device, state)
     pipeline, weights = _load(options.model, options, device)
@@ -81,13 +81,13 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
         compared = {"compare": options.compare, "weights": other_weights}
         shape, other_shape = ((c.in_channels, c.sample_size) for c in (config, other.encoder.config))
         if other_shape != shape:
-            raise ValueError(f"compare must be a model of images of {shape} channels and pixels, got {other_shape}")
+            raise ValueError(f"compare must be a model for images of (channels, pixels) = {shape}, got {other_shape}")
     transform = ImageTransform(config.sample_size, config.in_channels, crop=options.crop)
     images = _Images(load_rows(options.dataset, options.split, options.image_column), transform)
     if len(images.rows) < 2:
         raise ValueError(f"dataset must hold at least 2 images, got {len(images.rows)} in {options.dataset}")
     count = min(len(images.rows), options.num_images or len(images.rows))
-    for index in range(count):  # an image that cannot be read is named now, not after hours of sampling
+    for index in range(count):  # an unreadable image fails now, not after hours of sampling
         transform(images.rows[index])
     train, fitted = None, None
     if {"mean_image", "pca"} & set(options.baselines):
@@ -169,20 +169,20 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
 
 
 def _warn_of_missing_classes(options: EvaluationOptions, count: int) -> None:
-    """Folders of classes are read one after the other."""
+    """Warns if the first images are not of all classes; folders of classes are read one after the other."""
     with suppress(ValueError):  # there is no such column
         labels = open_dataset(options.dataset, options.split, options.image_column, False, ["label"])["label"]
         labels = [str(label) for label in labels]
         seen, all_classes = len({*labels[:count]}), len({*labels})
         if seen < all_classes:
-            print(f"WARNING: the first {count} images are of {seen} of {all_classes} classes", file=sys.stderr)
+            print(f"WARNING: the first {count} images are of only {seen} of {all_classes} classes", file=sys.stderr)
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
 
 
 def _load(model: str, options: EvaluationOptions, device: torch.device) -> tuple[DiffusionAutoencoderPipeline, str]:
-    """The pipeline, with the solver that was asked for on the model's own noise schedule, and its fingerprint."""
+    """Loads a pipeline, with the wanted solver on the model's own noise schedule. Returns it and its fingerprint."""
     pipeline = load_pipeline(model, device, options.dtype)
     weights = weights_fingerprint(pipeline)
     pipeline.scheduler = with_solver(pipeline.scheduler, options.solver)
@@ -193,19 +193,19 @@ def _load(model: str, options: EvaluationOptions, device: torch.device) -> tuple
 def _invert(
     pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor, codes: torch.Tensor, steps: int
 ) -> torch.Tensor:
-    """The noise x_T of images in [-1, 1], by the paper's rule."""
+    """Finds the noise x_T of images in [-1, 1], by the paper's rule."""
     return pipeline.invert(images / 2 + 0.5, latent_code=codes, num_inference_steps=steps, inversion="plain")
 
 
 def _decode(pipeline: DiffusionAutoencoderPipeline, codes: torch.Tensor, steps: int, **noise: Any) -> torch.Tensor:
-    """Images in [0, 1], float32."""
+    """Decodes codes to images in [0, 1], float32."""
     return pipeline.decode(codes, num_inference_steps=steps, output_type="pt", **noise).images.float()
 
 
 def _between(
     pipeline: DiffusionAutoencoderPipeline, ends: torch.Tensor, steps: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Section 5.2: from fractions (B,) to the images there, between two images in [-1, 1], (2, C, H, W)."""
+    """Returns a map from fractions (B,) to images between the two of `ends`, (2, C, H, W) in [-1, 1] (section 5.2)."""
     codes = encode_images(pipeline, ends)
     noises = _invert(pipeline, ends, codes, steps)
 
@@ -220,7 +220,7 @@ def _between(
 
 
 def _sample(run: _Run, pipeline: DiffusionAutoencoderPipeline, method: str, mode: str) -> None:
-    """Reconstructs the images that the folder does not have."""
+    """Reconstructs the images that the folder does not have yet."""
     waiting = run.mine(range(run.count), run.folder.scores(method))
     steps, seed = run.options.steps, run.options.seed
     with tqdm(total=len(waiting), unit="img", desc=method, disable=not run.show_progress, mininterval=1) as progress:
@@ -237,7 +237,7 @@ def _sample(run: _Run, pipeline: DiffusionAutoencoderPipeline, method: str, mode
 
 
 def _path_lengths(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
-    """Perceptual path length of pairs of images (section 10), and of one image fading into the other, to compare."""
+    """Measures perceptual path lengths between pairs of images (section 10) and, to compare, those of a cross-fade."""
     options = run.options
     pairs = image_pairs(run.count, options.path_length_pairs, options.seed)
     waiting = run.mine(pairs, run.folder.path_lengths(options, run.count))
@@ -246,7 +246,7 @@ def _path_lengths(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
     try:
         distance = PerceptualDistance("vgg", device=pipeline.device)
     except (WeightsUnavailable, ImportError):
-        return  # `measure.py` says so
+        return  # `measure.py` reports it
     for pair in tqdm(waiting, desc="perceptual path length", unit="pair", disable=not run.show_progress):
         ends = run.images[pair]
         paths = {
@@ -261,7 +261,7 @@ def _path_lengths(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
 
 
 def _interpolate(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
-    """A picture of some pairs of images, a row each, and what is between them."""
+    """Draws interpolations between some pairs of images, a row for each pair."""
     path, rows = run.folder.interpolation(run.count), []
     if path.is_file():
         return
@@ -272,7 +272,7 @@ def _interpolate(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
 
 
 def _baselines(run: _Run, train: _Images | None, fitted: Mapping[str, Any] | None, latent_dim: int) -> None:
-    """Reconstructions by methods without a network, of the same latent size."""
+    """Reconstructs with methods without a network, at the same latent size."""
     pixels = None
     for name in sorted(run.options.baselines):  # PCA is last: it overwrites the pixels
         done = run.folder.scores(name)

@@ -1,6 +1,6 @@
-"""Step 3 of an evaluation: from report.json and the files in its folder to a Markdown page in the layout of the paper.
+"""Step 3 of an evaluation: writes a Markdown page in the layout of the paper from report.json and the folder's files.
 
-Tables of the paper's figures beside ours, plots and pictures. Neither the model nor a metric is needed.
+The page has tables of our figures and the paper's, plots and pictures. Neither the model nor a metric is needed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _NUM_PICTURES = 10
 
 
 def write_report(path: Path, command: str | None = None) -> dict[str, Any]:
-    """Writes report.md and the pictures of a folder that `measure.py` has measured; what report.json then holds.
+    """Writes report.md and the pictures of a folder that `measure.py` has measured. Returns the completed report.json.
 
-    `command` is how the evaluation was called.
+    `command` is the command line of the evaluation.
     """
     figures = read_json(path / "report.json", ("results", "modes"))
     folder, options = EvaluationFolder(path), EvaluationOptions.load(path)
@@ -51,7 +51,7 @@ def write_report(path: Path, command: str | None = None) -> dict[str, Any]:
 
 
 def render_report(figures: Mapping[str, Any]) -> str:
-    """The Markdown page of an evaluation, from what report.json holds."""
+    """Renders the Markdown page of an evaluation from the content of report.json."""
     dataset = figures["paper_dataset"] or _PAPER_DATASETS.get(figures["sample_size"], "none")
     results = figures["results"]
     sections = [f"# Evaluation of {figures['model']}", _what(figures)]
@@ -71,7 +71,7 @@ def render_report(figures: Mapping[str, Any]) -> str:
 
 
 def format_figure(metric: str, figure: Mapping[str, Any] | None, interval: bool = True) -> str:
-    """A measured figure as a cell: mean and 95 % interval, a value, or n/a."""
+    """Formats a measured figure as a cell: mean and 95 % interval, a value, or n/a."""
     value = (figure or {}).get("value", (figure or {}).get("mean"))
     if value is None:
         return "n/a"
@@ -82,7 +82,7 @@ def format_figure(metric: str, figure: Mapping[str, Any] | None, interval: bool 
 
 
 def baseline_title(name: str, figures: Mapping[str, Any]) -> str:
-    """A baseline's row, with its size."""
+    """Title of a baseline's row, with its size."""
     if name == "pca":
         return f"PCA, {figures['baselines_fitted_on']['pca_components']} numbers"
     if name == "jpeg":
@@ -94,7 +94,7 @@ def baseline_title(name: str, figures: Mapping[str, Any]) -> str:
 
 
 def _pictures(folder: EvaluationFolder, options: EvaluationOptions, figures: Mapping[str, Any]) -> dict[str, str]:
-    """Originals over reconstructions and errors; interpolations; plots, where matplotlib is installed."""
+    """Writes originals above reconstructions and errors, interpolations and, if matplotlib is installed, plots."""
     count = figures["num_images"]
     indices = range(min(_NUM_PICTURES, count))
     originals = folder.read(ORIGINALS, indices)
@@ -159,7 +159,7 @@ def _reconstruction_table(figures: Mapping[str, Any], mode: str, dataset: str) -
     metrics = [metric for metric in METRIC_NAMES if metric in shown]
 
     def ours(title: str, method: str) -> list[str]:
-        measured = results[method]  # a metric that was not asked for leaves its cell empty
+        measured = results[method]  # the cell of a metric that was not asked for stays empty
         return [title, *(format_figure(metric, measured[metric]) if metric in measured else "" for metric in metrics)]
 
     def papers(method: paper.TrainingMethod, values: Sequence[float]) -> list[str]:
@@ -199,7 +199,7 @@ def _notes(figures: Mapping[str, Any], dataset: str) -> str:
         fitted = figures["baselines_fitted_on"]
         source = f"{fitted['train_dataset']}, split {fitted['train_split']}"
         lines.append(f"Mean image and PCA are fitted on {fitted['images']:,} images of {source}.")
-    measured = results[figures["modes"][0]].items()  # what cannot be had for one method can be had for none
+    measured = results[figures["modes"][0]].items()  # a metric is unavailable for all methods or for none
     reasons = {METRIC_NAMES[metric]: figure["unavailable"] for metric, figure in measured if "unavailable" in figure}
     return "\n".join(f"- {line}" for line in [*lines, *(f"{name} n/a: {why}" for name, why in reasons.items())])
 
@@ -243,7 +243,7 @@ def _probe_section(probe: Mapping[str, Any]) -> str:
     table, averages = paper.TABLE_10, paper.TABLE_10_AVERAGE
     if multiclass:
         table, averages = paper.TABLE_11, paper.TABLE_11_AVERAGE
-    # The paper's figures belong beside its own data only: the ten classes of CIFAR-10, CelebA's forty attributes.
+    # The paper's figures are shown only for its own data: the ten classes of CIFAR-10, CelebA's forty attributes.
     beside = set(aurocs) == set(table)
     rows = [["AUROC ↑, macro average", f"**{decimals(probe['auroc_macro'])}**", *map(decimals, averages.values())]]
     if multiclass:
