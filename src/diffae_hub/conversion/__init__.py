@@ -1,1 +1,1 @@
-"""Official DiffAE checkpoints to pipeline folders and back."""
+"""Converts official DiffAE checkpoints to pipeline folders and back."""

@@ -1,8 +1,8 @@
-"""Reading a file of torch.save that nobody vouches for: by torch's weights-only loader, with nothing in it executed.
+"""Reads untrusted files of torch.save with torch's weights-only loader; nothing in them is executed.
 
 Official checkpoints hold objects of Lightning and numpy, which that loader refuses. Here an inert class stands in for
-every name that torch does not know, whatever it is. What a hostile pickle could still do is cost: a few bytes of it can
-copy or hash a container that was made once. So the pickle is looked through before it is loaded.
+every name that torch does not know. A hostile pickle could still waste time and memory, because a few of its bytes can
+copy or hash a container that was made once. So the pickle is checked before it is loaded.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-# Tensors lie beside the pickle. With the optimizer's state, the largest official network has a pickle of 0.4 MB, with
-# 130,000 values and about ten foreign names.
+# Tensors are stored outside the pickle. With the optimizer's state, the largest official network has a pickle of 0.4
+# MB, with 130,000 values and about ten foreign names.
 MAX_PICKLE_BYTES = 2 * 2**20
 MAX_PICKLE_VALUES = 500_000
 MAX_FOREIGN_NAMES = 100
 
 _SHOWN_CHARACTERS = 200
-# Of the functions that torch would really call, those that official checkpoints need. The others take memory for
-# nothing (`bytearray(10**12)`).
+# The functions that official checkpoints need, of those that torch would really call. The others could only waste
+# memory (`bytearray(10**12)`).
 _CALLED = {
     "collections.OrderedDict",
     "_codecs.encode",
@@ -42,7 +42,7 @@ _TAKEN |= {"REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1}
 
 
 class InertRecord:
-    """What an object becomes whose class torch does not know. It takes any arguments and any state, and keeps none."""
+    """Stands in for an object of a class that torch does not know. It takes any arguments and state, and keeps none."""
 
     def __new__(cls, *arguments: object) -> InertRecord:  # noqa: D102
         return super().__new__(cls)
@@ -54,8 +54,8 @@ class InertRecord:
 def load_checkpoint(path: str | Path, argument: str = "checkpoint") -> Any:
     """Reads a file that torch.save wrote in its zip format (torch 1.6 and later), without running any of it.
 
-    The values of tensors are mapped: they are read from the file when they are used. Objects of foreign classes are
-    [`InertRecord`]s. What is no intact checkpoint, or costs too much, is a ValueError that calls the file `argument`.
+    Tensors are memory-mapped: their values are read from the file when they are used. Objects of foreign classes become
+    [`InertRecord`]s. Raises ValueError, which calls the file `argument`, if it is not intact or costs too much.
     """
     try:
         names = _check_pickle(_read_pickle(Path(path)))
@@ -64,11 +64,11 @@ def load_checkpoint(path: str | Path, argument: str = "checkpoint") -> Any:
             raise ValueError(f"it has more than {MAX_FOREIGN_NAMES} foreign classes")
         for name in sorted(names - set(foreign) - _CALLED):
             if not re.fullmatch(r"torch\.\w+(?<!Tensor)", name):  # storages, dtypes, Size
-                raise ValueError(f"official checkpoints have no use for {shown(name)}")
+                raise ValueError(f"official checkpoints do not use {shown(name)}")
         with torch.serialization.safe_globals([(InertRecord, name) for name in foreign]):
             return torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-    except Exception as error:  # what is no good can end in almost any
-        reason = error.__context__ or error  # torch wraps it in advice not to be so careful
+    except Exception as error:  # a bad file can raise almost anything
+        reason = error.__context__ or error  # torch wraps it in advice to load without safety
         raise ValueError(
             f"{argument} must be an intact file written by torch.save, but {path} cannot be read: "
             f"{shown(str(reason) or type(reason).__name__)}"
@@ -76,14 +76,14 @@ def load_checkpoint(path: str | Path, argument: str = "checkpoint") -> Any:
 
 
 def _read_pickle(path: Path) -> bytes:
-    """The pickle of a checkpoint, after all checksums in the file have been compared."""
+    """Reads the pickle of a checkpoint, after checking all checksums in the file."""
     if not path.is_file():
         raise ValueError("it is not a file")
     if not zipfile.is_zipfile(path):
         raise ValueError("it is not a zip file, as torch 1.6 and later write it, or is truncated")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        names = [entry.filename.lower() for entry in entries]  # torch's reader does not tell upper case from lower
+        names = [entry.filename.lower() for entry in entries]  # torch's reader ignores case
         pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
         one_folder = len({name.split("/")[0] for name in names}) == 1 and len(set(names)) == len(names)
         if len(pickles) != 1 or not one_folder or archive.comment:
@@ -91,7 +91,7 @@ def _read_pickle(path: Path) -> bytes:
         if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
             raise ValueError("it has compressed or encrypted entries; torch.save writes none")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise ValueError("it claims to hold more than its size")
+            raise ValueError("its entries claim more bytes than the file has")
         if pickles[0].file_size > MAX_PICKLE_BYTES:
             raise ValueError(f"its pickle has more than {MAX_PICKLE_BYTES:,} bytes")
         if (damaged := archive.testzip()) is not None:
@@ -103,17 +103,17 @@ def _read_pickle(path: Path) -> bytes:
 class _Value:
     """A value that a pickle would make."""
 
-    size: int  # values and characters, written out in full
+    size: int  # number of values and characters, written out in full
     text: str | None = None  # a string, or the name of a class or function
     parts: list[_Value] | None = None  # the elements of a tuple
 
 
 def _check_pickle(pickled: bytes) -> set[str]:
-    """Looks through a pickle, as torch's loader would run it, for what it costs; returns the names it uses.
+    """Follows a pickle as torch's loader would, refuses one that costs too much, and returns the names it uses.
 
-    - A value that is taken again counts in full each time, because whatever is done to it may copy it.
-    - Keys must not be tuples or large integers: their hashes are known beforehand, so that keys can be made of which
-      all have the same one; and those of nested tuples exhaust the stack.
+    - A value that is used again counts in full each time, because each use may copy it.
+    - Keys must not be tuples or large integers. Their hashes are predictable, so a file could hold many keys with the
+      same hash; and hashing nested tuples exhausts the stack.
     """
     names: set[str] = set()
     memo: dict[int, _Value] = {}
@@ -168,7 +168,7 @@ def _check_parts(code: str, parts: list[_Value]) -> None:
     elif code in ("REDUCE", "NEWOBJ"):
         function, arguments = parts[0].text, parts[1].parts
         if function == "collections.OrderedDict" and arguments != []:
-            raise ValueError("it has an ordered dict that is not made empty")
+            raise ValueError("it has an ordered dict that is not empty when it is made")
         if function == "_codecs.encode" and [part.text for part in arguments or []][1:] != ["latin1"]:
             raise ValueError("it has bytes in another encoding than latin1")
     if any(key.parts is not None for key in keys):
@@ -176,11 +176,11 @@ def _check_parts(code: str, parts: list[_Value]) -> None:
 
 
 def shown(text: str) -> str:
-    """Text from a file as messages may show it: no control characters (terminals obey them), and not too much of it."""
+    """Shortens text from a file for messages, and escapes its control characters, which terminals would obey."""
     cut = repr(text[:_SHOWN_CHARACTERS])[1:-1]
     return cut if len(text) <= _SHOWN_CHARACTERS else f"{cut}..."
 
 
 def is_whole(tensor: torch.Tensor) -> bool:
-    """Whether the file holds the values of a tensor. A hostile one may spread a single number to any size."""
+    """Tells whether the file holds all values of a tensor. A hostile one may expand a single number to any size."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize <= tensor.untyped_storage().nbytes()

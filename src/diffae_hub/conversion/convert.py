@@ -1,4 +1,4 @@
-"""Official DiffAE checkpoints -> a pipeline folder: read, match every tensor, write."""
+"""Converts official DiffAE checkpoints to a pipeline folder: read, match every tensor, write."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ def convert_official_checkpoint(
 ) -> ConversionReport:
     """Writes a folder that `DiffusionAutoencoderPipeline.from_pretrained` loads, with the official conventions.
 
-    Nothing in the files is executed, and their values are mapped, not loaded. What is not an intact checkpoint, a
-    tensor that is unknown, missing, misshapen or not finite, and networks that do not fit together are a ValueError.
+    Nothing in the files is executed, and their values are memory-mapped, not loaded. Raises ValueError for damaged
+    files, tensors that are unknown, missing, misshapen or not finite, and networks that do not fit together.
 
     Args:
         checkpoint: Official Lightning checkpoint of an autoencoder, perhaps with a latent code model or a classifier.
         output: Folder to write; it appears only when it is complete.
-        latent_checkpoint, classifier_checkpoint: Those of the latent code model and the attribute classifier.
-        latent_stats: The file latent.pkl; for a latent code model or classifier whose checkpoint lacks the statistics.
-        ema: Whether to take the averaged weights `ema_model.*` or `model.*`, of autoencoder and latent code model.
-        ema_classifier: Whether to take `ema_classifier.*` or `classifier.*`. Official editing uses the second, because
-            the classifier's short training is not long enough for the average.
-        image_size: Of the training images; None infers it, from the buffer x_T or else from where the attention is.
+        latent_checkpoint, classifier_checkpoint: Checkpoints of the latent code model and the attribute classifier.
+        latent_stats: The file latent.pkl, for a latent code model or classifier whose checkpoint lacks the statistics.
+        ema: Whether to take the averaged weights `ema_model.*`, not `model.*`, of autoencoder and latent code model.
+        ema_classifier: Whether to take `ema_classifier.*`, not `classifier.*`. Official editing uses `classifier.*`,
+            because the classifier's training is too short for the average.
+        image_size: Size of the training images; None infers it from the buffer x_T, or else from the attention's level.
         num_attention_heads: Heads of each attention block; no tensor shows it.
         encoder_layers_per_block: Residual blocks per level of the encoder; None takes the decoder's number.
         overwrite: Whether a pipeline folder at `output` is replaced.
@@ -118,7 +118,7 @@ def convert_official_checkpoint(
         if theirs and not all(name in theirs and torch.equal(theirs[name], ours[name]) for name in ours):
             warnings.append(
                 "the encoder in latent_checkpoint has other weights than the one in checkpoint; the latent code model "
-                "knows the codes of its own encoder only"
+                "knows only the codes of its own encoder"
             )
 
     # 3. attribute classifier
@@ -135,7 +135,7 @@ def convert_official_checkpoint(
         others = networks["latent_code_model"].state_dict() if "latent_code_model" in networks else statistics
         if not all(torch.equal(others[name], values) for name, values in statistics.items()):
             warnings.append(
-                "the classifier's mean and deviation of the codes are not those of the latent code model; they may "
+                "the classifier and the latent code model have different means and deviations of the codes; they may "
                 "belong to different encoders"
             )
 
@@ -154,7 +154,7 @@ def convert_official_checkpoint(
 
 
 def _read(path: Path, argument: str) -> Tensors:
-    """The tensors of a Lightning checkpoint or of latent.pkl; every name in it belongs to official DiffAE."""
+    """Reads the tensors of a Lightning checkpoint or of latent.pkl. Every name must be one of official DiffAE."""
     content = load_checkpoint(path, argument)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
@@ -164,12 +164,12 @@ def _read(path: Path, argument: str) -> Tensors:
         raise ValueError(f"{argument} must hold tensors of official DiffAE, but {path} has {shown(unknown[0])}")
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or not is_whole(tensor):
-            raise ValueError(f"{argument} must hold whole tensors, but {shown(name)} in {path} is none")
+            raise ValueError(f"{argument} must hold whole tensors, but {shown(name)} in {path} is not one")
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def _part(tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors whose names begin with `prefix`, without it."""
+    """Selects the tensors whose names begin with `prefix`, and removes it from the names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -180,7 +180,7 @@ def _networks(
     configurations: Mapping[str, dict[str, Any]],
     statistics: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, nn.Module]:
-    """Networks of these configurations, with the tensors as their weights; `found` must hold exactly theirs."""
+    """Builds networks of these configurations with the tensors of `found`, which must hold exactly their weights."""
     networks: dict[str, nn.Module] = {}
     unknown = dict.fromkeys(found)
     for component, configuration in configurations.items():
@@ -205,11 +205,11 @@ def _check_tensor(must: str, tensor: torch.Tensor | None, shape: tuple[int, ...]
     if not tensor.is_floating_point() or not tensor.isfinite().all():
         raise ValueError(f"{must} as finite floating-point numbers")
     if not torch.equal(tensor, same):
-        raise ValueError(f"{must} with the values of the same layer's other name")
+        raise ValueError(f"{must} with the same values as under the layer's other name")
 
 
 def _statistics(tensors: Tensors, latent_dim: int) -> Tensors:
-    """latent_mean and latent_std, of the official tensors that hold them."""
+    """Reads latent_mean and latent_std from the official tensors that hold them."""
     statistics = {}
     for name, ours in STATISTICS.items():
         if name not in tensors:

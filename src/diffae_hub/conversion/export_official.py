@@ -1,4 +1,4 @@
-"""A pipeline -> official DiffAE checkpoints, for the code at github.com/phizaz/diffae."""
+"""Exports a pipeline as official DiffAE checkpoints, for the code at github.com/phizaz/diffae."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipel
 from .official_configuration import NORM_EPS, NORM_NUM_GROUPS, OFFICIAL_LATENT_SCHEDULER, OFFICIAL_SCHEDULER
 from .official_names import STATISTICS, official_tensors
 
-# The official model holds noise for this many pictures in a buffer, which strict loading asks for.
+# The official model has a buffer with noise for this many pictures, which strict loading requires.
 _NOISE_BATCH = 32
 
 
 def export_official_checkpoints(
     model: str | Path | DiffusionAutoencoderPipeline, output: str | Path, *, overwrite: bool = False
 ) -> dict[str, Path]:
-    """Writes a checkpoint for each official model class that the pipeline has networks for; returns their paths.
+    """Writes a checkpoint for each official model class that the pipeline has networks for, and returns their paths.
 
     Each has the names and shapes of this class's `state_dict()`: "autoencoder" and "latent" (which repeats the
-    autoencoder) for `LitModel`, "classifier" for `ClsModel`, which leaves `model.*` and `ema_model.*` out and is not
-    loaded strictly. The averaged weights and the others are the same tensors, stored once; there are no optimizer
-    states. What the official code has no option for is a ValueError. The folder `output` appears only when it is
-    complete; `overwrite` replaces such a one. `model` may also be what the pipeline's `from_pretrained` loads.
+    autoencoder) for `LitModel`, "classifier" for `ClsModel`. The latter lacks `model.*` and `ema_model.*` and is not
+    loaded strictly. Averaged and other weights are the same tensors, stored once. There are no optimizer states.
+    Raises ValueError for options that the official code does not have. The folder `output` appears only when it is
+    complete; `overwrite` replaces an earlier one. `model` is a pipeline or what its `from_pretrained` loads.
     """
     output = Path(output)
     given = isinstance(model, DiffusionAutoencoderPipeline)
@@ -56,7 +56,7 @@ def export_official_checkpoints(
 
 
 def _official_tensors(pipeline: DiffusionAutoencoderPipeline, component: str) -> dict[str, torch.Tensor]:
-    """Official name, relative to the model -> tensor, float32; a tensor with two names stays one tensor."""
+    """Maps official names, relative to the model, to float32 tensors; a tensor with two names stays one tensor."""
     model, tensors = getattr(pipeline, component), {}
     for ours, names, shape in official_tensors(model):
         tensor = model.get_parameter(ours).detach().to("cpu", torch.float32).contiguous()
@@ -65,7 +65,7 @@ def _official_tensors(pipeline: DiffusionAutoencoderPipeline, component: str) ->
 
 
 def _twice(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under the two prefixes, the second for the averaged weights."""
+    """Repeats the tensors under two prefixes, the second for the averaged weights."""
     return {f"{prefix}.{key}": tensor for prefix in (name, f"ema_{name}") for key, tensor in tensors.items()}
 
 
@@ -96,6 +96,6 @@ def _check_official(pipeline: DiffusionAutoencoderPipeline) -> None:
 
 
 def _learned(scheduler: dict[str, Any]) -> dict[str, Any]:
-    """What the network has learned with; whether sampling clamps is not the checkpoint's business."""
+    """Options that the network was trained with; clamping is left to sampling, so it may differ."""
     learned = {name: scheduler[name] for name in ("noise_schedule", "prediction_type", "timestep_spacing")}
     return {"num_train_timesteps": 1000, **learned}

@@ -1,8 +1,8 @@
-"""The configuration of official DiffAE networks, read off the names and shapes of their tensors.
+"""The configuration of official DiffAE networks, inferred from the names and shapes of their tensors.
 
-Widths and depths are all there. What no tensor shows has the value that every published checkpoint has: one attention
-head, decoder dropout 0.1, 32 groups, attention at resolution 16. The last gives the image size, because the tensors
-show at which level the attention is. That all tensors fit is for the conversion to check.
+The tensors show all widths and depths. Other options get the value of every published checkpoint: one attention head,
+decoder dropout 0.1, 32 groups, attention at resolution 16. The last gives the image size, because the tensors show at
+which level the attention is. Whether all tensors fit is checked by the conversion.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def infer_autoencoder_configuration(
     num_attention_heads: int = 1,
     encoder_layers_per_block: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of `SemanticEncoderModel` and those of `ConditionedUNet2DModel`.
+    """Infers the arguments of `SemanticEncoderModel` and those of `ConditionedUNet2DModel`.
 
-    `shapes` are by official name, relative to the model ("input_blocks.0.0.weight", "encoder.out.3.weight"). Without an
-    `image_size` it is 16 * 2^level, `level` being the one that has the attention.
+    `shapes` are by official name, relative to the model ("input_blocks.0.0.weight", "encoder.out.3.weight"). The
+    default of `image_size` is 16 * 2^level, where `level` is the one that has attention.
     """
     decoder, decoder_attention = _decoder_structure(shapes)
     depth = decoder["layers_per_block"] if encoder_layers_per_block is None else encoder_layers_per_block
@@ -57,8 +57,8 @@ def infer_autoencoder_configuration(
     if image_size is None:
         if len(decoder_attention) != 1:
             raise ValueError(
-                "image_size must be given (--image-size) unless the decoder has attention at one level, got it at "
-                f"{len(decoder_attention)}"
+                "image_size must be given (--image-size) unless the decoder has attention at one level, got attention "
+                f"at {len(decoder_attention)}"
             )
         image_size = ATTENTION_RESOLUTION * 2 ** decoder_attention[0]
     for structure, levels in ((encoder, encoder_attention), (decoder, decoder_attention)):
@@ -76,7 +76,7 @@ def infer_autoencoder_configuration(
 
 
 def infer_latent_code_model_configuration(shapes: Shapes, argument: str = "checkpoint") -> dict[str, Any]:
-    """Arguments of `LatentCodeModel` for the tensors `latent_net.*`."""
+    """Infers the arguments of `LatentCodeModel` from the tensors `latent_net.*`."""
     hidden_dim, latent_dim = _shape(shapes, "latent_net.layers.0.linear.weight", 2, argument)
     time_embed_dim, time_sinusoid_dim = _shape(shapes, "latent_net.time_embed.0.weight", 2, argument)
     return {
@@ -89,13 +89,13 @@ def infer_latent_code_model_configuration(shapes: Shapes, argument: str = "check
 
 
 def infer_attribute_classifier_configuration(shapes: Shapes, argument: str = "checkpoint") -> dict[str, Any]:
-    """Arguments of `AttributeClassifier` for the tensors `weight` and `bias` of an official classifier."""
+    """Infers the arguments of `AttributeClassifier` from the tensors `weight` and `bias` of an official classifier."""
     num_attributes, latent_dim = _shape(shapes, "weight", 2, argument)
     return {"latent_dim": latent_dim, "num_attributes": num_attributes}
 
 
 def _decoder_structure(shapes: Shapes) -> tuple[dict[str, Any], list[int]]:
-    """What the tensors say about the decoder, and the levels that have attention."""
+    """Infers the decoder's structure, and the levels that have attention."""
     # Only the way up shows where a level ends: there an entry has a second residual block, the one that upsamples.
     entries = _count(shapes, "output_blocks.{}.0.in_layers.2.weight")
     ends = [
@@ -124,7 +124,7 @@ def _decoder_structure(shapes: Shapes) -> tuple[dict[str, Any], list[int]]:
 
 
 def _encoder_structure(shapes: Shapes, depth: int) -> tuple[dict[str, Any], list[int]]:
-    """What the tensors say about the encoder, and the levels that have attention."""
+    """Infers the encoder's structure, and the levels that have attention."""
     # Entry 0 is the stem. A level has `depth` entries, and one that downsamples if it is not the last.
     entries = _count(shapes, "encoder.input_blocks.{}.0.in_layers.2.weight", start=1)
     if depth < 1 or (entries + 1) % (depth + 1):
@@ -160,5 +160,5 @@ def _shape(shapes: Shapes, name: str, dimensions: int, argument: str = "checkpoi
 
 
 def _count(shapes: Shapes, name: str, start: int = 0) -> int:
-    """How many of the numbers start, start + 1, ... the names have without a gap."""
+    """Counts the names with the numbers start, start + 1, ... up to the first that is missing."""
     return next(index for index in itertools.count(start) if name.format(index) not in shapes) - start

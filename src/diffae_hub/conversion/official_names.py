@@ -1,4 +1,4 @@
-"""Names of the tensors in official DiffAE checkpoints: one list, read from left to right to export, else to convert."""
+"""Names of the tensors in official DiffAE checkpoints: one table, used to export and, read backwards, to convert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..models.latent_code_model import LatentCodeModel
 from ..models.layers import SelfAttentionBlock
 from ..models.semantic_encoder import SemanticEncoderModel
 
-# Official name -> ours, of the statistics that latent code model and classifier have beside their parameters.
+# Official name -> ours, for the statistics that latent code model and classifier have besides their parameters.
 STATISTICS = {"conds_mean": "latent_mean", "conds_std": "latent_std"}
 
 # Layers of a residual block and of attention.
@@ -27,7 +27,7 @@ _LAYERS = {
     "qkv": "qkv",
     "projection": "proj_out",
 }
-# Linear layers of ours that are convolutions 1 wide there -> their dimensions.
+# Our linear layers that are convolutions of width 1 in official networks -> dimensions of the convolution.
 _CONVOLUTIONS = {"qkv": 1, "projection": 1, "head": 2}
 
 
@@ -40,7 +40,7 @@ class OfficialTensor(NamedTuple):
 
 
 def official_tensors(network: nn.Module) -> list[OfficialTensor]:
-    """All parameters of a network of ours without options of our own.
+    """Lists all parameters of one of our networks, with official options only.
 
     Official names are relative to the model ("input_blocks.0.0.weight", "encoder.out.3.weight",
     "latent_net.time_embed.0.weight") or to "classifier." ("weight").
@@ -60,7 +60,7 @@ def official_tensors(network: nn.Module) -> list[OfficialTensor]:
 
 
 def _places(network: nn.Module) -> dict[str, str]:
-    """Where the network's blocks and single layers are in the official one, by our paths."""
+    """Maps our paths of blocks and single layers to their paths in the official network."""
     if isinstance(network, SemanticEncoderModel):
         return _encoder_places(network)
     if isinstance(network, ConditionedUNet2DModel):
@@ -101,7 +101,7 @@ def _decoder_places(network: ConditionedUNet2DModel) -> dict[str, str]:
     for index, residual in enumerate(network.up_residuals):
         if residual.resample is None:
             entry, position = entry + 1, 0
-        else:  # an entry of ours; theirs is at the end of the entry before
+        else:  # an entry of its own here, the end of the entry before in the official network
             position = 2 if isinstance(network.up_attentions[index - 1], SelfAttentionBlock) else 1
         places[f"up_residuals.{index}"] = f"output_blocks.{entry}.{position}"
         places[f"up_attentions.{index}"] = f"output_blocks.{entry}.1"
