@@ -1,4 +1,4 @@
-"""Uploading a pipeline folder that somebody has made, once it has proved to work."""
+"""Uploads a pipeline folder after a check that it works."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def push_pipeline(
     license: str | None = None,
     evaluation: str | Path | None = None,
 ) -> str:
-    """Uploads a pipeline folder by [`publish`], after it was loaded and has reconstructed one image; its full id.
+    """Uploads a pipeline folder by [`publish`] after loading it and reconstructing one image. Returns the full id.
 
-    `license`, an SPDX id in lower case, and the results of `evaluation`, the report.json of one, are for the card.
+    `license` (an SPDX id in lower case) and the results in `evaluation` (a report.json) are for the card.
     """
     folder, figures = of_training(Path(bundled_or_own(folder))), card_figures(card, license, evaluation)
-    repository_files(folder, repo_id, card, figures)  # what cannot be sent is not loaded
+    repository_files(folder, repo_id, card, figures)  # fails before loading if something cannot be sent
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.decoder.config

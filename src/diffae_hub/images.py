@@ -1,4 +1,4 @@
-"""Pictures: the one door to image files, PIL images of any mode as floats, tiles, grids, and 8-bit pixels."""
+"""Pictures: reading all image files, PIL images of any mode as floats, tiles, grids, and 8-bit pixels."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from PIL import Image, ImageOps
 
 RESIZE_MODES = ("crop", "stretch", "none")
 
-# Pillow opens many more, some by running another program (EPS). Of a GIF the first picture is taken.
+# Pillow opens many more, some by running another program (EPS). A GIF gives its first picture.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-# Just below Pillow's own limit, between once and twice which it only warns: such a picture is refused here as well.
+# Just below Pillow's own limit. Up to twice its limit Pillow only warns; such pictures are refused here as well.
 MAX_PIXELS = 89_000_000
 
-# Pictures are shown at least this large, each pixel as a square: a 32x32 thumbnail is otherwise a dot on a screen.
+# Pictures are shown at least this large, each pixel as a square; 32x32 pixels would be a dot on a screen.
 _SHOWN_SIZE = 256
 _GAP = 8
 
 
 def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """Reads and fully decodes an image file, a regular one of the `FORMATS`, whatever its name ends in.
+    """Reads and fully decodes a regular image file of one of the `FORMATS`, whatever its extension.
 
-    `content` is that of a file in memory, of which `path` is but the name. A ValueError that names the file, if there
-    is none, it is not an image, is damaged or truncated, or has more than `MAX_PIXELS` pixels.
+    `content` is the content of a file in memory; then `path` is only its name. Raises a ValueError that names the file
+    if it does not exist, is not an image, is damaged or truncated, or has more than `MAX_PIXELS` pixels.
     """
-    # A pipe or a device would be read for ever. `Path.is_file` fails on a name that is too long.
+    # Reading a pipe or a device might never end. `Path.is_file` fails on a name that is too long.
     if content is None and not os.path.isfile(path):  # noqa: PTH113
-        raise ValueError(f"image must be the path of an image file, but {path} is no such file")
+        raise ValueError(f"image must be the path of an image file, but {path} is not a file")
     Image.init()
     try:
         with warnings.catch_warnings():
@@ -51,7 +51,7 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF block says; as it is where that block is broken."""
+    """Turns a picture as its EXIF block says. A broken block is ignored."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # SyntaxError, struct.error and others; the pixels are intact
@@ -61,14 +61,14 @@ def upright(image: Image.Image) -> Image.Image:
 def pil_to_array(
     image: Image.Image, channels: int = 3, size: tuple[int, int] | None = None, resize_mode: str = "crop"
 ) -> np.ndarray:
-    """A PIL image of any mode as floats (height, width, channels) in [0, 1].
+    """Converts a PIL image of any mode to floats (height, width, channels) in [0, 1].
 
     EXIF orientation is applied, transparency composited on white, 16 bits are scaled. `size` is (width, height); None
-    keeps the picture's. One of `RESIZE_MODES` leads there: "crop" cuts the centre to the aspect ratio, then resizes;
-    "stretch" resizes each axis by itself; "none" demands that the picture has it.
+    keeps the picture's size. `resize_mode` "crop" cuts the centre to the aspect ratio, then resizes; "stretch" resizes
+    each axis by itself; "none" requires a picture of that size.
     """
     if channels not in (1, 3):
-        raise ValueError(f"image must be a tensor or array for a model of {channels} channels; PIL serves 1 or 3")
+        raise ValueError(f"image must be a tensor or array for a model of {channels} channels; PIL images give 1 or 3")
     image = _eight_bit(image, channels)
     if size is not None and image.size != tuple(size):
         if resize_mode == "none":
@@ -82,12 +82,12 @@ def pil_to_array(
 
 
 def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
-    """To "L" or "RGB", upright, transparency on white, 16-bit scaled to 8-bit."""
+    """Converts to "L" or "RGB": upright, transparency on white, 16-bit scaled to 8-bit."""
     if 0 in image.size:
         raise ValueError(f"image must have at least one pixel, got a PIL image of size {image.size}")
     try:
         image.load()  # a file is decoded only now
-    except Exception as error:  # almost any, see `read_image`
+    except Exception as error:  # almost any error, see `read_image`
         raise ValueError(f"image must be intact, got a PIL image that cannot be decoded: {error}") from error
     image = upright(image)
     if image.mode == "F":
@@ -101,7 +101,7 @@ def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _from_sixteen_bit(image: Image.Image) -> Image.Image:
-    """16-bit grayscale, also as 32-bit integers, to 8 bits; Pillow itself would clip it at 255."""
+    """Scales 16-bit grayscale, also stored as 32-bit integers, to 8 bits; Pillow itself would clip it at 255."""
     values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(
@@ -112,27 +112,27 @@ def _from_sixteen_bit(image: Image.Image) -> Image.Image:
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Images in [0, 1], of any shape, as 8-bit pixels: clamped and rounded."""
+    """Converts images in [0, 1], of any shape, to 8-bit pixels, clamped and rounded."""
     return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """Picture (C, H, W) in [0, 1], C of 1 or 3 -> PIL."""
+    """Converts a picture (C, H, W) in [0, 1], with C of 1 or 3, to PIL."""
     array = to_uint8(image).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
 
 
 class Tiles:
-    """Square tiles of `size` pixels that cover larger pictures, and the way back.
+    """Splits larger pictures into square tiles of `size` pixels, and joins the tiles again.
 
-    Neighbours share at least `overlap` pixels, which must be below `size`; it is spread evenly, so that the tiles end
-    where the picture ends.
+    Neighbours share at least `overlap` pixels, which must be below `size`. The overlap is spread evenly, so that the
+    last tiles end where the picture ends.
     """
 
     def __init__(self, height: int, width: int, size: int, overlap: int) -> None:
         self.height, self.width, self.size = height, width, size
         self.corners = [(top, left) for top in _starts(height, size, overlap) for left in _starts(width, size, overlap)]
-        # The nearer to a tile's edge, the less it counts: neighbours fade into each other.
+        # Pixels near a tile's edge count less, so that neighbours fade into each other.
         ramp = torch.arange(1, size + 1, dtype=torch.float32)
         ramp = torch.minimum(ramp, ramp.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
         self._weight = ramp[:, None] * ramp
@@ -142,7 +142,7 @@ class Tiles:
 
     @staticmethod
     def count(height: int, width: int, size: int, overlap: int) -> int:
-        """How many there would be, without making them."""
+        """Number of tiles, without making them."""
         return _count(height, size, overlap) * _count(width, size, overlap)
 
     def split(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -173,7 +173,7 @@ def _starts(length: int, size: int, overlap: int) -> list[int]:
 
 
 def image_grid(images: torch.Tensor | list[torch.Tensor], columns: int) -> Image.Image:
-    """Pictures of equal size (C, H, W) in [0, 1], row by row with white gaps, small ones enlarged."""
+    """Arranges pictures of equal size (C, H, W) in [0, 1] row by row with white gaps. Small ones are enlarged."""
     factor = max(1, -(-_SHOWN_SIZE // max(images[0].shape[-2:])))
     channels, height, width = images[0].shape[0], *(factor * side + _GAP for side in images[0].shape[-2:])
     grid = torch.ones(channels, -(-len(images) // columns) * height - _GAP, columns * width - _GAP)
@@ -185,5 +185,5 @@ def image_grid(images: torch.Tensor | list[torch.Tensor], columns: int) -> Image
 
 
 def film_strip(images: torch.Tensor | list[torch.Tensor]) -> Image.Image:
-    """Pictures left to right; see [`image_grid`]."""
+    """Arranges pictures from left to right; see [`image_grid`]."""
     return image_grid(images, columns=len(images))

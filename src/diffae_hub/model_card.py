@@ -1,7 +1,7 @@
-"""Model cards: a Hub page written from a JSON document of figures, so that no number is typed by hand.
+"""Model cards: Hub pages written from a JSON document of figures, so that no number is typed by hand.
 
-The document (see [`render_model_card`]) is kept beside the model; every number on the page is one of its values, and
-what it lacks the page leaves out. The header is huggingface_hub's, with the results as the Hub's `model-index`.
+The document (see [`render_model_card`]) is kept beside the model. Every number on the page is one of its values; the
+page omits what it lacks. The header is huggingface_hub's, with the results as the Hub's `model-index`.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def render_model_card(figures: Mapping[str, Any]) -> str:
-    """The README.md of a model repository: Markdown with a YAML header.
+    """Renders the README.md of a model repository: Markdown with a YAML header.
 
     Args:
         figures: JSON-like document with `model_name`, its Hub id or name, and optionally
-            `class_name`: the class that loads it (default: the pipeline); `variant`: of the weights, if they have only
-            one; `summary`: one paragraph;
-            `dataset`: `{"name", "note"}`, of a local path the last part is shown;
+            `class_name`: the class that loads it (default: the pipeline); `variant`: that of the weights, if there are
+            no plain ones; `summary`: one paragraph;
+            `dataset`: `{"name", "note"}`; only the last part of a local path is shown;
             `experiment`: a `TrainingPreset.to_dict()`, or `networks`: configurations by component;
             `parameters`: number of parameters by component;
             `training`: figures of the training by name, for example `{"examples": 200000, "hours": 0.7}`;
             `results`: list of `{"metric", "mode", "value"}`, optionally with `unit`, `note`, `dataset`, `split` and
-            `baseline`, whether it is not the model's own;
+            `baseline`, true if it is not the model's own;
             `evaluation`: how the results were measured; `limitations`: list of sentences;
             `license`: an SPDX id in lower case; `tags`, `datasets`, `base_model`: as in the Hub's header.
     """
@@ -122,7 +122,7 @@ def card_data(figures: Mapping[str, Any]) -> Any:
 
 
 def card_with_header(page: Path, figures: Mapping[str, Any]) -> str:
-    """A Markdown page, with what its header lacks of ours, and the licence that is given."""
+    """Reads a Markdown page, and adds to its header what it lacks of ours and the given licence."""
     import yaml
     from huggingface_hub import CardData, ModelCard
 
@@ -141,10 +141,10 @@ def figures_of_run(
     validation_images: int = 0,
     num_inference_steps: int = 50,
 ) -> dict[str, Any]:
-    """What a training run knows of its length, its speed and its last validation, for [`render_model_card`].
+    """Collects a training run's length, speed and last validation, for [`render_model_card`].
 
-    `experiment` is `TrainingPreset.to_dict()`, `metrics` the records of metrics.jsonl; `num_inference_steps` are those
-    of the validation of a model that knows all t.
+    `experiment` is `TrainingPreset.to_dict()`, `metrics` are the records of metrics.jsonl. `num_inference_steps` are
+    the steps of validation, unless the whole training was phase 1.
     """
     one_step = experiment["phase1_fraction"] == 1
     steps = _MODES["one_step"] if one_step else f"{num_inference_steps} DDIM steps"
@@ -169,7 +169,7 @@ def figures_of_run(
 
 
 def results_of_evaluation(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results of an evaluation's report.json, for [`render_model_card`]."""
+    """Collects the results of an evaluation's report.json, for [`render_model_card`]."""
     where = {"dataset": report["dataset"], "split": report.get("split")}
     where["note"] = f"{report['num_images']:,} images, {report['steps']} DDIM steps"
     results = []
@@ -190,7 +190,7 @@ def write_model_card(folder: Path, figures: Mapping[str, Any]) -> None:
 
 
 def public_name(name: str) -> str:
-    """A dataset's name as others may read it: the last part of a local path."""
+    """A dataset's name for publication: of a local path, only the last part."""
     is_path = re.match(r"[~./\\]|[A-Za-z]:[/\\]", name) or re.fullmatch(r"\S*[/\\]\S*", name)
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path and not _is_hub_id(name) else name
 
@@ -204,7 +204,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _number(value: Any) -> str:
-    """As a person writes it: integers with separators, floats with four significant digits and no exponent."""
+    """Formats a number for readers: integers with separators, floats with four significant digits and no exponent."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"

@@ -1,7 +1,7 @@
-"""The one door to the Hugging Face Hub: waiting and bytes are bounded, and what goes wrong is a ConnectionError.
+"""All requests to the Hugging Face Hub, with limits on time and bytes. Failures become ConnectionErrors.
 
-huggingface_hub trusts its server: some requests wait for ever, an answer may never end, and a header names the file
-that is written. [`hub_requests`] puts the bounds into its HTTP client, whose hooks see every request.
+huggingface_hub trusts its server: some requests wait forever, an answer may never end, and a header names the file
+that is written. [`hub_requests`] adds limits to its HTTP client, whose hooks see every request.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ INDEX = "model_index.json"
 CONFIGURATIONS = ("config.json", "scheduler_config.json")
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' name
 
-_MOST_BYTES = 64 * 2**20  # of an answer that does not say how long it is, and of any of the API
-_BYTES_PER_SECOND = 1000  # a server that sends less makes us wait on purpose
-_ATTEMPTS = 4  # requests of one kind to one address in vain
+_MOST_BYTES = 64 * 2**20  # of an answer without a declared length, and of any answer of the API
+_BYTES_PER_SECOND = 1000  # a server that sends less is taken to stall on purpose
+_ATTEMPTS = 4  # failed requests of one kind to one address
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class _Limits:
-    """Hooks for the HTTP client."""
+    """Hooks that limit the HTTP client."""
 
     def __init__(self) -> None:
         from huggingface_hub import constants
@@ -37,7 +37,7 @@ class _Limits:
         self._in_vain: Counter[tuple[str, str]] = Counter()
 
     def before(self, request: Any) -> None:
-        """Sets the timeouts, ends hopeless repetitions, and wants nothing compressed, which could be of any size."""
+        """Sets the timeouts, ends hopeless repetitions, and refuses compression, which could hide any size."""
         request.headers["accept-encoding"] = "identity"
         patience = self._timeout * (1 if request.method in ("GET", "HEAD") else 2)  # a commit takes the Hub longer
         given = request.extensions.get("timeout", {})
@@ -46,24 +46,24 @@ class _Limits:
         request.extensions = {**request.extensions, "timeout": timeouts}
         key = (request.method, str(request.url))
         if self._in_vain[key] == _ATTEMPTS:
-            raise ConnectionError(f"{request.url} was asked {_ATTEMPTS} times in vain")
+            raise ConnectionError(f"{request.url} was requested {_ATTEMPTS} times in vain")
         self._in_vain[key] += 1
 
     def after(self, response: Any) -> None:
-        """Refuses names of files that lead elsewhere, and bounds the body."""
+        """Refuses file names that lead out of the cache, and limits the body."""
         request, headers = response.request, response.headers
         for name in ("retry-after", "ratelimit", "content-encoding"):  # the first two may ask us to wait for days
             headers.pop(name, None)
-        for name in ("etag", "x-linked-etag", "x-repo-commit"):  # the names of files in the cache
+        for name in ("etag", "x-linked-etag", "x-repo-commit"):  # they name files in the cache
             if request.method == "HEAD" and not re.fullmatch(r'(W/)?"?[\w:+=-]*"?', headers.get(name, "")):
-                raise ConnectionError(f"{request.url} was answered with a {name} that is none: {headers[name]!r}")
-        # The client itself holds a server to the length that it announces.
+                raise ConnectionError(f"{request.url} was answered with an invalid {name}: {headers[name]!r}")
+        # The client itself enforces the length that a server announces.
         bounded = "/api/" in str(request.url) or "content-length" not in headers
         start, chunks = time.monotonic(), response.iter_bytes
 
         def in_bounds(chunk_size: int | None = None) -> Iterator[bytes]:
             size = 0
-            for chunk in chunks():  # as they come, not of `chunk_size`: that would wait for ever
+            for chunk in chunks():  # as they come: to wait for `chunk_size` bytes could take forever
                 size += len(chunk)
                 if bounded and size > _MOST_BYTES:
                     raise ConnectionError(f"{request.url} sends more than {_MOST_BYTES:,} bytes")
@@ -78,9 +78,9 @@ class _Limits:
 
 @contextmanager
 def hub_requests(what: str) -> Iterator[None]:
-    """Bounds what huggingface_hub's client does, and turns its failures into a ConnectionError that begins with `what`.
+    """Limits huggingface_hub's client, and turns its failures into a ConnectionError that begins with `what`.
 
-    A name that is not allowed is a ValueError, and a failure of the own disk stays what it is. The timeouts are
+    A name that is not allowed raises ValueError, and errors of the local disk are raised as they are. Timeouts follow
     huggingface_hub's `HF_HUB_DOWNLOAD_TIMEOUT`.
     """
     from huggingface_hub import constants
@@ -90,12 +90,12 @@ def hub_requests(what: str) -> Iterator[None]:
     limits, hooks, disable_xet = _Limits(), get_session().event_hooks, constants.HF_HUB_DISABLE_XET
     hooks["request"].append(limits.before)
     hooks["response"].append(limits.after)
-    constants.HF_HUB_DISABLE_XET = True  # Xet's client is another one, that knows no bounds
+    constants.HF_HUB_DISABLE_XET = True  # Xet has a client of its own, without these limits
     try:
         yield
     except HFValidationError as error:
         raise ValueError(f"{what}: {error}") from error
-    except Exception as error:  # of HTTP, of JSON, and what a client makes of a nonsensical answer
+    except Exception as error:  # of HTTP, of JSON, or from a nonsensical answer
         if isinstance(error, OSError) and error.errno in _OWN_DISK:
             raise
         raise ConnectionError(f"{what}: {str(error) or type(error).__name__}") from error
@@ -106,7 +106,7 @@ def hub_requests(what: str) -> Iterator[None]:
 
 
 def check_hub_answers() -> None:
-    """Raises ConnectionError where the Hub does not answer: its client would try for half a minute."""
+    """Raises ConnectionError if the Hub does not answer; its own client would try for half a minute."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -115,15 +115,15 @@ def check_hub_answers() -> None:
 
 
 def component_folders(index: Path) -> list[str]:
-    """The folders of a pipeline's components, as its model_index.json names them."""
+    """Reads the folders of a pipeline's components from its model_index.json."""
     entries = json.loads(index.read_text(encoding="utf-8")).items()
     return [name for name, entry in entries if name.isidentifier() and name[0] != "_" and entry != [None, None]]
 
 
 def component_files(names: Iterable[str], folder: str, variant: str | None = None) -> list[str]:
-    """Those of the files `names` that loading the component in `folder` ("" for the root) reads.
+    """Selects those of the files `names` that are needed to load the component in `folder` ("" for the root).
 
-    Its weights are of the variant, such as "fp16", or plain where it lacks it. LookupError if there are none.
+    Weights are of the variant, such as "fp16", or plain if it is missing. Raises LookupError if there are none.
     """
     prefix = f"{folder}/" if folder else ""
     inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
@@ -134,7 +134,7 @@ def component_files(names: Iterable[str], folder: str, variant: str | None = Non
     configurations = inside & set(CONFIGURATIONS)
     if not weights and "scheduler_config.json" not in configurations:
         others = sorted(name for name in inside if re.fullmatch(rf"{WEIGHTS}\..+\.safetensors", name))
-        raise LookupError(f"it lacks files of {folder or 'the model'}; there are {others or 'none'}")
+        raise LookupError(f"it lacks files of {folder or 'the model'}; other variants: {others or 'none'}")
     return sorted(prefix + name for name in [*weights, *configurations])
 
 
@@ -149,11 +149,11 @@ def download(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """Brings a model into huggingface_hub's cache: only the files that loading reads, compared with their hashes.
+    """Downloads a model into huggingface_hub's cache: only the files needed to load it, checked against their hashes.
 
-    Without an answer of the Hub the cached files are used. A damaged file is fetched once more. Of the arguments,
-    `subfolder` is a single component's folder, "" for a repository that is one component, and None for a whole
-    pipeline; `variant` is that of the weights, as "fp16". Returns the folder with the files.
+    If the Hub does not answer, the cached files are used. A damaged file is downloaded once more. `subfolder` is the
+    folder of a single component, "" for a repository that is one component, or None for a whole pipeline; `variant` is
+    that of the weights, such as "fp16". Returns the folder with the files.
     """
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
@@ -201,13 +201,13 @@ def download(
             raise LookupError(f"none of its weights are of the variant {variant!r}")
         for name in files:
             path = fetch(name)
-        if folder is None:  # so that the whole is found by the revision's name without the Hub
+        if folder is None:  # so that the model is found by the revision's name without the Hub
             hf_hub_download(repo_id, name, revision=revision, **options)
         return Path(str(path).removesuffix(name))
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a cached file has the hash that the Hub named. The cache names its files so: SHA-256, or Git's."""
+    """Tells whether a cached file has the hash that the Hub named, which is its file name: SHA-256, or Git's."""
     named = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", named):
         with path.open("rb") as file:

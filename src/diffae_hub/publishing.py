@@ -1,6 +1,6 @@
-"""Publishing a folder of a pipeline or component on the Hugging Face Hub: what is sent, and the methods that send it.
+"""Publishes the folder of a pipeline or component on the Hugging Face Hub.
 
-Sent are the configurations and safetensors of the components, our card with its pictures, and loader files: short
+It sends the configurations and safetensors of the components, our card with its pictures, and loader files: short
 Python files through which plain diffusers finds our classes, with `trust_remote_code=True`.
 """
 
@@ -25,12 +25,12 @@ logger = logging.get_logger("diffusers.diffae_hub")  # follows diffusers' verbos
 
 _KINDS = (*CONFIGURATIONS, f"{WEIGHTS}*.safetensors", f"{WEIGHTS}.safetensors.index*.json")
 _PICTURES_AND_PAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".md")
-# The file that a Markdown image or link names, unless it is an address or a place in the page.
+# The file that a Markdown image or link points to, unless it is an address or a place in the page.
 _MARKDOWN_TARGET = re.compile(r"\]\(([^)\s:#]+)\)")
-# What `save_pretrained` of diffusers takes; the rest is for `push_to_hub`.
+# Arguments of diffusers' `save_pretrained`; the others are for `push_to_hub`.
 _SAVING = {"is_main_process", "save_function", "safe_serialization", "variant", "max_shard_size"}
 _LIBRARIES = ("diffae_hub", "diffusers")
-_ALIAS = "diffae_hub.__init__"  # the package by a name that no loader file bears
+_ALIAS = "diffae_hub.__init__"  # a name of the package that no loader file has
 _LOADER = '''"""Lets diffusers find the class."""
 
 try:
@@ -43,15 +43,15 @@ except ModuleNotFoundError as error:
 def ensure_repository(repo_id: str, private: bool | None = False, token: str | None = None) -> str:
     """Creates a model repository unless it is there, and returns its full id, "owner/name".
 
-    Without an owner it is the token's user. A token of None is the one of `HF_TOKEN` or of `hf auth login`. What the
-    Hub does not take is a ValueError: a training must not begin without its repository.
+    The default owner is the token's user; the default token is that of `HF_TOKEN` or `hf auth login`. Raises ValueError
+    for what the Hub refuses, because a training must not begin without its repository.
     """
     from huggingface_hub import HfApi
 
     try:
         with hub_requests(f"repo_id {repo_id!r} cannot be written"):
             return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
-    except ConnectionError as error:  # mostly of what the user gave
+    except ConnectionError as error:  # mostly because of the user's arguments
         raise ValueError(str(error)) from error
 
 
@@ -64,16 +64,16 @@ def publish(
     token: str | None = None,
     **commit: Any,
 ) -> Any:
-    """Uploads what `save_pretrained` wrote in one commit, into a repository that is created unless it is there.
+    """Uploads what `save_pretrained` wrote in one commit, and creates the repository unless it is there.
 
-    What cannot be sent, such as links, is refused first, and other files stay behind. An interrupted upload is never
-    visible. The repository's card stays, if there is nothing to say but what the configurations hold.
+    Files that cannot be sent, such as links, are refused first; other files are left out. An interrupted upload is
+    never visible. The repository's card stays if a new one would only say what the configurations hold.
 
     Args:
         card: A Markdown page to upload as README.md, with the pictures and pages beside it that it links to. None
             takes the folder's README.md unless there are figures for a new one.
-        figures: Those of [`~diffae_hub.model_card.render_model_card`], beyond the folder's figures.json.
-        commit: For huggingface_hub's `create_commit`, whose `CommitInfo` is returned.
+        figures: As in [`~diffae_hub.model_card.render_model_card`], in addition to the folder's figures.json.
+        commit: Arguments of huggingface_hub's `create_commit`, whose `CommitInfo` is returned.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -91,7 +91,7 @@ def publish(
 def repository_files(
     folder: Path, repo_id: str, card: str | Path | None, figures: Mapping[str, Any]
 ) -> tuple[dict[str, Path | bytes], bool]:
-    """All files as [`publish`] sends them, by name, and whether the card says more than the configurations."""
+    """Returns all files that [`publish`] sends, by name, and whether the card says more than the configurations."""
     files, given = model_files(folder), folder / "figures.json"
     measured = {**(read_json(given) if given.is_file() else {}), **figures}
     page = Path(card or folder / "README.md")
@@ -100,13 +100,13 @@ def repository_files(
         root, text = page.parent, card_with_header(page, {"model_name": repo_id, **measured})
     else:
         root, text = folder, render_model_card({**_described(files), **measured, "model_name": repo_id})
-    files = _linked_files(text, root.resolve()) | files  # a card replaces none of them
+    files = _linked_files(text, root.resolve()) | files  # a card's files must not replace the model's
     files["README.md"] = text.encode()
     return files, is_new
 
 
 def card_figures(card: str | Path | None, license: str | None, evaluation: str | Path | None) -> dict[str, Any]:
-    """The licence, and the results of an evaluation's report.json, where they are given."""
+    """Collects the licence and the results of an evaluation's report.json, if they are given."""
     if card is not None and not Path(card).is_file():
         raise ValueError(f"card must be a Markdown file, got {card}")
     figures = {"license": license} if license else {}
@@ -117,7 +117,7 @@ def card_figures(card: str | Path | None, license: str | None, evaluation: str |
 
 
 def model_files(folder: Path) -> dict[str, Path | bytes]:
-    """Name in the repository -> file, of the components and what loads them; ValueError if one is missing or a link."""
+    """Maps names in the repository to files of components and loaders. Raises ValueError for missing files and links."""
     files: dict[str, Path | bytes] = {}
     folders = [""]
     if (folder / INDEX).is_file():
@@ -159,7 +159,7 @@ def _loader(class_name: str) -> bytes:
 
 
 def _described(files: Mapping[str, Path | bytes]) -> dict[str, Any]:
-    """What the configurations say, for the card."""
+    """Collects what the configurations say, for the card."""
     configs = {name: json.loads(files[name]) for name in files if name.endswith(CONFIGURATIONS)}
     networks = {
         Path(name).parent.name or config["_class_name"]: {
@@ -174,7 +174,7 @@ def _described(files: Mapping[str, Path | bytes]) -> dict[str, Any]:
 
 
 def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
-    """Name in the repository -> file, of the pictures and pages below `root` that a page links to, and theirs."""
+    """Maps names in the repository to pictures and pages below `root` that a page, or a page it links to, links to."""
     found: dict[str, Path | bytes] = {}
     pages = [(root, page)]
     for folder, text in pages:
@@ -189,23 +189,23 @@ def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
 
 
 def _loadable_class(model: Any) -> list[str]:
-    """Library and name of its class, or of the one of ours or of diffusers' from which it is derived."""
-    own = type(getattr(model, "_orig_mod", model))  # of a compiled network, itself
+    """Library and name of the model's class, or of the class of ours or diffusers' that it is derived from."""
+    own = type(getattr(model, "_orig_mod", model))  # the network itself, if it is compiled
     for base in own.__mro__:
         library = base.__module__.split(".")[0]
         if library in _LIBRARIES and hasattr(base, "load_config"):
             if base is not own:
-                logger.warning(f"{own.__name__} is saved as {base.__name__}: what it does otherwise is not saved.")
+                logger.warning(f"{own.__name__} is saved as {base.__name__}: what it does differently is not saved.")
             return [library, base.__name__]
     raise ValueError(f"{type(model).__name__} must be derived from a class of diffae_hub's or diffusers'")
 
 
 class PublishingMixin:
-    """`push_to_hub` and `save_pretrained(push_to_hub=True)` with our model card; a base before diffusers' classes.
+    """`push_to_hub` and `save_pretrained(push_to_hub=True)` with our model card. Put it before diffusers' bases.
 
     Besides diffusers' arguments both take the contents of the card: `license`, `datasets`, `tags` and `base_model` as
     in the Hub's header; `evaluation`, the report.json of an evaluation; and `card`, a Markdown page to upload with its
-    pictures. With none of these a card in the repository stays, but `save_pretrained` uploads one from its folder.
+    pictures. Without these, a card in the repository stays, but `save_pretrained` uploads one from its folder.
     """
 
     def push_to_hub(

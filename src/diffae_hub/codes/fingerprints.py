@@ -20,7 +20,7 @@ def encoder_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
 def check_encoder(pipeline: DiffusionAutoencoderPipeline, summary: Mapping[str, Any]) -> None:
     """Raises ValueError if the codes of a [`~codes.shards.codes_summary`] are not from this pipeline's encoder."""
     if summary["encoder"] != encoder_fingerprint(pipeline):
-        raise ValueError("codes must be of the encoder of --model: those of another model mean something else")
+        raise ValueError("codes must be from the encoder of --model, but they are from another model")
 
 
 def weights_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:

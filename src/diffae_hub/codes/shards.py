@@ -84,7 +84,7 @@ def encode_dataset(
     first = next(rows, None)
     if first is None:
         raise ValueError(f"dataset must hold at least one image, got none in {source}")
-    transform(_image(0, first, image_column))  # what fails for every image fails before the folder has its settings
+    transform(_image(0, first, image_column))  # an error that all images have comes before the folder gets its settings
     if file_format == "safetensors":
         _as_tensors({name: [first[name]] for name in columns})
     settings = {
@@ -132,7 +132,7 @@ def encode_dataset(
         state.wait_for_everyone()
     if process_index == 0:
         path = Path(source).expanduser()
-        if path.exists():  # so that it is found again from elsewhere
+        if path.exists():  # so that it is found from other working directories, too
             settings["dataset"] = str(path.absolute())
         write_text(folder / SUMMARY, json.dumps({**settings, "count": count}) + "\n")
     return count
@@ -168,7 +168,7 @@ def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.
         parts.append({name: np.array(shard[name])[wanted] for name in ("latent_code", "index", *columns)})
     codes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {"index": []}
     if len(codes["index"]) != summary["count"] or (np.diff(codes["index"], prepend=-1) != 1).any():
-        raise ValueError(f"codes must be complete and in order, {summary['count']} of them, but not so in {folder}")
+        raise ValueError(f"codes must be {summary['count']}, complete and in order, but those in {folder} are not")
     return codes
 
 
@@ -187,7 +187,7 @@ def codes_summary(folder: str | Path) -> dict[str, Any]:
 
 
 def _image(index: int, row: dict[str, Any], image_column: str) -> dict[str, Any]:
-    """`{"path", "bytes", "source"}`: the image of a row, undecoded, and where it is from."""
+    """Returns `{"path", "bytes", "source"}`: the image of a row, undecoded, and where it is from."""
     image = image_of(row, image_column, index)
     return {**image, "source": image["path"] if image["bytes"] is not None else str(Path(image["path"]).absolute())}
 
@@ -217,7 +217,7 @@ def _as_tensors(columns: dict[str, list[Any]]) -> dict[str, torch.Tensor]:
 
 
 def _read_shard(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """`latent_code`, an array, and the named columns, lists."""
+    """Reads `latent_code`, an array, and the named columns, lists."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="np") as file:
             found = {name: file.get_tensor(name).tolist() for name in names if name != "source"}

@@ -1,4 +1,4 @@
-"""The models that ship inside the package, pipeline folders loadable by name; and where any model comes from."""
+"""Bundled models, which ship with the package and load by name, and the folders of all other models."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ def list_models() -> list[str]:
 
 
 def bundled_model_path(name: str) -> Path:
-    """Folder of the bundled model `name`; a ValueError that lists those there are, if it is none."""
+    """Folder of the bundled model `name`. Raises a ValueError that lists the bundled models if there is none."""
     if name not in list_models():
         raise ValueError(f"name must be one of the bundled models {list_models()}, got {name!r}")
     return _ROOT / name
 
 
 def of_training(folder: Path) -> Path:
-    """The pipeline in the folder of a training; any other folder itself."""
+    """Returns the pipeline inside the folder of a training run, or any other folder itself."""
     in_run = folder / "pipeline"
     return in_run if not (folder / INDEX).is_file() and (in_run / INDEX).is_file() else folder
 
 
 def bundled_or_own(source: str | Path) -> str | Path:
-    """The folder of a bundled model, if it is a name of one and not a folder of the user's with a configuration."""
+    """Returns the folder of a bundled model for its name, unless the user's folder of that name holds a model."""
     own = any((Path(source) / name).is_file() for name in (INDEX, *CONFIGURATIONS))
     return _ROOT / str(source) if str(source) in list_models() and not own else source
 
 
 def model_folder(source: str | Path, options: dict[str, Any], subfolder: str | None = None) -> str | Path:
-    """The folder of a bundled model or, once downloaded, of a Hub id "owner/name" or "owner/name@revision".
+    """Returns the folder of a bundled model or of a Hub id, "owner/name" or "owner/name@revision", which it downloads.
 
-    Anything else is returned as it came. A folder of the user's that bears a bundled model's name wins, if it holds a
-    configuration. The Hub's options are taken out of `options`, where `variant` stays; `subfolder` is as in
+    Anything else is returned as it is. A user's folder with the name of a bundled model wins if it holds a
+    configuration. The Hub's options are removed from `options`, except `variant`; `subfolder` is as in
     [`~diffae_hub.network.download`].
     """
     hub_options = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
