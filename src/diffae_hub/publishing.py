@@ -117,7 +117,7 @@ def card_figures(card: str | Path | None, license: str | None, evaluation: str |
 
 
 def model_files(folder: Path) -> dict[str, Path | bytes]:
-    """Maps names in the repository to files of components and loaders. Raises ValueError for missing files and links."""
+    """Maps names in the repository to files of components and loaders. Raises ValueError for missing files or links."""
     files: dict[str, Path | bytes] = {}
     folders = [""]
     if (folder / INDEX).is_file():

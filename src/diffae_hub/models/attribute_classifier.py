@@ -208,7 +208,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
 
 
 def _normalized(codes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes (N, latent_dim) of mean 0 and standard deviation 1, in float64; and what these were."""
+    """Normalises codes (N, latent_dim), in float64. Returns them, their mean and their standard deviation."""
     codes = np.asarray(codes, dtype=np.float64)
     if codes.ndim != 2 or len(codes) < 2:
         raise ValueError(f"codes must have shape (at least 2, latent_dim), got {codes.shape}")
@@ -221,7 +221,7 @@ def _normalized(codes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _attributes(
     labels: np.ndarray, names: Sequence[str] | None, method: str, count: int
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels as (N, A), float64, and a name for each column."""
+    """Converts labels to (N, A), float64, with a name for each column."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if len(labels) != count:
@@ -236,7 +236,7 @@ def _attributes(
         labels = labels.reshape(count, -1).astype(np.float64)
         default = [f"attribute {index}" for index in range(labels.shape[1])]
     if not np.isfinite(labels).all() or (method != "ridge" and not np.isin(labels, (0, 1)).all()):
-        raise ValueError("labels must be finite, and 0 or 1 but for method='ridge'")
+        raise ValueError("labels must be finite, and 0 or 1 unless method='ridge'")
     names = default if names is None else list(names)
     if len(names) != labels.shape[1]:
         raise ValueError(f"names must be {labels.shape[1]} names, one per attribute, got {names}")
@@ -246,7 +246,7 @@ def _attributes(
 def _matched_directions(
     codes: np.ndarray, labels: np.ndarray, matched_by: Sequence[Any], exclusive: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
-    """Mean differences (A, latent_dim) within groups that are alike but for one label; its weight where there are none.
+    """Mean differences (A, latent_dim) within groups that differ in one label only; without such groups, its weight.
 
     A group of n codes with the label and m without counts n m / (n + m), the inverse variance of its difference.
     """
@@ -265,7 +265,7 @@ def _matched_directions(
 
 
 def _fit(method: str, codes: np.ndarray, labels: np.ndarray, regularization: float) -> tuple[np.ndarray, float]:
-    """Weight and bias of one linear function."""
+    """Fits one linear function and returns its weight and bias."""
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.svm import LinearSVC
 

@@ -128,7 +128,7 @@ class ConditionedUNet2DModel(SafetensorsOnlyMixin, ModelMixin, ConfigMixin):
         self.middle_residuals = nn.ModuleList([residual(channels, channels), residual(channels, channels)])
         self.middle_attention = attention(channels, True)
 
-        # Way up. Each level has `layers_per_block + 1` blocks that take a skip and, but for the last level, one that
+        # Way up. Each level has `layers_per_block + 1` blocks that take a skip and, except the last level, one that
         # upsamples.
         self.up_residuals, self.up_attentions = nn.ModuleList(), nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(channel_multipliers))):

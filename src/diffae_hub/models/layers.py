@@ -53,7 +53,7 @@ class TimeEmbedding(TimestepEmbedding):
         self.sinusoid = Timesteps(sinusoid_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
 
     def forward(self, timestep: torch.Tensor | float, batch_size: int, like: torch.Tensor) -> torch.Tensor:
-        """(B, embed_dim) of a timestep, 1000 t, a number or (B,); device and dtype as those of the activations."""
+        """Embeds a timestep, 1000 t, a number or (B,), as (B, embed_dim), with the device and dtype of `like`."""
         timestep = torch.as_tensor(timestep, device=like.device, dtype=torch.float32)
         if timestep.ndim > 1 or timestep.numel() not in (1, batch_size):
             raise ValueError(f"timestep must be a number or of shape ({batch_size},), got {tuple(timestep.shape)}")
@@ -69,7 +69,7 @@ def _resample(hidden: torch.Tensor, resample: str | None) -> torch.Tensor:
 
 
 def _silu(hidden: torch.Tensor) -> torch.Tensor:
-    """SiLU of a tensor that nobody else reads: in place where no gradient is recorded, which saves a feature map."""
+    """SiLU of a tensor that nothing else reads, in place if no gradient is recorded, which saves a feature map."""
     return F.silu(hidden, inplace=not torch.is_grad_enabled())
 
 
@@ -142,12 +142,12 @@ class ConditionedResidualBlock(nn.Module):
     ) -> torch.Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W').
 
-        `activated_time` is SiLU of the time embedding, (B, time_embed_dim); `latent_modulation` this block's
+        `activated_time` is SiLU of the time embedding, (B, time_embed_dim); `latent_modulation` is this block's
         `latent_projection` of SiLU of the latent code, (B, C or 2C), which the caller computes once per trajectory.
         """
         residual = self.conv_1(_resample(_silu(self.norm_1(hidden)), self.resample))
 
-        # Both modulations are one affine map per channel; composing them on (B, C) first reads the image once.
+        # Both modulations together are one affine map per channel: composed on (B, C), they read the image only once.
         time_scale, time_shift = self.time_projection(activated_time).chunk(2, dim=1)
         if self.latent_scale_shift:
             latent_scale, latent_shift = latent_modulation.chunk(2, dim=1)
@@ -208,7 +208,7 @@ class LatentStatisticsMixin:
         return normalized_code * self.latent_std + self.latent_mean
 
 
-# What the numbers of a configuration may be. The upper ends are generous: they stop absurd cost only.
+# Allowed numbers in a configuration. The upper ends are generous; they only prevent absurd cost.
 _SIZES = ("sample_size", "in_channels", "out_channels", "base_channels", "patch_size", "num_attention_heads")
 RANGES = dict.fromkeys((*_SIZES, "norm_num_groups", "time_embed_dim"), (1, 65_536)) | {
     "norm_eps": (1e-12, 1),
@@ -243,7 +243,7 @@ def check_configuration(config: Mapping[str, Any]) -> None:
 
 
 def check_images(sample: torch.Tensor, downsampling_factor: int, fixed_size: int | None) -> None:
-    """Raises ValueError for sizes at which a network would drop pixels, or fail far inside."""
+    """Raises ValueError for sizes at which a network would drop pixels, or fail deep inside."""
     height, width = sample.shape[-2:]
     if height % downsampling_factor or width % downsampling_factor or not height or not width:
         raise ValueError(f"sample height and width must be divisible by {downsampling_factor}, got {height} x {width}")

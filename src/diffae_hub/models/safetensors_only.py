@@ -37,7 +37,7 @@ class SafetensorsOnlyMixin(PublishingMixin):
         is_main_process: bool = True,
         save_function: Any = None,
         safe_serialization: bool = True,
-        variant: str | None = None,  # a pipeline hands over only what it finds in this signature
+        variant: str | None = None,  # a pipeline passes only what it finds in this signature
         max_shard_size: int | str = "10GB",
         **kwargs: Any,
     ) -> None:

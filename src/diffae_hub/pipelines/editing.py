@@ -1,4 +1,4 @@
-"""Codes moved along attributes (section 5.2, "Attribute manipulation"; official DiffAE's rule)."""
+"""Moves codes along attributes (section 5.2, "Attribute manipulation"; official DiffAE's rule)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def edited_codes(
     keep: Sequence[str],
     classifier: AttributeClassifier | None,
 ) -> torch.Tensor:
-    """z' of codes z, (B, d), as `DiffusionAutoencoderPipeline.edit` defines it: (B * F, d) for F strengths each."""
+    """Edits codes z, (B, d), as `DiffusionAutoencoderPipeline.edit` says: z', (B * F, d), for F strengths each."""
     edits = torch.from_numpy(edits) if isinstance(edits, np.ndarray) else edits
     if isinstance(keep, str):
         raise ValueError(f"keep must be a list of attributes, got {keep!r}")
     by_name = isinstance(edits, Mapping)
     if by_name and not (isinstance(strength, (int, float)) and strength == 1):
-        raise ValueError(f"strength is of a direction, the strengths of attributes stand in edits, got {strength}")
+        raise ValueError(f"strength must be 1 with attributes, whose strengths are in edits, got {strength}")
     if not (by_name or isinstance(edits, torch.Tensor)):
         raise ValueError(f"edits must be a dictionary of strengths by attribute, or a direction, got {edits!r}")
     z = latent_code.float()
@@ -36,7 +36,7 @@ def edited_codes(
     std = classifier.latent_std.to(z) if by_name or keep else torch.ones_like(z[0])
     if by_name:
         if not edits or set(keep) & set(edits):
-            raise ValueError(f"edits and keep must name attributes, none of them both, got {list(edits)} and {keep}")
+            raise ValueError(f"edits and keep must name attributes, but none in both, got {list(edits)} and {keep}")
         steps = math.sqrt(z.shape[1]) * torch.stack([classifier.direction(name) for name in edits]).to(z)
     else:
         check_values("edits", edits)
@@ -57,7 +57,7 @@ def edited_codes(
 
 
 def _table(strengths: Sequence[Strength]) -> torch.Tensor:
-    """One row per edit, as long as the longest; a single strength is repeated."""
+    """Makes a table with a row per edit, as long as the longest; a single strength is repeated."""
     rows = [torch.as_tensor(strength, dtype=torch.float32).reshape(-1) for strength in strengths]
     longest = max(len(row) for row in rows)
     if any(len(row) not in (1, longest) or not torch.isfinite(row).all() for row in rows) or longest == 0:

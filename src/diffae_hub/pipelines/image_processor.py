@@ -1,4 +1,4 @@
-"""From what users hand in (PIL, numpy, torch) to image batches in [-1, 1], and back."""
+"""Converts users' images (PIL, numpy, torch) to batches in [-1, 1], and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..schedulers.noise_schedules import check_choice
 
 logger = logging.get_logger("diffusers.diffae_hub")  # follows diffusers' verbosity
 
-# Rounding in half precision may leave the range by this much; more is a mistake of the caller.
+# Rounding in half precision may exceed the range by this much; more is a mistake of the caller.
 _RANGE_TOLERANCE = 0.01
 
 ImageInput = Image.Image | np.ndarray | torch.Tensor | list[Any] | tuple[Any, ...]
@@ -69,7 +69,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         return self.normalize(torch.cat(batches))
 
     def _to_batch(self, image: ImageInput, resize_mode: str | None, keep_larger: bool) -> torch.Tensor:
-        """One item as (B, C, H, W) in [0, 1], float32."""
+        """Converts one item to (B, C, H, W) in [0, 1], float32."""
         size = self.sample_size
         if isinstance(image, Image.Image):
             mode = "none" if keep_larger and min(image.size) >= size else resize_mode or "crop"
@@ -88,7 +88,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         return torch.nn.functional.interpolate(tensor, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
     def _checked(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """An array or tensor as (B, C, H, W) in [0, 1], float32, of any size."""
+        """Converts an array or tensor of any size to (B, C, H, W) in [0, 1], float32."""
         if isinstance(image, np.ndarray) and image.dtype.kind in "uif":
             channels_first = np.moveaxis(image, -1, 1 if image.ndim == 4 else 0)
             tensor = torch.from_numpy(np.ascontiguousarray(channels_first))
@@ -100,7 +100,7 @@ class DiffusionAutoencoderImageProcessor(VaeImageProcessor):
         tensor = tensor[None] if tensor.ndim == 3 else tensor
         if tensor.ndim != 4 or tensor.shape[1] != self.channels or 0 in tensor.shape:
             axes = f"(height, width, {self.channels}) as an array, ({self.channels}, height, width) as a tensor"
-            raise ValueError(f"image must have shape {axes}, or that behind a batch axis, got {tuple(image.shape)}")
+            raise ValueError(f"image must have shape {axes}, or this after a batch axis, got {tuple(image.shape)}")
         if tensor.dtype == torch.uint8:
             return tensor.float() / 255
         check_values("image, if it is not uint8,", tensor)

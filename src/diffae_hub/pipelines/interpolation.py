@@ -8,7 +8,7 @@ import torch
 
 Interpolation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | float], torch.Tensor]
 
-# Below this sine the two directions are parallel (or opposite, where no arc is distinguished): interpolate linearly.
+# Below this sine the two directions are parallel (or opposite, without a unique arc) and are interpolated linearly.
 _SMALL_SINE = 1e-6
 
 
@@ -21,7 +21,7 @@ def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor | float
     """Spherical interpolation `sin((1 - f) w) / sin(w) start + sin(f w) / sin(w) end`; shapes as in [`lerp`].
 
     w is the angle between the two flattened tensors, per batch element. Parallel and opposite ones have no
-    distinguished arc and are interpolated linearly. Computed in float32 at least.
+    unique arc and are interpolated linearly. Computed in float32 at least.
     """
     dtype = torch.promote_types(start.dtype, torch.float32)
     first, second = start.to(dtype), end.to(dtype)
@@ -40,14 +40,14 @@ def _weight(fraction: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
 
 
 def along_path(points: torch.Tensor, num_frames: int, how: Interpolation) -> torch.Tensor:
-    """`num_frames` points, equally spaced along the legs between the points (K, ...), ends included."""
+    """Returns `num_frames` points, equally spaced along the legs between the points (K, ...), ends included."""
     place = torch.linspace(0, len(points) - 1, num_frames, dtype=torch.float64, device=points.device)
     leg = place.floor().long().clamp(max=len(points) - 2)
     return how(points[leg], points[leg + 1], place - leg)
 
 
 def between_corners(corners: torch.Tensor, num_frames: int, how: Interpolation) -> torch.Tensor:
-    """A grid (num_frames^2, ...), row by row, between (4, ...): upper left, upper right, lower left, lower right."""
+    """Fills a grid (num_frames^2, ...), row by row, from (4, ...): upper left, upper right, lower left, lower right."""
     left, right = (along_path(corners[[upper, upper + 2]], num_frames, how) for upper in (0, 1))
     rows = [along_path(torch.stack(ends), num_frames, how) for ends in zip(left, right, strict=True)]
     return torch.cat(rows)

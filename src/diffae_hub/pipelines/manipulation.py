@@ -1,4 +1,4 @@
-"""What codes are good for: interpolation, editing and variations of images, and new images (section 5.2)."""
+"""Uses of codes: interpolation, editing and variations of images, and new images (section 5.2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .stages import (
     StepCallback,
 )
 
-# Images that one call decodes: they are held in memory together.
+# Limit of the images that one call decodes, because they are held in memory together.
 MAX_FRAMES = 4096
 
 
@@ -213,7 +213,7 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         images = []
         for first in range(0, len(codes), BATCH_SIZE):
             batch, own = slice(first, first + BATCH_SIZE), generator
-            if isinstance(generator, list):  # for solvers that draw noise on their way; one per image that was given
+            if isinstance(generator, list):  # for solvers that draw noise at each step; one per input image
                 own = [generator[row * len(generator) // len(codes)] for row in range(len(codes))[batch]]
             images.append(self._decode(codes[batch], noises[batch], num_inference_steps, own, callback=callback))
         return torch.cat(images)

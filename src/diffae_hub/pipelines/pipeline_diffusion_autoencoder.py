@@ -1,4 +1,4 @@
-"""DiffusionAutoencoderPipeline: image -> latent code z and noise x_T -> image, and what codes are good for."""
+"""DiffusionAutoencoderPipeline: image -> latent code z and noise x_T -> image, and uses of codes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             expected = self.encoder.config.latent_dim
             if config.latent_dim != expected:
                 raise ValueError(f"{name} must have the encoder's latent_dim, {expected}, got {config.latent_dim}")
-        # diffusers does not register what takes the place of None.
+        # diffusers does not register a component that replaces None.
         if name in self._optional_components and config is not None and self.config[name][0] is None:
             self.register_modules(**{name: value})
         else:
@@ -127,7 +127,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         folder = _pipeline_folder(pretrained_model_name_or_path, kwargs)
         try:
             return super().from_pretrained(str(folder), **kwargs | {"use_safetensors": True})
-        except (AttributeError, LookupError, TypeError, ValueError) as error:  # of what a configuration holds
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # from the content of a configuration
             raise ValueError(f"{folder} cannot be loaded: {error}") from error
 
     def enable_tiling(self, overlap: int | None = None) -> None:
@@ -288,9 +288,9 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
 
 
 def _pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
-    """The folder of a pipeline, downloaded if it has to be; the Hub's options are taken out of `options`.
+    """Returns the folder of a pipeline, after a download if needed. Removes the Hub's options from `options`.
 
-    A ValueError, if there is no such pipeline, or its JSON files cannot be those of one.
+    Raises ValueError if there is no such pipeline, or its JSON files are not those of one.
     """
     name = str(source)
     folder = of_training(Path(model_folder(name, options) if name else ""))
@@ -306,7 +306,7 @@ def _pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
     for component, value in index.items():
         if component.startswith("_") or value == [None, None]:
             continue
-        # Only classes of ours and of diffusers are loaded.
+        # Only classes of ours and of diffusers' are loaded.
         if not (isinstance(value, list) and len(value) == 2 and value[0] in ("diffae_hub", "diffusers")):
             raise ValueError(f"{INDEX} in {folder} must give {component} a class of diffae_hub's or diffusers'")
         for path in (folder / component).glob("*.json"):

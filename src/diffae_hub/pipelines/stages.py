@@ -24,11 +24,11 @@ from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
 from .image_processor import check_values
 
 MODES = ("stochastic", "inversion")
-# How many frames or tiles go through a network at once.
+# Frames or tiles that go through a network at once.
 BATCH_SIZE = 64
-# Corrections of one step of inversion until it counts as not converging.
+# Corrections of one inversion step before it counts as not converging.
 MAX_CORRECTIONS = 50
-# Images are about in [-1, 1]; what is this far away comes from a code or weights that mean nothing.
+# Images are about in [-1, 1]; values this large come from a meaningless code or weights.
 _ABSURD = 1e4
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -61,11 +61,11 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
     """What the public methods of `DiffusionAutoencoderPipeline` share. All but `check_inputs` trust their callers."""
 
     _callback_tensor_inputs = ["sample", "latent_code"]
-    _interrupt = False  # whether somebody has asked to skip the rest of the updates
+    _interrupt = False  # whether to skip the remaining updates
 
     @property
     def interrupt(self) -> bool:
-        """Whether the rest of the updates is skipped; callbacks set `_interrupt`, as in diffusers."""
+        """Whether the remaining updates are skipped; callbacks set `_interrupt`, as in diffusers."""
         return self._interrupt
 
     def check_inputs(
@@ -81,7 +81,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         inversion: str | None = None,
     ) -> None:
         """Raises ValueError for arguments that are not allowed."""
-        self._interrupt = False  # of the call before
+        self._interrupt = False  # reset from the call before
         self.image_processor.check_output_type(output_type)
         check_choice("mode", mode, MODES)
         check_choice("inversion", inversion, (None, "predictor_corrector", "plain"))
@@ -132,7 +132,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         tiles: Tiles | None = None,
         callback: StepCallback = (None, ()),
     ) -> torch.Tensor:
-        """x_T for images (B, C, H, W) in [-1, 1]: random, or theirs, along the trained noise schedule."""
+        """Returns x_T for images (B, C, H, W) in [-1, 1]: random, or inverted along the trained noise schedule."""
         if mode == "stochastic":
             return self._random_noise(pixels.shape, generator)
         if tolerance is not None:
@@ -169,7 +169,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         generator: Generators = None,
         tolerance: float | None = None,
     ) -> torch.Tensor:
-        """From one end of the scheduler's timesteps to the other: x_T -> x_0, or x_0 -> x_T.
+        """Walks from one end of the scheduler's timesteps to the other: x_T -> x_0, or x_0 -> x_T.
 
         `network_of` gives the network for a latent code.
         """
@@ -208,7 +208,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
                         network = network_of(latent_code)
                 progress.update()
         largest = float(sample.detach().abs().amax())
-        if not largest < _ABSURD:  # NaN neither
+        if not largest < _ABSURD:  # written so that NaN fails
             model = "latent_code_model" if latent_code is None else "decoder"
             raise ValueError(
                 f"latent_code, noise or the weights of {model} lead to values of {largest:g}: they mean nothing to "
@@ -217,10 +217,10 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         return sample
 
     def _network(self, latent_code: torch.Tensor, tiles: Tiles | None) -> Network:
-        """The decoder as a function of x_t and the timestep, in its own dtype; of tiles, their blended outputs."""
+        """Returns the decoder as a function of x_t and the timestep, in its own dtype. Outputs of tiles are blended."""
         dtype = self.decoder.dtype
         codes = latent_code.to(self._execution_device, dtype)
-        # What depends on the code only is computed once, not at each step.
+        # What depends only on the code is computed once, not at each step.
         conditioning = self.decoder.prepare_latent(codes) if tiles is None else None
 
         def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -273,7 +273,7 @@ def _corrected(
     sample: torch.Tensor,
     tolerance: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_t where sampling will evaluate the network, up to the tolerance, and what the network says there."""
+    """Returns x_t where sampling will evaluate the network, up to the tolerance, and the network's output there."""
     for _ in range(MAX_CORRECTIONS + 1):
         corrected, error = scheduler.correct(model_output, timestep, sample)
         miss = float(error.abs().amax())
@@ -282,5 +282,5 @@ def _corrected(
         sample, model_output = corrected, network(corrected, timestep)
     raise ValueError(
         f"tolerance must be reached by {MAX_CORRECTIONS} corrections of a step, got {tolerance:g}: {miss:.2g} is left "
-        f"at timestep {float(timestep):g}; take more steps or a larger one"
+        f"at timestep {float(timestep):g}; take more steps or a larger tolerance"
     )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 NOISE_SCHEDULES = ("shifted_cosine", "linear_beta", "inverted", "constant_beta")
 
-# diffusers' solvers divide by alpha: the smallest alpha^2 that they give themselves.
+# The smallest alpha^2 that diffusers' solvers, which divide by alpha, use themselves.
 SMALLEST_ALPHA_BAR = 2**-24
 
 
@@ -125,6 +125,6 @@ def discrete_betas(noise_schedule: str, num_steps: int, scaling_factor: float, m
 
 
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
-    """Raise a ValueError that names the argument and its choices unless `value` is one of them."""
+    """Raises a ValueError that names the argument and its choices unless `value` is one of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")

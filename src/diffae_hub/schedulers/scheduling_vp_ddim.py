@@ -19,7 +19,7 @@ PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 TIMESTEP_SPACINGS = ("uniform", "trailing", "leading")
 MAX_TIMESTEPS = 100_000
 
-# Noise prediction divides by alpha, which is 0 at t = 1: the last time at which it is used.
+# The last time at which noise prediction is used: it divides by alpha, which is 0 at t = 1.
 EPSILON_MAX_TIME = 0.999
 
 OWN_CLASSES = ("VPDDIMScheduler", "VPDDIMInverseScheduler", "VPDPMSolverMultistepScheduler")
@@ -84,7 +84,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float32)
         self.step_index: int | None = None  # of the update that comes next in a loop
-        self.begin_index: int | None = None  # of the first update, where `set_begin_index` has told it
+        self.begin_index: int | None = None  # of the first update, if `set_begin_index` was called
         _ = self.config  # computed here, not inside a compiled graph
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """What diffusers' `from_config` reads from a configuration: one of ours, or one that was made from ours."""
+        """Selects what diffusers' `from_config` reads from a configuration of ours, or from one made from ours."""
         config = dict(config_dict)
         trained_as = config.pop("_trained_as", None)
         if trained_as is not None and config["_class_name"] not in OWN_CLASSES:
@@ -122,7 +122,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
-        """Whose options diffusers keeps in the configuration, for the way back."""
+        """Classes whose options diffusers keeps in the configuration, so that they can be made from it again."""
         import diffae_hub
 
         return [getattr(diffae_hub, name) for name in OWN_CLASSES]
@@ -194,7 +194,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         self, original: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """(alpha, sigma, x_0, noise) in at least float32, broadcastable to one another."""
-        # Each of these would broadcast, or round, to a wrong result without a word.
+        # Each of these would silently broadcast, or round, to a wrong result.
         if not original.is_floating_point():
             raise ValueError(f"original_samples must be floating point, got {original.dtype}")
         if noise.shape != original.shape:
@@ -210,11 +210,11 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
     # ---- the walk ---------------------------------------------------------------------------------------------------
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Say that the loop begins at `timesteps[begin_index]`. Then no step waits for the device."""
+        """Says that the loop begins at `timesteps[begin_index]`. Then no step waits for the device."""
         self.begin_index = begin_index
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Set the K `timesteps`, and alpha and sigma at each of them and at the end (in float64).
+        """Sets the K `timesteps`, and alpha and sigma at each of them and at the end (in float64).
 
         With "leading" spacing K must come from an integer stride over the training timesteps (of 1000: 20, 50, 100 and
         250, but not 60).
@@ -274,7 +274,7 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Move `sample`, x_t, to the next noise level of the walk.
+        """Moves `sample`, x_t, to the next noise level of the walk.
 
         Args:
             model_output: f(x_t, t, z), of the sample's shape.
@@ -319,8 +319,8 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
         | next_alpha, next_sigma | alpha_t', sigma_t' at the next level t' |
         | original, noise | x0_hat, eps_hat |
 
-        x_t' = alpha_t' x0_hat + sigma_t' eps_hat is the paper's update with the score written out, but it does not
-        divide by alpha_t, so that it holds at t = 1 too for v- and x-prediction.
+        x_t' = alpha_t' x0_hat + sigma_t' eps_hat is the paper's update with the score written out. It does not divide
+        by alpha_t, so for v- and x-prediction it also holds at t = 1.
         """
         original, noise = self._predict(model_output, sample, *self._levels[index])
         next_alpha, next_sigma = self._levels[index + 1]
