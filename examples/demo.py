@@ -1,11 +1,11 @@
-"""The main job on real pictures: encode, decode, edit and look, with the bundled models and no network.
+"""Encodes, decodes and edits real pictures with the bundled models, offline.
 
     python examples/demo.py --output demo_output
 
-Two photographs, which come with scikit-learn, go through `cifar10-32-small` in overlapping tiles of 32x32 pixels. A
-tile becomes a latent code of 512 numbers; the decoder turns the codes back into the photograph, once from random noise
-(stochastic autoencoding: the picture shows what the codes alone hold) and once from the noise that the photograph
-itself leads to (inversion: nearly exact).
+Two photographs, which come with scikit-learn, go through `cifar10-32-small` in overlapping tiles of 32x32 pixels. Each
+tile becomes a latent code of 512 numbers. The decoder turns the codes back into the photograph, once from random noise
+(stochastic autoencoding, which shows what the codes alone hold) and once from the photograph's own noise (inversion,
+which is nearly exact).
 
 Six emoji that `noto-emoji-64` has never seen are reconstructed, given another skin tone, and interpolated;
 six new ones are drawn.
@@ -27,7 +27,7 @@ from diffae_hub.devices import load_pipeline
 from diffae_hub.images import film_strip, image_grid, pil_to_array
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 
-STEPS = 10  # the paper's solver needs 50 for as much from random noise
+STEPS = 10  # from random noise, the paper's solver needs 50 for the same quality
 EMOJI = Path(__file__).parent / "app" / "pictures"
 
 
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def load(model: str) -> DiffusionAutoencoderPipeline:
-    """A bundled model, with progress bars where somebody watches."""
+    """Loads a bundled model, with progress bars if the output is a terminal."""
     pipeline = load_pipeline(model, torch.device("cpu"))
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipeline
 
 
 def photographs(pipeline: DiffusionAutoencoderPipeline, output: Path) -> None:
-    """Original, from the codes alone, and by inversion."""
+    """Draws each photograph: the original, from the codes alone, and by inversion."""
     pipeline.enable_tiling()
     for name in ("china.jpg", "flower.jpg"):
         photograph = Image.fromarray(load_sample_image(name))
@@ -69,7 +69,7 @@ def photographs(pipeline: DiffusionAutoencoderPipeline, output: Path) -> None:
 
 
 def emoji(pipeline: DiffusionAutoencoderPipeline, output: Path) -> None:
-    """Rows of six: originals, from the code alone, round trips, two edits, an interpolation, samples."""
+    """Draws rows of six: originals, from the code alone, round trips, two edits, an interpolation, samples."""
     names = ("judge", "princess", "vampire", "woman", "heart_eyes", "panda")
     images = [Image.open(EMOJI / f"{name}.png").convert("RGBA") for name in names]
     original = torch.cat([pipeline.image_processor.preprocess(image) for image in images]) / 2 + 0.5

@@ -10,7 +10,7 @@ From two folders and no training (the difference of their mean codes): encode ea
 
     python examples/fit_attributes.py codes-smiling --without codes-serious --name smile --method means --output mine
 
-From nothing, the directions in which the codes vary most:
+From the codes alone, the directions in which they vary most:
 
     python examples/fit_attributes.py codes --principal 10 --output mine
 

@@ -2,10 +2,10 @@
 
     python examples/replicate_tables.py --train-dataset train.parquet --test-dataset test.parquet --output runs/tables
 
-Each row is one run of `diffae-hub train` in its own folder and one evaluation of its model. A row that is done is
-left alone and one that was interrupted goes on, so the command can be given again until the tables are complete, or
-with `--rows` for some of them; `--stages report` only writes OUTPUT/tables.md from what there is. The paper's figures
-stand beside ours, with Spearman's rank correlation of the two for each metric.
+Each row is one run of `diffae-hub train` in its own folder and one evaluation of its model. Finished rows are kept and
+interrupted ones continue, so you can repeat the command until the tables are complete. `--rows` selects some rows;
+`--stages report` only writes OUTPUT/tables.md from what there is. The paper's figures stand beside ours, with
+Spearman's rank correlation of the two for each metric.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BEYOND = "v_prediction-SC4-2phase-flatten-spatial"
 
 
 def row_name(method: TrainingMethod) -> str:
-    """The folder of a row."""
+    """Name of a row and of its folder."""
     schedule = f"SC{method.scaling_factor}" if method.scaling_factor else method.noise_schedule
     return f"{method.prediction_type}-{schedule}-{'2' if method.two_phase else '1'}phase"
 
@@ -63,7 +63,7 @@ CIFAR = "CIFAR-10 32"
 
 
 def training_command(name: str, options: argparse.Namespace) -> list[str]:
-    """The run of `diffae-hub train` that trains a row."""
+    """The `diffae-hub train` command of a row."""
     method = ROWS[name]
     command = [sys.executable, "-m", "diffae_hub.cli", "train"]
     command += ["--preset", options.preset, "--dataset", options.train_dataset, "--split", options.train_split]
@@ -79,7 +79,7 @@ def training_command(name: str, options: argparse.Namespace) -> list[str]:
 
 
 def budget_of_run(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What a row was trained with, by the configuration that its run kept."""
+    """Reads what a row was trained with from the configuration of its run."""
     configuration = json.loads((options.output / name / CONFIGURATION).read_text())
     run = configuration["run"]
     return {
@@ -92,10 +92,10 @@ def budget_of_run(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_trained(name: str, options: argparse.Namespace) -> bool:
-    """Whether the row's pipeline is there.
+    """Tells whether the row's pipeline is there.
 
     Raises:
-        ValueError: If it is, but was trained with another budget than the one asked for.
+        ValueError: If it was trained with another budget than the one asked for.
     """
     if not (options.output / name / "pipeline" / "model_index.json").is_file():
         return False
@@ -109,7 +109,7 @@ def is_trained(name: str, options: argparse.Namespace) -> bool:
 
 
 def evaluate_row(name: str, options: argparse.Namespace) -> None:
-    """Measures a row and writes its results.json; table 4's rows by inversion too."""
+    """Measures a row and writes its results.json. Table 4's rows are also measured by inversion."""
     figures = evaluate(
         EvaluationOptions(
             model=str(options.output / name / "pipeline"),
@@ -130,7 +130,7 @@ def evaluate_row(name: str, options: argparse.Namespace) -> None:
 
 
 def read_results(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Row -> figures, of the rows that are measured."""
+    """Reads the figures of the measured rows, by row."""
     return {
         name: json.loads(path.read_text())
         for name in ROWS
@@ -139,7 +139,7 @@ def read_results(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def render_tables(results: Mapping[str, Mapping[str, Any]], options: argparse.Namespace) -> str:
-    """The page: tables 1 to 4 and 9, each of our figures beside the paper's."""
+    """Renders the page: tables 1 to 4 and 9, with each of our figures beside the paper's."""
     metrics = ["psnr_db", "ssim", *options.metrics]
     table_4 = TABLE_4[CIFAR]
     tables: list[tuple[str, dict[TrainingMethod, Sequence[float]], str]] = [
@@ -174,7 +174,7 @@ def render_tables(results: Mapping[str, Mapping[str, Any]], options: argparse.Na
 
 
 def common(results: Mapping[str, Mapping[str, Any]], value: Callable[[Mapping[str, Any]], Any], what: str) -> Any:
-    """What all rows have in common: tables of rows with different budgets would compare nothing.
+    """Returns a value that all rows share; rows with different values must not stand in one table.
 
     Raises:
         ValueError: If they differ.
@@ -189,7 +189,7 @@ def common(results: Mapping[str, Mapping[str, Any]], value: Callable[[Mapping[st
 
 
 def introduction(results: Mapping[str, Mapping[str, Any]], options: argparse.Namespace) -> str:
-    """What was done, and what the numbers can say."""
+    """Describes what was done, and what the numbers can show."""
     training = common(results, lambda figures: figures["training"], "training")
     dataset = common(results, lambda figures: figures["dataset"], "test data")
     num_images = common(results, lambda figures: figures["num_images"], "number of test images")
@@ -213,7 +213,7 @@ def render_table(
     mode: str,
     metrics: Sequence[str],
 ) -> str:
-    """Rows of a table: our figure and, in brackets, the paper's; then rank correlations."""
+    """Renders the rows of a table: our figure and, in brackets, the paper's; then rank correlations."""
 
     def papers(method: TrainingMethod, metric: str) -> float:
         if metric not in METRICS:
@@ -242,7 +242,7 @@ def render_table(
 
 
 def main() -> int:
-    """Returns the exit code: 0, 2 for bad input, that of the training if it fails."""
+    """Returns the exit code: 0, 2 for bad input, or that of a failed training."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,13 +267,13 @@ def main() -> int:
         metavar="METRIC",
         help=f"beyond PSNR and SSIM: {', '.join(IMAGE_METRICS + FOLDER_METRICS)}",
     )
-    parser.add_argument("--device", help="of the evaluation; default: the accelerator if there is one")
+    parser.add_argument("--device", help="device of the evaluation (default: the accelerator if there is one)")
     parser.add_argument("--hardware", help="what it ran on, in words, for the report")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    options = parser.parse_args(with_hyphens(sys.argv[1:]))  # `--num_images` as before
+    options = parser.parse_args(with_hyphens(sys.argv[1:]))  # also accepts `--num_images`
     try:
         run(options)
-    except subprocess.CalledProcessError as error:  # it has said why
+    except subprocess.CalledProcessError as error:  # it has printed why
         return error.returncode
     except (ValueError, OSError) as error:
         print(f"replicate_tables.py: {' '.join(str(error).split())}", file=sys.stderr)
@@ -282,7 +282,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """The stages."""
+    """Runs the stages."""
     for name in options.rows:
         if "train" in options.stages and not is_trained(name, options):
             print(f"training {name}", flush=True)

@@ -1,13 +1,13 @@
-"""Train a latent code model, the third part of a diffusion autoencoder: it makes new codes, and with them new images.
+"""Train a latent code model, the third part of a diffusion autoencoder, which draws codes for new images.
 
     diffae-hub encode photos/ --split train --output codes
     python examples/train_latent_code_model.py codes --output mine
     diffae-hub sample --model mine --num-images 16 --output samples
 
 The recipe is the official one (an MLP that predicts noise, constant beta 0.008, L1 loss) or, with --recipe velocity,
-velocity on a shifted cosine schedule. Given again, the command continues where it stopped. It reports the Fréchet
-distance of sampled to held-out codes beside that of Gaussian codes, and how near samples lie to training codes,
-relative to held-out codes: far below 1 means that the model copies. Several GPUs:
+velocity on a shifted cosine schedule. The same command continues a run that was stopped. It reports the Fréchet
+distance of sampled to held-out codes beside that of Gaussian codes, and how near samples are to training codes,
+relative to held-out codes; far below 1 means that the model copies. Several GPUs:
 
     accelerate launch examples/train_latent_code_model.py codes --output mine
 """

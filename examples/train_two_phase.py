@@ -1,6 +1,6 @@
 """Train a diffusion autoencoder in two phases: t = 1 for the first quarter of the examples, then t uniform in [0, 1].
 
-One process (a GPU, or the CPU where there is none), and its twin without this file:
+One process (a GPU, or the CPU if there is none), and the same without this file:
 
     python examples/train_two_phase.py --preset small-64 --dataset path/to/images --output runs/mine
     diffae-hub train --preset small-64 --dataset path/to/images --output runs/mine
@@ -15,8 +15,8 @@ Fine-tune a model (bundled, a folder, from the Hub, or converted from an officia
     python examples/train_two_phase.py --pretrained-model cifar10-32-small --dataset path/to/images --output runs/mine
 
 The data set is a folder of images, a parquet file, a `datasets` folder or a Hub dataset. The preset holds the
-experiment; a JSON file (--config), named flags and --set KEY=VALUE override it, the later of these the earlier.
-`--help` lists the flags. To read on:
+experiment. A JSON file (--config), then named flags, then --set KEY=VALUE override it. `--help` lists the flags.
+To read on:
 
     training/presets.json    the experiments: the paper's tables, the official networks, small ones
     training/loop.py         the loop: resume, train, record, validate, save
@@ -25,8 +25,8 @@ experiment; a JSON file (--config), named flags and --set KEY=VALUE override it,
 
 The run folder receives configuration.json, metrics.jsonl, checkpoints, pictures and, at the end, the pipeline with
 averaged (EMA) weights, which `DiffusionAutoencoderPipeline.from_pretrained` loads. SIGTERM and Ctrl-C save and end the
-run; --resume-from-checkpoint latest continues it as if it had not been interrupted, and with larger --training-examples
-goes beyond its end.
+run. --resume-from-checkpoint latest continues it as if it had not been interrupted, also beyond its end with a larger
+--training-examples.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""A page to try a model on: reconstruct, edit, interpolate, vary and sample pictures, and look for similar ones.
+"""A web page to try a model: reconstruct, edit, interpolate, vary and sample pictures, and find similar ones.
 
     python examples/app/app.py                       # the bundled models, on http://127.0.0.1:7860
     python examples/app/app.py --model runs/mine/pipeline --codes codes_of_my_pictures
 
-On a Hugging Face Space the variables MODEL and CODES take the place of the two options.
+On a Hugging Face Space the variables MODEL and CODES replace the two options.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from diffae_hub.schedulers.compatibility import SOLVERS
 INTRO = """# Diffusion autoencoder
 A model turns a picture into a **code** and a **noise** image, and the two back into the picture.
 Choose a model and a picture, then a tab."""
-MAX_FILE_SIZE = "20mb"  # the number of pixels is bounded by `read_image`
+MAX_FILE_SIZE = "20mb"  # `read_image` limits the number of pixels
 MAX_WAITING = 16  # the next one is told that the queue is full
 
 load_once = functools.lru_cache(maxsize=2)(load_pipeline)
@@ -43,7 +43,7 @@ codes_once = functools.lru_cache(maxsize=1)(load_codes)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("MODEL"), help="pipeline folder or Hub id to begin with")
-    parser.add_argument("--codes", default=os.environ.get("CODES"), help="folder of `diffae-hub encode`: neighbours")
+    parser.add_argument("--codes", default=os.environ.get("CODES"), help="folder of `diffae-hub encode` for neighbours")
     parser.add_argument("--port", type=int, help="(default: 7860, or the next one that is free)")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
@@ -51,7 +51,7 @@ def main() -> None:
         app = build(arguments.model or "noto-emoji-64", arguments.codes)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no downloaded fonts
     css = ".result [data-testid=block-label] { position: static !important; }"  # a label above its picture, not on it
     theme.set(block_info_text_color="*neutral_600", block_label_text_color="*neutral_700")  # easier to read
     app.queue(max_size=MAX_WAITING).launch(
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def build(first_model: str, codes: str | None = None) -> gr.Blocks:
-    """The page: what all tabs share on the left (on a phone: above), the tabs on the right."""
+    """Builds the page: what all tabs share on the left (on a phone: above), the tabs on the right."""
     models = list(dict.fromkeys([first_model, *list_models()]))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     load_once(first_model, device)

@@ -23,13 +23,13 @@ PICTURES = [
 ]
 PROGRESS = gr.Progress(track_tqdm=True)  # the pipeline's own progress bars, shown in the page
 
-# Gradio would open the files itself; `read_image` does, which knows what to refuse. Set on the class, because Gradio
-# makes components anew, and not in a class of ours, beside whose file it would write another one.
+# Gradio must not open the files itself: `read_image` does, which refuses bad ones. This is set on Gradio's class,
+# because Gradio makes components again, and not on a class of ours, beside whose file it would write another one.
 gr.Image.preprocess = lambda self, file: file and file.path
 
 
 def connect(trigger: Callable[..., Any], function: Callable[..., Any], inputs: list[Any], outputs: Any) -> None:
-    """Runs the function with progress in the page, one at a time for all visitors. What is wrong is said in words."""
+    """Runs the function with progress in the page, one at a time for all visitors, and shows errors as text."""
 
     def answer(progress: gr.Progress = PROGRESS, *values: Any) -> Any:
         try:
@@ -41,7 +41,7 @@ def connect(trigger: Callable[..., Any], function: Callable[..., Any], inputs: l
 
 
 def with_pipeline(function: Callable[..., Any], pipeline: Pipeline, random_noise: bool = False) -> Callable[..., Any]:
-    """The settings as a pipeline of the same networks, which visitors share, and options of its methods.
+    """Returns a function of the settings that calls `function` with a pipeline of the shared networks and options.
 
     The solver "auto" is the one that fits what is decoded: random noise or the picture's own.
     """
@@ -70,7 +70,7 @@ def read(path: str | None) -> Image.Image:
 
 
 def animated(frames: torch.Tensor) -> str:
-    """A GIF there and back, inside the page itself."""
+    """HTML with a GIF that plays forwards and backwards."""
     first, *others = (image_grid([frame], 1) for frame in [*frames, *frames.flip(0)[1:-1]])
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=others, duration=100, loop=0)
@@ -79,7 +79,7 @@ def animated(frames: torch.Tensor) -> str:
 
 
 def picture_input(label: str, value: str) -> gr.Image:
-    """With examples."""
+    """An input for pictures, with examples."""
     image = gr.Image(value, sources=["upload", "clipboard"], label=label, height=260, interactive=True, buttons=[])
 
     def check(path: str | None) -> None:
