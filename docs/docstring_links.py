@@ -1,4 +1,4 @@
-"""Docstrings name things as diffusers does, [`Class.method`]: on the site the public ones become links."""
+"""Turns public names in docstrings, written as in diffusers, [`Class.method`], into links on the site."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import diffae_hub
 
 
 class DocstringLinks(griffe.Extension):
-    """Rewrites the docstrings of every object that is loaded."""
+    """Rewrites the docstring of every object that is loaded."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Replaces the names in one docstring."""

@@ -39,7 +39,7 @@ Schedule = tuple[str, str, float, str]
 
 
 def draw_schedules(schedules: list[Schedule], file: Path, quantity: str = "alpha") -> None:
-    """Curves of the schedules over t.
+    """Draws curves of the schedules over t.
 
     Args:
         schedules: (title, name, S, colour) of each.
@@ -49,7 +49,7 @@ def draw_schedules(schedules: list[Schedule], file: Path, quantity: str = "alpha
     titles = {"alpha": "$\\alpha_t$", "alpha_bar": "$\\alpha_t^2$", "log_snr": "log-SNR"}
     t = torch.linspace(0, 1, 201, dtype=torch.float64)
     if quantity == "log_snr":
-        t = t[2:-2]  # it is infinite at the ends
+        t = t[2:-2]  # the log-SNR is infinite at the ends
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
     for title, name, scaling_factor, colour in schedules:
         alpha, sigma = alpha_sigma(name, t, scaling_factor)
@@ -61,7 +61,7 @@ def draw_schedules(schedules: list[Schedule], file: Path, quantity: str = "alpha
 
 
 def draw_steps(measured: Path, file: Path) -> None:
-    """Figures against the number of evaluations, a panel per metric and a curve per solver and reconstruction."""
+    """Draws figures against the number of evaluations, a panel per metric and a curve per solver and reconstruction."""
     rows = json.loads(measured.read_text())["rows"]
     metrics = [name for name in ("psnr_db", "lpips", "fd_vgg16", "distance_db") if any(name in row for row in rows)]
     figure, panels = plt.subplots(1, len(metrics), figsize=(3.5 * len(metrics), 3), layout="constrained", squeeze=False)
@@ -80,7 +80,7 @@ def draw_steps(measured: Path, file: Path) -> None:
 
 
 def load_pieces(pipe: DiffusionAutoencoderPipeline) -> tuple[list[Image.Image], torch.Tensor]:
-    """Pieces of two photographs at the model's size, also as (B, H, W, C) in [0, 1]."""
+    """Cuts pieces of two photographs at the model's size. Returns them also as (B, H, W, C) in [0, 1]."""
     size, pieces = pipe.decoder.config.sample_size, []
     for name, places in (("flower.jpg", ((230, 90), (150, 160), (40, 0))), ("china.jpg", ((260, 150), (0, 180)))):
         photograph = Image.fromarray(load_sample_image(name))
@@ -90,7 +90,7 @@ def load_pieces(pipe: DiffusionAutoencoderPipeline) -> tuple[list[Image.Image], 
 
 
 def draw_codes(pipe: DiffusionAutoencoderPipeline, file: Path, num_draws: int = 8) -> None:
-    """What z and x_T of a model hold: decoded from z alone, from both, and z's uncertainty."""
+    """Draws what z and x_T of a model hold: images from z alone, from both, and the spread over noises."""
     pieces, original = load_pieces(pipe)
     generator = torch.Generator().manual_seed(0)
     draws = torch.stack([torch.from_numpy(pipe(pieces, generator=generator, output_type="np").images)
@@ -107,7 +107,7 @@ def draw_codes(pipe: DiffusionAutoencoderPipeline, file: Path, num_draws: int = 
 
 
 def draw_steps_pictures(pipe: DiffusionAutoencoderPipeline, file: Path) -> None:
-    """A row per number of steps, each with both solvers side by side, from one noise."""
+    """Draws a row per number of steps, with both solvers side by side, from one noise."""
     pieces, original = load_pieces(pipe)
     code = pipe.encode(pieces)
     noise = torch.randn(len(pieces), *original.shape[:0:-1], generator=torch.Generator().manual_seed(0))
@@ -123,7 +123,7 @@ def draw_steps_pictures(pipe: DiffusionAutoencoderPipeline, file: Path) -> None:
 
 
 def draw_rows(rows: dict[str, torch.Tensor], file: Path) -> None:
-    """Images (B, H, W, C) in [0, 1], a row for each title."""
+    """Draws images (B, H, W, C) in [0, 1], a row for each title."""
     count = len(next(iter(rows.values())))
     figure, panels = plt.subplots(len(rows), count, figsize=(1 + count, 0.94 * len(rows)), layout="constrained")
     for (title, images), line in zip(rows.items(), panels, strict=True):

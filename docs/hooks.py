@@ -1,7 +1,7 @@
-"""What the site takes from elsewhere: tables of measured figures, the list of public names, the models' pages.
+"""Generated parts of the site: tables of measured figures, the list of public names, the models' pages.
 
-MkDocs calls `on_files` and `on_page_markdown`; a page holds `{{ model_zoo }}`, `{{ steps }}` or `{{ api }}` where a
-part is to stand. No figure of a table is typed by hand: they come from the JSON files that evaluations and benchmarks
+MkDocs calls `on_files` and `on_page_markdown`. In a page, `{{ model_zoo }}`, `{{ steps }}` or `{{ api }}` marks the
+place of a part. No figure in a table is typed by hand: all come from the JSON files that evaluations and benchmarks
 write.
 """
 
@@ -43,14 +43,14 @@ API_GROUPS = {"pipelines": "Pipeline", "models": "Networks", "schedulers": "Sche
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The models' pages and pictures become part of the site, below `model_cards/`."""
+    """Adds the models' pages and pictures to the site, below `model_cards/`."""
     for path in sorted([*CARDS.rglob("*.md"), *CARDS.rglob("*.png")]):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fills in what a page leaves open."""
+    """Puts the generated parts into a page."""
     parts = {"model_zoo": model_zoo, "steps": steps, "api": api}
     for name, part in parts.items():
         if f"{{{{ {name} }}}}" in markdown:
@@ -59,7 +59,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def model_zoo(cards: Path = CARDS) -> str:
-    """A row per model, from the JSON documents beside the models' pages."""
+    """Table with a row per model, from the JSON documents beside the models' pages."""
     rows = []
     for path in sorted(cards.glob("*.json")):
         card = json.loads(path.read_text())
@@ -79,7 +79,7 @@ def model_zoo(cards: Path = CARDS) -> str:
 
 
 def steps(measured: Path = STEPS) -> str:
-    """What was measured about the number of steps, or that nothing was."""
+    """Table of figures by number of steps, or a note that nothing was measured."""
     if not measured.is_file():
         return f"*Not measured yet: `{measured.relative_to(ROOT)}` is not there.*"
     document = json.loads(measured.read_text())
@@ -92,7 +92,7 @@ def steps(measured: Path = STEPS) -> str:
 
 
 def api() -> str:
-    """Every public name of this package, by the folder that it is defined in."""
+    """Lists every public name of this package, by the folder that it is defined in."""
     groups: dict[str, list[str]] = {folder: [] for folder in API_GROUPS}
     for name in sorted(diffae_hub.__all__):
         package, _, defined_in = diffae_hub._LAZY.get(name, "").partition(".")

@@ -2,10 +2,10 @@
 
     python model_cards/build_card.py cifar10-32-small --run runs/small --evaluation evaluation --hardware "one CPU core"
 
-`--run` is the folder of `diffae-hub train`; `--evaluation` that of `diffae-hub evaluate`, whose report and pictures go
-into model_cards/ too; `--further` names others, of other modes or fewer images, for what the first does not have;
-`--editing` is the file of `benchmarks/measure_editing.py`, `--sampling` the folder of `benchmarks/measure_sampling.py`
-and `--codes` the metrics.jsonl of `diffae-hub train-latent`; `--tables` is the folder of `examples/replicate_tables.py`,
+`--run` is the folder of `diffae-hub train`, `--evaluation` that of `diffae-hub evaluate`, whose report and pictures
+also go into model_cards/. `--further` names more evaluations, of other modes or fewer images, for what the first lacks.
+`--editing` is the file of `benchmarks/measure_editing.py`, `--sampling` the folder of `benchmarks/measure_sampling.py`,
+`--codes` the metrics.jsonl of `diffae-hub train-latent`, and `--tables` the folder of `examples/replicate_tables.py`,
 for the options beyond the paper.
 """
 
@@ -30,7 +30,7 @@ from diffae_hub.training.presets import preset_named
 from diffae_hub.training.validation import draw_curves
 
 FOLDER = Path(__file__).parent
-# What the figures do not say of a model.
+# What the figures do not say about a model.
 MODELS: dict[str, dict[str, Any]] = {
     "cifar10-32-small": {
         "summary": "A small diffusion autoencoder for 32x32 images, trained by the two-phase method (velocity "
@@ -91,7 +91,7 @@ METHODS = {"stochastic": "stochastic", "inversion": "inversion"}
 
 
 def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every measured figure as a line of the card."""
+    """Makes a line of the card from every measured figure."""
     lines = []
     baselines = {name: f"{baseline_title(name, report)} (baseline)" for name in report["baselines"]}
     for metric, title in METRIC_NAMES.items():
@@ -124,7 +124,7 @@ def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def copy_report(folder: Path, name: str, pipeline: DiffusionAutoencoderPipeline) -> dict[str, Any]:
-    """Copies the page and the pictures of an evaluation into this folder; its figures."""
+    """Copies the page and the pictures of an evaluation into this folder. Returns its figures."""
     report = json.loads((folder / "report.json").read_text())
     if report["weights"] != weights_fingerprint(pipeline):
         raise SystemExit(f"{folder} must be of the bundled weights")
@@ -137,7 +137,7 @@ def copy_report(folder: Path, name: str, pipeline: DiffusionAutoencoderPipeline)
 
 
 def options_beyond_the_paper(tables: Path) -> str:
-    """What the two options bring at equal budget, from two rows of `examples/replicate_tables.py`."""
+    """Compares the two options with the paper's at equal budget, from two rows of `examples/replicate_tables.py`."""
     rows = {
         "pooled code, modulation only (the paper's)": "v_prediction-SC4-2phase",
         "flattened code, spatial projection (this model's)": "v_prediction-SC4-2phase-flatten-spatial",
@@ -157,7 +157,7 @@ def options_beyond_the_paper(tables: Path) -> str:
 
 
 def attribute_results(classifier: AttributeClassifier | None) -> list[dict[str, Any]]:
-    """What the fit measured on families that it did not see."""
+    """Scores of the classifier on families that the fit did not see."""
     if classifier is None:
         return []
     named = zip(classifier.config.attribute_names, classifier.config.attribute_scores, strict=True)
@@ -170,7 +170,7 @@ def attribute_results(classifier: AttributeClassifier | None) -> list[dict[str, 
 
 
 def editing_table(document: dict[str, Any]) -> str:
-    """The strengths' effects as a table."""
+    """Renders a table of what edits of each strength change."""
     columns = ("attribute", "auroc", "strength", "target", "side effect", "on", "lpips")
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in document["rows"]:
@@ -186,7 +186,7 @@ def editing_table(document: dict[str, Any]) -> str:
 
 
 def sampling_table(figures: dict[str, Any], training: dict[str, Any]) -> str:
-    """Fréchet distances of samples, and whether they are copies."""
+    """Renders a table of samples' Fréchet distances, and of their distance to training codes."""
     titles = {
         "latent_code_model": "latent code model",
         "gaussian": "Gaussian codes, decoded",
@@ -205,7 +205,7 @@ def sampling_table(figures: dict[str, Any], training: dict[str, Any]) -> str:
 
 
 def draw_editing(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The table's figures: AUROC by attribute; target and LPIPS over strength."""
+    """Draws the table's figures: AUROC by attribute, target and LPIPS over strength."""
     attributes = list(dict.fromkeys(row["attribute"] for row in rows))
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     bars, *panels = figure.subplots(1, 3)
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--sampling", type=Path)
     parser.add_argument("--codes", type=Path)
     parser.add_argument("--tables", type=Path)
-    parser.add_argument("--hardware", required=True, help="that the training ran on")
+    parser.add_argument("--hardware", required=True, help="hardware that the training ran on")
     arguments = parser.parse_args()
 
     name, about = arguments.name, MODELS[arguments.name]
@@ -256,9 +256,9 @@ def main() -> None:
             report |= {"modes": further["modes"], "pictures": further["pictures"]}
             picture = f"images/{page}_reconstructions.png"
     results = [{**line, "dataset": about["test data"]} for line in card_results(report)]
-    results += attribute_results(pipeline.attribute_classifier)  # of parts of the training set
+    results += attribute_results(pipeline.attribute_classifier)  # measured on parts of the training set
     seconds = examples = 0
-    for record in records:  # a line's rate is that since the line before it
+    for record in records:  # a line's rate holds since the line before it
         if "examples_per_second" in record:
             seconds += (record["examples"] - examples) / record["examples_per_second"]
             examples = record["examples"]
@@ -318,7 +318,7 @@ def main() -> None:
     card = card.replace("## Networks", f"![Loss and validation PSNR](images/{name}_training.png)\n\n## Networks")
     (FOLDER / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
     (FOLDER / f"{name}.md").write_text(card)
-    # What a push without `--card` says; the pictures are here only.
+    # For the card of a push without `--card`, which has no pictures.
     own = {key: figures[key] for key in ("license", "dataset", "parameters", "training", "results", "limitations")}
     bundled = json.dumps({"summary": about["summary"], **own}, indent=2) + "\n"
     (bundled_model_path(name) / "figures.json").write_text(bundled)
@@ -326,7 +326,7 @@ def main() -> None:
 
 
 def comparison_with_the_paper(preset: str, pipeline: DiffusionAutoencoderPipeline) -> str:
-    """The figures of the paper's CIFAR-10 model."""
+    """Describes the paper's CIFAR-10 model and its figures."""
     paper = preset_named(preset)
     with torch.device("meta"):
         paper_parameters = paper.build_encoder().num_parameters() + paper.build_decoder().num_parameters()

@@ -1,4 +1,4 @@
-"""Puts a trained pipeline into the package, as a bundled model: float16 safetensors.
+"""Puts a trained pipeline into the package as a bundled model, in float16 safetensors.
 
 python model_cards/bundle_model.py runs/small/pipeline cifar10-32-small
 """
@@ -22,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = bundled_model_path(arguments.name)
     DiffusionAutoencoderPipeline.from_pretrained(arguments.pipeline).to(torch.float16).save_pretrained(folder)
-    for path in folder.rglob("*.json"):  # where it was trained is nobody's business
+    for path in folder.rglob("*.json"):  # the folder of the training is not published
         configuration = json.loads(path.read_text())
         configuration.pop("_name_or_path", None)
         path.write_text(json.dumps(configuration, indent=2) + "\n")

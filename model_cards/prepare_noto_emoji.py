@@ -4,8 +4,8 @@
 
 The files need the columns image, name, group, skin_tone and codepoints. Writes train.parquet, validation.parquet (a
 twelfth of the training families) and test.parquet, and prints how many images have each attribute. A family is an emoji
-with its variants in skin tone and hair; it is never on two sides. Nothing is trained or chosen on the test families.
-The column `subject` is what a name says beside attributes: "cook" of "woman cook dark skin tone".
+with its variants in skin tone and hair; families are never split. Nothing is trained or chosen on the test families.
+The column `subject` is what a name says besides attributes: "cook" of "woman cook dark skin tone".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SKIN_OR_HAIR = re.compile("1f3f[b-f]|1f9b[0-3]")
 
 
 def family(codepoints: str) -> str:
-    """An emoji's code points but those of skin and hair."""
+    """An emoji's code points, without those of skin and hair."""
     return "_".join(point for point in codepoints.split("_") if not SKIN_OR_HAIR.fullmatch(point))
 
 
@@ -43,7 +43,7 @@ def attributes(row: dict[str, str]) -> dict[str, int | str]:
 
 
 def read(path: Path) -> Dataset:
-    """The rows of a file with their attributes; pictures stay as they are."""
+    """Reads the rows of a file and adds their attributes; pictures stay as they are."""
     rows = load_dataset("parquet", data_files=str(path), split="train").cast_column("image", Image(decode=False))
     table = [attributes(row) for row in rows.remove_columns("image")]
     for name in table[0]:
