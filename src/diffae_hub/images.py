@@ -1,4 +1,4 @@
-"""Pictures: reading all image files, PIL images of any mode as floats, tiles, grids, and 8-bit pixels."""
+"""Pictures: reads all image files, converts PIL images of any mode to floats, makes tiles, grids and 8-bit pixels."""
 
 from __future__ import annotations
 

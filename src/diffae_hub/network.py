@@ -37,7 +37,7 @@ class _Limits:
         self._in_vain: Counter[tuple[str, str]] = Counter()
 
     def before(self, request: Any) -> None:
-        """Sets the timeouts, ends hopeless repetitions, and refuses compression, which could hide any size."""
+        """Sets the timeouts, ends hopeless repetitions, and asks for no compression, which could hide any size."""
         request.headers["accept-encoding"] = "identity"
         patience = self._timeout * (1 if request.method in ("GET", "HEAD") else 2)  # a commit takes the Hub longer
         given = request.extensions.get("timeout", {})

@@ -201,7 +201,7 @@ def _loadable_class(model: Any) -> list[str]:
 
 
 class PublishingMixin:
-    """`push_to_hub` and `save_pretrained(push_to_hub=True)` with our model card. Put it before diffusers' bases.
+    """`push_to_hub` and `save_pretrained(push_to_hub=True)` with our model card. Comes before diffusers' bases.
 
     Besides diffusers' arguments both take the contents of the card: `license`, `datasets`, `tags` and `base_model` as
     in the Hub's header; `evaluation`, the report.json of an evaluation; and `card`, a Markdown page to upload with its

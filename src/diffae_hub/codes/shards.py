@@ -84,7 +84,7 @@ def encode_dataset(
     first = next(rows, None)
     if first is None:
         raise ValueError(f"dataset must hold at least one image, got none in {source}")
-    transform(_image(0, first, image_column))  # an error that all images have comes before the folder gets its settings
+    transform(_image(0, first, image_column))  # an error of every image is raised before the folder gets its settings
     if file_format == "safetensors":
         _as_tensors({name: [first[name]] for name in columns})
     settings = {
@@ -168,7 +168,7 @@ def load_codes(folder: str | Path, columns: Sequence[str] = ()) -> dict[str, np.
         parts.append({name: np.array(shard[name])[wanted] for name in ("latent_code", "index", *columns)})
     codes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {"index": []}
     if len(codes["index"]) != summary["count"] or (np.diff(codes["index"], prepend=-1) != 1).any():
-        raise ValueError(f"codes must be {summary['count']}, complete and in order, but those in {folder} are not")
+        raise ValueError(f"codes must be complete and in order, {summary['count']} in all, but are not in {folder}")
     return codes
 
 

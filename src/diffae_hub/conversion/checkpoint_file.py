@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-# Tensors are stored outside the pickle. With the optimizer's state, the largest official network has a pickle of 0.4
-# MB, with 130,000 values and about ten foreign names.
+# Tensors are stored outside the pickle. That of the largest official network, with the optimizer's state, has 0.4 MB,
+# 130,000 values and about ten foreign names.
 MAX_PICKLE_BYTES = 2 * 2**20
 MAX_PICKLE_VALUES = 500_000
 MAX_FOREIGN_NAMES = 100
@@ -55,7 +55,7 @@ def load_checkpoint(path: str | Path, argument: str = "checkpoint") -> Any:
     """Reads a file that torch.save wrote in its zip format (torch 1.6 and later), without running any of it.
 
     Tensors are memory-mapped: their values are read from the file when they are used. Objects of foreign classes become
-    [`InertRecord`]s. Raises ValueError, which calls the file `argument`, if it is not intact or costs too much.
+    [`InertRecord`]s. Raises ValueError if the file is not intact or costs too much; the message calls it `argument`.
     """
     try:
         names = _check_pickle(_read_pickle(Path(path)))
@@ -68,7 +68,7 @@ def load_checkpoint(path: str | Path, argument: str = "checkpoint") -> Any:
         with torch.serialization.safe_globals([(InertRecord, name) for name in foreign]):
             return torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except Exception as error:  # a bad file can raise almost anything
-        reason = error.__context__ or error  # torch wraps it in advice to load without safety
+        reason = error.__context__ or error  # torch wraps it in advice to load the file unsafely
         raise ValueError(
             f"{argument} must be an intact file written by torch.save, but {path} cannot be read: "
             f"{shown(str(reason) or type(reason).__name__)}"

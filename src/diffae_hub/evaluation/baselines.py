@@ -52,7 +52,7 @@ def jpeg_reconstruct(images: torch.Tensor, bytes_per_image: int) -> tuple[torch.
     """Saves each image as a JPEG of the highest quality (1 to 100, by Pillow) that fits into `bytes_per_image`.
 
     Only the entropy-coded data count. The headers (about 620 bytes) are the same for all images of one quality, so a
-    decoder can have them, as ours has its weights. Subsampling is 4:4:4 or 4:2:0, whichever has the smaller squared
+    decoder can know them, as ours knows its weights. Subsampling is 4:4:4 or 4:2:0, whichever has the smaller squared
     error. An image that was a small JPEG before comes back nearly unchanged, which says nothing about the budget.
 
     Images are (B, C, H, W), float32, in [0, 1], C of 1 or 3, rounded to 8 bits first. Returns the reconstructions and

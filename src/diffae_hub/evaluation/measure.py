@@ -60,7 +60,7 @@ def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
 
 
 def check_required(options: EvaluationOptions, device: torch.device) -> None:
-    """Loads the weights of the required metrics, so that it fails before the sampling if one is missing."""
+    """Loads the weights of the required metrics, so that missing ones are found before the sampling."""
     with tempfile.TemporaryDirectory() as name:
         folder = EvaluationFolder(Path(name))
         (folder.path / ORIGINALS).mkdir()

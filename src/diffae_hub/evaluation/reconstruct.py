@@ -71,7 +71,7 @@ class _Run:
 
 def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: bool = False) -> None:
     """Fills the evaluation's folder with what `measure.py` reads."""
-    # All input is checked before the folder gets its settings and the sampling begins.
+    # Check all input before the folder gets its settings and the sampling begins.
     check_output(options.output, options.dataset, options.train_dataset)
     device = find_device(options.device, state)
     pipeline, weights = _load(options.model, options, device)

@@ -2,7 +2,7 @@
 
 Finite codes, (N, D) to train on and (M, D) to test on, are normalised with the mean and standard deviation of the
 training codes. Models and figures are scikit-learn's, solved to convergence from a fixed start, so the same codes give
-the same figures. 50,000 codes of 512 numbers take half a minute on one core for 10 classes, 5 seconds per attribute.
+the same figures. 50,000 codes of 512 numbers take about half a minute on one core for 10 classes, 5 s per attribute.
 
 The paper does not state its regularisation. `inverse_regularization`, scikit-learn's C, weighs the sum over the codes
 against half the squared norm of the weights, so it matters less with more codes. `left_out` are classes or attributes
@@ -143,7 +143,7 @@ def _columns(what: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray
 
 
 def _has_both(columns: np.ndarray) -> np.ndarray:
-    """Tells for each column of booleans whether it holds both values."""
+    """Tells whether each column of booleans holds both values."""
     return columns.any(axis=0) & ~columns.all(axis=0)
 
 

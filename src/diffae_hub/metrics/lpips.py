@@ -27,7 +27,7 @@ class PerceptualDistance:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-        """Computes the distance per image, (B,), float32, from 0, of images (B, C, H, W) in [0, 1], with C of 3 or 1.
+        """Computes the distance per image, (B,), float32, at least 0, for images (B, C, H, W) in [0, 1], C of 3 or 1.
 
         Images must have at least 31 x 31 pixels for "alex", 16 x 16 for "vgg".
         """

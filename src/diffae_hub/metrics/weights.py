@@ -17,7 +17,7 @@ class WeightsUnavailable(OSError):
 
 @contextmanager
 def fetching_weights(of: str) -> Iterator[None]:
-    """Wraps only the lines that download or load pretrained weights `of` a network, and silences them.
+    """Wraps the lines that download or load pretrained weights `of` a network, and no others. They print nothing.
 
     Any error in them (no connection, a refused or broken download, a file that is missing, damaged or of another
     architecture) becomes `WeightsUnavailable`. Waiting for a server ends after 30 seconds without an answer.

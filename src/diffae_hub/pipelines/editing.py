@@ -21,7 +21,7 @@ def edited_codes(
     keep: Sequence[str],
     classifier: AttributeClassifier | None,
 ) -> torch.Tensor:
-    """Edits codes z, (B, d), as `DiffusionAutoencoderPipeline.edit` says: z', (B * F, d), for F strengths each."""
+    """Edits codes z, (B, d), as in `DiffusionAutoencoderPipeline.edit`. Returns (B * F, d) for F strengths each."""
     edits = torch.from_numpy(edits) if isinstance(edits, np.ndarray) else edits
     if isinstance(keep, str):
         raise ValueError(f"keep must be a list of attributes, got {keep!r}")

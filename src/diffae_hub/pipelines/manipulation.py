@@ -21,7 +21,7 @@ from .stages import (
     StepCallback,
 )
 
-# Limit of the images that one call decodes, because they are held in memory together.
+# One call decodes at most this many images, because they are held in memory together.
 MAX_FRAMES = 4096
 
 

@@ -31,7 +31,7 @@ def of_training(folder: Path) -> Path:
 
 
 def bundled_or_own(source: str | Path) -> str | Path:
-    """Returns the folder of a bundled model for its name, unless the user's folder of that name holds a model."""
+    """Returns the folder of a bundled model for its name, or `source` itself; a user's folder with a model wins."""
     own = any((Path(source) / name).is_file() for name in (INDEX, *CONFIGURATIONS))
     return _ROOT / str(source) if str(source) in list_models() and not own else source
 

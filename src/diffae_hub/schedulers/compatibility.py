@@ -57,7 +57,7 @@ def trained_scheduler(scheduler: SchedulerMixin) -> VPDDIMScheduler:
     elif name == "PNDMScheduler" and trained.config.timestep_spacing != "leading":
         problem = "loses the image at its first steps, from pure noise"
     elif not walks_it or (alpha_bar.cpu() - torch.cumprod(1 - betas, 0)).abs().max() > ALPHA_BAR_TOLERANCE:
-        problem = "uses another noise schedule than the model's, which its trained_betas hold"
+        problem = "uses another noise schedule than the model's trained_betas"
     elif config.prediction_type != trained.config.prediction_type:
         problem = f"has prediction_type {config.prediction_type!r}, the model {trained.config.prediction_type!r}"
     elif config.timestep_spacing == "leading" != trained.config.timestep_spacing:
