@@ -110,7 +110,7 @@ class EvaluationFolder:
         return [record for path in sorted(self.path.glob(f"{name}_*.jsonl")) for record in read_json_lines(path)]
 
     def path_lengths(self, options: EvaluationOptions, count: int) -> dict[tuple[int, int], dict[str, Any]]:
-        """Reads `path_length` and, for one image fading into the other, `cross_fade` of the wanted pairs, if measured."""
+        """Reads the wanted pairs that are measured: `path_length` and, for a fade between both images, `cross_fade`."""
         records = self.records(f"path_lengths_{options.path_length_intervals}")
         found = {tuple(record["images"]): record for record in records}
         pairs = image_pairs(count, options.path_length_pairs, options.seed)  # they depend on the number of images
