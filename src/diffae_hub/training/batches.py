@@ -1,4 +1,4 @@
-"""The data of a run: the batches of each process's shares, and the check that a resumed run has the same data."""
+"""The data of a training run: this process's batches, and the check that a resumed run has the same data."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def open_batches(
     options: TrainingOptions, preset: TrainingPreset, accelerator: Accelerator, state: dict[str, Any] | None = None
 ) -> tuple[DataLoader, dict[str, Any]]:
-    """Batches of this process's shares, and a description of the data for the checkpoint.
+    """Opens the batches of this process's shares. Also returns a description of the data for the checkpoint.
 
-    `state` is that of the checkpoint that the run goes on from. A ValueError, if the data are not the checkpoint's.
+    `state` is the checkpoint to resume from, if any. Raises ValueError if the data have changed since then.
     """
     source = options.dataset, options.split, options.image_column
     rows = open_dataset(*source, streaming=True) if options.streaming else load_rows(*source)
@@ -82,10 +82,10 @@ def open_batches(
 def _check_same_data(
     saved: dict[str, Any], current: dict[str, Any], allow_changed: bool, warn: Callable[[str], None]
 ) -> None:
-    """Refuses other data. The data set may have moved: another `dataset` is only warned of."""
+    """Raises ValueError for changed data. The data set may have moved: another `dataset` is only a warning."""
     loose = ["dataset", *(["num_images", "num_shards", "fingerprint"] if allow_changed else [])]
-    hint = "" if allow_changed else "; --allow-changed-data goes on with data that is not as it was"
+    hint = "" if allow_changed else "; --allow-changed-data accepts changed data"
     check_equal(*({**data, **dict.fromkeys(loose)} for data in (saved, current)), hint)
     for name in loose:
         if saved[name] != current[name]:
-            warn(f"WARNING: {name} was {saved[name]!r} of the data of the checkpoint, this run has {current[name]!r}")
+            warn(f"WARNING: {name} was {saved[name]!r} in the checkpoint, this run has {current[name]!r}")

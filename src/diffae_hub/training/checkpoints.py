@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: files `checkpoint-<examples>.pt`, written aside and renamed, read weights-only."""
+"""Checkpoints of a training run: files `checkpoint-<examples>.pt`, written aside, then renamed; read weights-only."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _NAME = re.compile(r"checkpoint-([0-9]+)\.pt")
 
 
 def examples_of(path: Path) -> int:
-    """The number in a checkpoint's name."""
+    """Returns the number of examples in a checkpoint's name."""
     return int(_NAME.fullmatch(path.name)[1])
 
 
 def checkpoint_files(run_folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; what an interrupted write has left is not among them."""
+    """Returns the checkpoints of a run, oldest first, without the leftovers of interrupted writes."""
     return sorted((path for path in run_folder.glob("*.pt") if _NAME.fullmatch(path.name)), key=examples_of)
 
 
 def save_checkpoint(run_folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """Writes a trainer's state, with what else a run needs, then deletes all checkpoints but the newest `keep`."""
+    """Writes the state of a run as a checkpoint, then deletes all checkpoints except the newest `keep`."""
     path = run_folder / f"checkpoint-{state['examples_seen']}.pt"
-    for leftover in run_folder.glob(".checkpoint-*"):  # of a run that was killed while it wrote
+    for leftover in run_folder.glob(".checkpoint-*"):  # from a run that was killed while writing
         leftover.unlink()
     with new_file(path) as temporary:
         torch.save(state, temporary)
@@ -39,33 +39,33 @@ def save_checkpoint(run_folder: Path, state: dict[str, Any], keep: int) -> Path:
 
 
 def set_aside_newer(run_folder: Path, examples_seen: int) -> list[Path]:
-    """Renames the checkpoints beyond one that a run is taken up again from: they are damaged, or another future's."""
+    """Renames the checkpoints that are newer than the resumed one: they are damaged, or no longer the run's."""
     newer = [path for path in checkpoint_files(run_folder) if examples_of(path) > examples_seen]
     return [path.replace(path.with_name(f"abandoned-{path.name}")) for path in newer]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint back, its tensors to the CPU, from the disk as they are used.
+    """Loads a checkpoint to the CPU. Tensors are read from the disk when they are used.
 
-    A ValueError, if there is no such file, or it is cut off, lacks parts of a state, or one does not match its
-    checksum (CRC 32).
+    Raises ValueError if the file does not exist, is cut off or incomplete, or if a part does not match its checksum
+    (CRC 32).
     """
     if not path.is_file():
-        raise ValueError(f"resume_from_checkpoint must be 'latest' or a checkpoint's file, got {path}")
+        raise ValueError(f"resume_from_checkpoint must be 'latest' or a checkpoint file, got {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             if part := archive.testzip():
                 raise ValueError(f"{part} does not match its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if state["examples_seen"] < 1 or not {"model", "optimizer", "ema", "scaler", "experiment", "data"} <= {*state}:
-            raise ValueError("it lacks parts of a training's state")
+            raise ValueError("parts of the state are missing")
         return state
     except Exception as error:  # damaged bytes raise almost anything
         raise ValueError(f"checkpoint {path} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def load_latest_checkpoint(run_folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest checkpoint that is intact; None if the run has none yet, a ValueError if all are damaged."""
+    """Loads the newest intact checkpoint. Returns None if there is none yet; raises ValueError if all are damaged."""
     files = checkpoint_files(run_folder)
     for path in reversed(files):
         try:
@@ -81,12 +81,12 @@ def load_latest_checkpoint(run_folder: Path, report: Callable[[str], None]) -> d
 
 
 def check_equal(saved: dict[str, Any], current: dict[str, Any], hint: str = "", parent: str = "") -> None:
-    """Refuses to resume with settings that are not the checkpoint's; the ValueError names the first that differs."""
+    """Raises ValueError if settings differ from the checkpoint's; the message names the first that differs."""
     saved, current = (json.loads(json.dumps(settings)) for settings in (saved, current))  # tuples become lists
     for name, value in current.items():
         if isinstance(value, dict):
             check_equal(saved.get(name) or {}, value, hint, f"{name}.")
         elif saved.get(name) != value:
             raise ValueError(
-                f"{parent}{name} must be as in the checkpoint when resuming, {saved.get(name)!r}, got {value!r}{hint}"
+                f"{parent}{name} must be {saved.get(name)!r}, as in the checkpoint to resume, got {value!r}{hint}"
             )

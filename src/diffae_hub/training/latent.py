@@ -1,7 +1,7 @@
-"""Training of a latent code model, the distribution of a data set's codes, with which `pipe.sample` makes new images.
+"""Training of a latent code model, which learns the distribution of codes so that `pipe.sample` can make new images.
 
-The recipe "official" predicts noise on a constant beta of 0.008 (official DiffAE: L1 loss, AdamW), "velocity" predicts
-velocity on a shifted cosine schedule.
+The recipe "official" predicts noise with a constant beta of 0.008, "velocity" predicts velocity on a shifted cosine
+schedule. Both use an L1 loss and AdamW, as the official DiffAE does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 MIN_CODES = 10
 
-# What each draw of random numbers is for: part of its seed.
+# The purpose of each random draw is part of its seed.
 ORDER, NOISE, TIMESTEPS = 11, 12, 13
 
 _training = partial(option, group="training")
@@ -42,20 +42,20 @@ _training = partial(option, group="training")
 
 @dataclass(frozen=True)
 class LatentOptions:
-    """How a latent code model is trained."""
+    """Options of the training of a latent code model."""
 
-    recipe: Literal["official", "velocity"] = _training("official", "noise on constant beta, or velocity on SC-1")
+    recipe: Literal["official", "velocity"] = _training("official", "noise with constant beta, or velocity with SC-1")
     hidden_dim: int = _training(2048, "width of the hidden layers", minimum=1)
-    num_layers: int = _training(10, "layers; the official models have 10 or 20", minimum=1)
-    training_examples: int = _training(5_000_000, "length, in codes", minimum=1)
+    num_layers: int = _training(10, "number of layers; the official models have 10 or 20", minimum=1)
+    training_examples: int = _training(5_000_000, "length of the training, in codes", minimum=1)
     batch_size: int = _training(256, "codes per step, over all processes", minimum=1)
-    learning_rate: float = _training(1e-4, "AdamW's rate", minimum=0)
-    weight_decay: float = _training(0.01, "AdamW's weight decay", minimum=0)
+    learning_rate: float = _training(1e-4, "learning rate of AdamW", minimum=0)
+    weight_decay: float = _training(0.01, "weight decay of AdamW", minimum=0)
     ema_decay: float = _training(0.9999, "decay of the averaged weights")
-    validation_fraction: float = _training(0.05, "share of the codes that are held out")
+    validation_fraction: float = _training(0.05, "share of the codes to hold out")
     validation_samples: int = _training(2_000, "codes sampled for a validation", minimum=2)
     checkpoint_every: int = _training(500_000, "codes between checkpoints, each with a validation", minimum=1)
-    seed: int = _training(0, "of the weights and of every draw", minimum=0)
+    seed: int = _training(0, "seed of the initial weights and of all random draws", minimum=0)
 
     def __post_init__(self) -> None:
         check_minimums(self)
@@ -66,17 +66,17 @@ class LatentOptions:
 
 
 class LatentTrainer(Trainer):
-    """A latent code model in training on codes (N, latent_dim), of which a random part is held out."""
+    """Trains a latent code model on codes (N, latent_dim), of which a random part is held out."""
 
     def __init__(self, codes: np.ndarray, options: LatentOptions, accelerator: Accelerator) -> None:
         codes = torch.as_tensor(codes, dtype=torch.float32)
         if codes.ndim != 2 or len(codes) < MIN_CODES or not codes.isfinite().all():
-            raise ValueError(f"codes must be at least {MIN_CODES}, finite, (N, latent_dim), got {tuple(codes.shape)}")
+            raise ValueError(f"codes must be finite, (N >= {MIN_CODES}, latent_dim), got {tuple(codes.shape)}")
         self.options, self.scheduler = options, VPDDIMScheduler(**SCHEDULERS[options.recipe])
         fraction = options.validation_fraction
         held_out = max(2, round(fraction * len(codes)))
         if held_out > len(codes) - 2:
-            raise ValueError(f"validation_fraction must leave two of {len(codes)} codes for training, got {fraction}")
+            raise ValueError(f"validation_fraction must leave 2 of the {len(codes)} codes for training, got {fraction}")
         order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(options.seed))
         torch.manual_seed(options.seed)
         network = LatentCodeModel(codes.shape[1], options.hidden_dim, options.num_layers)
@@ -90,7 +90,7 @@ class LatentTrainer(Trainer):
         super().__init__(network, optimizer, accelerator, options, options.seed)
 
     def step(self) -> torch.Tensor:
-        """One optimizer step; returns this process's share of the mean absolute error, ()."""
+        """Takes one optimizer step. Returns this process's share of the mean absolute error, ()."""
         device = self.accelerator.device
         rows = torch.randint(len(self.codes), (self.batch_size,), generator=self.generator(ORDER))
         noise = torch.randn(self.batch_size, self.codes.shape[1], generator=self.generator(NOISE))
@@ -107,7 +107,7 @@ class LatentTrainer(Trainer):
 
     @torch.no_grad()
     def sampled_codes(self, count: int) -> torch.Tensor:
-        """Normalised codes (count, latent_dim) drawn by the network as it is, in 50 steps, on the CPU."""
+        """Samples normalised codes (count, latent_dim), on the CPU, in 50 steps of the network as it is."""
         device = self.accelerator.device
         self.scheduler.set_timesteps(50, device=device)
         noise = torch.randn(count, self.codes.shape[1], generator=torch.Generator().manual_seed(self.seed))
@@ -117,10 +117,10 @@ class LatentTrainer(Trainer):
         return codes.cpu()
 
     def validate(self) -> dict[str, float]:
-        """Fréchet distance of sampled to held-out normalised codes, beside that of Gaussian codes of their covariance.
+        """Measures the Fréchet distance of sampled to held-out normalised codes, and that of Gaussian codes.
 
-        And how near samples lie to training codes: the median distance to the nearest one, over that of held-out codes.
-        A value far below 1 says that the model copies.
+        Gaussian codes have the training codes' mean and covariance. `nearest_training_code` is the median distance of
+        samples to the nearest training code, over that of held-out codes: far below 1, the model copies.
         """
         with self.averaged_weights():
             sampled = self.sampled_codes(self.options.validation_samples)
@@ -142,12 +142,11 @@ def train_latent(
     run_folder: Path,
     accelerator: Accelerator,
 ) -> tuple[LatentCodeModel, VPDDIMScheduler]:
-    """Trains, from the newest checkpoint of `run_folder` if it has one, and writes metrics.jsonl beside them.
+    """Trains a latent code model, from the newest checkpoint in `run_folder` if there is one.
 
-    What happens is told on stderr.
-
-    Returns the network with averaged weights, and its scheduler. A ValueError, if the codes cannot be used, or the
-    checkpoints are of other codes or options.
+    Writes checkpoints and metrics.jsonl there, and reports progress on stderr. Returns the network with averaged
+    weights, and its scheduler. Raises ValueError if the codes cannot be used, or if the checkpoints are of other codes
+    or options.
     """
     report = partial(accelerator.print, file=sys.stderr, flush=True)
     trainer = LatentTrainer(codes, options, accelerator)
@@ -167,7 +166,7 @@ def train_latent(
         if trainer.due(options.checkpoint_every) and accelerator.is_main_process:
             loss = float(torch.stack(losses).mean()) * accelerator.num_processes
             if not np.isfinite(loss):
-                raise ValueError(f"learning_rate must be such that the loss stays finite, got {options.learning_rate}")
+                raise ValueError(f"learning_rate must keep the loss finite, got {options.learning_rate}")
             figures = {"loss": loss, **trainer.validate()}
             save_checkpoint(run_folder, {**trainer.state_dict(), **settings}, keep=2)
             append_json_lines(run_folder / METRICS, [{"examples": trainer.examples_seen, **figures}])

@@ -1,4 +1,4 @@
-"""The training loop: what `diffae-hub train` and `examples/train_two_phase.py` run, in each of their processes."""
+"""The training loop, which `diffae-hub train` and `examples/train_two_phase.py` run in each of their processes."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from .stop import LossMonitor, StopSignal, check_finite_weights
 from .trainer import TwoPhaseTrainer
 from .validation import draw_curves, load_validation_images, validate
 
-_COLUMNS = 8  # of the picture of a validation
-_UNFINISHED = "pipeline-unfinished"  # of a run that was stopped
-_CHECKPOINT_SECONDS = 30 * 60  # the longest time without one, unless its examples are chosen
+_COLUMNS = 8  # of a validation picture
+_UNFINISHED = "pipeline-unfinished"  # folder of a stopped run's pipeline
+_CHECKPOINT_SECONDS = 30 * 60  # longest time without one, unless --checkpoint-every is given
 
 
 def train(options: TrainingOptions) -> str | None:
-    """Trains, from the beginning or from a checkpoint, until all examples are seen or a signal comes: then its name.
+    """Trains from the beginning or a checkpoint. Returns None at the end, or the name of the signal that stopped it.
 
-    A ValueError, if the options, the data or the checkpoint do not fit: nothing was trained. A TrainingError, if the
-    run breaks off after it has begun; its message names the last checkpoint.
+    Raises ValueError, before any training, if the options, the data or the checkpoint do not fit. Raises TrainingError
+    if the run fails after it has begun; the message names the last checkpoint.
     """
     pretrained = None
     if options.pretrained_model is not None:
@@ -67,7 +67,7 @@ def train(options: TrainingOptions) -> str | None:
     )
     options.check(preset, accelerator.num_processes, accelerator.device.type)
     with own_run_folder(options.output) if accelerator.is_main_process else nullcontext():
-        accelerator.wait_for_everyone()  # until the folder is this run's
+        accelerator.wait_for_everyone()  # until this run has locked the folder
         run = _Run(options, preset, accelerator, pretrained)
         run.write_beginning()
         try:
@@ -81,7 +81,7 @@ def train(options: TrainingOptions) -> str | None:
 
 
 class _Run:
-    """A run in one of its processes. Its methods are its stages, called in their order by `train`."""
+    """A run in one of its processes. Its methods are stages, which `train` calls in order."""
 
     # ---- before the first step ------------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class _Run:
         }
         accelerator.print(json.dumps(self.configuration, indent=2))
         self.trainer = TwoPhaseTrainer(preset, options, accelerator, pretrained)
-        # What a resumed run must repeat.
+        # Settings that a resumed run must keep.
         self.experiment = {**preset.to_dict(), "seed": options.seed, "more_ema_decays": options.more_ema_decays}
         state = self._resume()
         self.loader, self.data = open_batches(options, preset, accelerator, state)
@@ -123,7 +123,7 @@ class _Run:
             self.validation_images = load_validation_images(options, preset)
 
     def _resume(self) -> dict[str, Any] | None:
-        """Sets the trainer to the checkpoint that was asked for, and returns its state; None if there is none."""
+        """Loads the requested checkpoint into the trainer and returns its state; None if there is none."""
         wanted = self.options.resume_from_checkpoint
         if not wanted:
             return None
@@ -135,7 +135,7 @@ class _Run:
         else:
             state = load_checkpoint(Path(wanted))
             self.accelerator.print(f"resumed from {wanted} at {state['examples_seen']} examples")
-        # A run may be prolonged.
+        # A run may be made longer.
         length = max(state["experiment"]["training_examples"], self.preset.training_examples)
         saved = {"more_ema_decays": [], **state["experiment"], "training_examples": length}  # none before 0.2
         check_equal(saved, self.experiment)
@@ -143,11 +143,11 @@ class _Run:
         return state
 
     def write_beginning(self) -> None:
-        """The configuration, now that nothing speaks against the run; nothing beyond the checkpoint stays."""
+        """Writes the configuration, after all checks, and clears what is newer than the checkpoint."""
         options, examples_seen = self.options, self.trainer.examples_seen
         self.hub_model_id = None
         if self.is_main:
-            if options.push_to_hub:  # not after days of training is the time to learn of a missing token
+            if options.push_to_hub:  # reports a missing token now, not after days of training
                 name = options.hub_model_id or self.folder.resolve().name
                 self.hub_model_id = ensure_repository(name, options.hub_private)
             write_text(self.folder / CONFIGURATION, json.dumps({**self.configuration, "data": self.data}, indent=2))
@@ -159,17 +159,17 @@ class _Run:
                 name: str(value) if isinstance(value, (dict, tuple)) else value
                 for name, value in self.experiment.items()
             }
-            # TensorBoard leaves out what was recorded after the checkpoint, which is recorded again.
+            # TensorBoard drops the records after the checkpoint, because they are made again.
             after = {"tensorboard": {"purge_step": examples_seen + 1}}
             self.accelerator.init_trackers("two_phase", config=plain, init_kwargs=after)
 
     # ---- the training ---------------------------------------------------------------------------------------------
 
     def train(self) -> str | None:
-        """The steps, and between them records, checkpoints and validations; a checkpoint at the end.
+        """Takes the steps, with records, checkpoints and validations between them and a checkpoint at the end.
 
-        If a signal ends it early, a pipeline of what there is as well, and the signal's name is returned. The order of
-        the data, too, depends on the seed and on the examples seen, on nothing else.
+        If a signal stops it early, it also saves a pipeline and returns the signal's name. The order of the data, too,
+        depends only on the seed and the examples seen.
         """
         options, trainer = self.options, self.trainer
         skipped: set[str] = set()  # images that could not be read
@@ -204,7 +204,7 @@ class _Run:
                     self._record()
                 if trainer.due(self.checkpoint_every) or self._long_without_checkpoint():
                     self._checkpoint()
-                # After the checkpoint: what goes wrong here, or a machine that is taken away, costs no training.
+                # After the checkpoint, so that an error or the loss of the machine costs no training.
                 if trainer.due(self.validation_every):
                     self._validate()
             if self.saved_at != trainer.examples_seen:
@@ -212,15 +212,15 @@ class _Run:
             if not trainer.finished and self.is_main:
                 try:
                     self._save_pipeline(_UNFINISHED, trainer.averages)
-                except OSError as error:  # the checkpoint, which counts, is written
+                except OSError as error:  # the checkpoint, which matters more, is written
                     print(f"no {_UNFINISHED} was written: {error}", file=sys.stderr, flush=True)
 
-        skipped = set(gather_object(sorted(skipped)))  # by all processes, who thereby wait for the checkpoint
+        skipped = set(gather_object(sorted(skipped)))  # of all processes, which wait here for the checkpoint
         if skipped:
             self.accelerator.print(f"{len(skipped)} unreadable images were skipped")
         if trainer.finished:
             return None
-        name = stop_signal.name or "a signal"  # that another process got
+        name = stop_signal.name or "a signal"  # another process got it
         self.accelerator.print(
             f"stopped by {name} at {trainer.examples_seen} examples; --resume-from-checkpoint latest continues"
         )
@@ -228,12 +228,12 @@ class _Run:
         return name
 
     def _long_without_checkpoint(self) -> bool:
-        """Several processes would have to agree on the time, and are left to the examples."""
+        """Whether a checkpoint is due by time. Several processes would have to agree on it: they count examples."""
         is_late = time.monotonic() - self.saved_time > _CHECKPOINT_SECONDS
         return is_late and self.accelerator.num_processes == 1 and self.options.checkpoint_every is None
 
     def _start_clock(self) -> None:
-        """Of the speed, which is that of the steps alone."""
+        """Starts to measure the speed, which counts only the steps."""
         self.clock, self.clocked_examples = time.monotonic(), self.trainer.examples_seen
 
     def _log(self, record: dict[str, float]) -> None:
@@ -242,9 +242,9 @@ class _Run:
         self.accelerator.log(record, step=self.trainer.examples_seen)
 
     def _record(self) -> None:
-        """The mean loss since the last record, the learning rate and the speed."""
+        """Records the mean loss since the last record, the learning rate and the speed."""
         loss = self.monitor.mean()
-        seconds = max(time.monotonic() - self.clock, 1e-9)  # clocks may stand still
+        seconds = max(time.monotonic() - self.clock, 1e-9)  # the clock may be coarse
         rate = (self.trainer.examples_seen - self.clocked_examples) / seconds
         self.progress.set_postfix(phase=self.trainer.phase, loss=f"{loss:.4f}")
         if self.is_main:
@@ -264,7 +264,7 @@ class _Run:
         self._start_clock()
 
     def _validate(self) -> None:
-        """Figures and a picture of the averaged weights; nothing without validation images."""
+        """Writes figures and a picture of the averaged weights, if there are validation images."""
         if self.validation_images is None:
             return
         options, examples_seen = self.options, self.trainer.examples_seen
@@ -291,7 +291,7 @@ class _Run:
     # ---- after the last step --------------------------------------------------------------------------------------
 
     def write_end(self) -> None:
-        """The pipelines with averaged weights and their cards; the first is uploaded if that was asked for."""
+        """Saves the pipelines with averaged weights and their cards; uploads the first if requested."""
         if self.is_main:
             pipeline_folder = self._save_pipeline("pipeline", self.trainer.averages)
             for averages in self.trainer.more_averages:
@@ -300,9 +300,9 @@ class _Run:
             if self.hub_model_id:
                 try:
                     push_pipeline(pipeline_folder, self.hub_model_id, private=self.options.hub_private)
-                except Exception as error:  # whatever it was: the upload can be repeated
+                except Exception as error:  # of any kind: the upload can be repeated
                     again = f"diffae-hub push {pipeline_folder} {self.hub_model_id}"
-                    raise TrainingError(f"the pipeline was not uploaded; `{again}` does it: {error}") from error
+                    raise TrainingError(f"the pipeline was not uploaded; try again with `{again}`: {error}") from error
                 print(f"pushed to {self.hub_model_id}")
         self.accelerator.end_training()
 
@@ -322,7 +322,7 @@ class _Run:
         return path
 
     def _add_pictures(self, folder: Path, figures: dict[str, Any]) -> None:
-        """The last validation and the curves, for the card in `folder`."""
+        """Copies the last validation picture and the curves for the card in `folder`."""
         for name, path, caption in (
             ("validation.png", self._validation_picture(), "Held-out images over their reconstructions"),
             ("training.png", self.folder / "training.png", "Loss and validation over the examples"),
@@ -334,7 +334,7 @@ class _Run:
     def _figures(self) -> dict[str, Any]:
         networks = self.trainer.network.named_children()
         trainer, length = self.trainer, self.preset.training_examples
-        phase1_fraction = trainer.phase1_examples / length  # of a run that was prolonged
+        phase1_fraction = trainer.phase1_examples / length  # not the preset's if the run was made longer
         if trainer.examples_seen <= trainer.phase1_examples:
             phase1_fraction = 1.0  # so far
         validated = 0 if self.validation_images is None else len(self.validation_images)

@@ -26,7 +26,7 @@ class DiffusionAutoencoder(nn.Module):
 
 
 def derived_seed(seed: int, *position: int) -> int:
-    """A seed of 63 bits for one place in the training, named by integers: what is drawn, examples seen, process."""
+    """Derives a seed of 63 bits for one draw in the training from integers: its purpose, examples seen, process."""
     return int(np.random.SeedSequence((seed, *position)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -36,7 +36,7 @@ def sample_timesteps(
     """Draws the timesteps of a batch: t = 1 in phase 1 (Algorithm 1), t uniform in phase 2 (Algorithm 2, line 5).
 
     With `timestep_spacing="uniform"` t is continuous in [0, 1]; with `"leading"`, the official convention, it is one of
-    the integer indices 0 .. num_train_timesteps - 1. In units of 1000 t, shape (batch_size,), float32.
+    the integer indices 0 .. num_train_timesteps - 1. The result is 1000 t, shape (batch_size,), float32.
     """
     last = float(scheduler.config.num_train_timesteps)
     leading = scheduler.config.timestep_spacing == "leading"
@@ -54,10 +54,10 @@ def denoising_loss(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean squared error between the prediction and its target, of each image, (B,) (Algorithm 2, lines 7-16).
+    """Returns the mean squared error between prediction and target for each image, (B,) (Algorithm 2, lines 7-16).
 
-    x_0 in [-1, 1] and eps are (B, C, H, W), float32, and `timesteps`, 1000 t, (B,): these may stay on the CPU, where
-    the scheduler checks them without waiting for a device. `model` is a [`DiffusionAutoencoder`], possibly wrapped.
+    `images`, x_0 in [-1, 1], and `noise` are (B, C, H, W), float32. `timesteps`, 1000 t, (B,), may stay on the CPU: the
+    scheduler then checks them without waiting for a device. `model` is a [`DiffusionAutoencoder`], possibly wrapped.
     """
     noisy_images = scheduler.add_noise(images, noise, timesteps)
     target = scheduler.training_target(images, noise, timesteps)

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name. The paper's are "adam" and "constant" (section 8)."""
+"""Optimizers and learning-rate schedules by name. The paper uses "adam" and "constant" (section 8)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine", "polynomial")
 def newton_schulz(matrices: torch.Tensor) -> torch.Tensor:
     """Moves the singular values of matrices towards 1, in five steps (Jordan et al. 2024, "Muon").
 
-    Each step is X <- (a I + b X X^T + c (X X^T)^2) X. The polynomials are gathered on the small Gram matrix and applied
-    to X once, which for wide matrices takes a third of the operations of applying each of them.
+    Each step is X <- (a I + b X X^T + c (X X^T)^2) X. The polynomials are multiplied on the small Gram matrix and then
+    applied to X once. For wide matrices this takes a third of the operations of applying them one by one.
 
-    Matrices (..., m, n), float32; afterwards their singular values, but for tiny ones, are between about 0.7 and 1.2.
+    Matrices are (..., m, n), float32. In the result all but tiny singular values are between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     if matrices.shape[-2] > matrices.shape[-1]:
@@ -35,9 +35,9 @@ def newton_schulz(matrices: torch.Tensor) -> torch.Tensor:
 class Muon(torch.optim.Adam):
     """Muon for matrices and convolutions, Adam for everything else.
 
-    `torch.optim.Muon` takes matrices only and computes in bfloat16, which most processors emulate. Here a convolution's
-    weight (out, in, h, w) counts as a matrix (out, in h w), all is computed in float32, and the update of an m x n
-    matrix is scaled by 0.2 sqrt(max(m, n)), so that it is as large as one of Adam's and both share a learning rate
+    `torch.optim.Muon` takes only matrices and computes in bfloat16, which most CPUs emulate. Here a convolution's
+    weight (out, in, h, w) counts as a matrix (out, in h w), and all is computed in float32. The update of an m x n
+    matrix is scaled by 0.2 sqrt(max(m, n)): it is then as large as one of Adam's, so that both share a learning rate
     (Liu et al. 2025, "Muon is scalable for LLM training"). `momentum` is the decay of the averaged gradient, with
     Nesterov's look-ahead.
     """
@@ -48,14 +48,14 @@ class Muon(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; a parameter that Muon moves loses its gradient, so that Adam passes over it."""
+        """Takes one step. Parameters that Muon has moved lose their gradient, so that Adam skips them."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim < 2 or parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = torch.zeros(())  # not used, but Adam wants every state to have it when it is loaded
+                    state["step"] = torch.zeros(())  # not used, but Adam needs it to load a state
                     state["momentum"] = torch.zeros_like(parameter)
                 average = state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
                 update = newton_schulz(parameter.grad.lerp(average, self.momentum).flatten(1))
@@ -66,7 +66,7 @@ class Muon(torch.optim.Adam):
 
 
 def build_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """The optimizer of that name, with betas 0.9 and 0.999; AdamW with a weight decay of 0.01."""
+    """Returns the optimizer of that name, with betas 0.9 and 0.999. AdamW has a weight decay of 0.01."""
     if name == "muon":
         return Muon(parameters, lr=learning_rate)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
@@ -76,7 +76,7 @@ def build_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], learnin
 def learning_rate_at(
     examples_seen: int, learning_rate: float, schedule: str, warmup_examples: int, training_examples: int
 ) -> float:
-    """Linear warm-up, then one of diffusers' schedules, counted in examples; `examples_seen` has this batch, too."""
+    """Returns the rate: linear warm-up, then a diffusers schedule, in examples. `examples_seen` includes this batch."""
     name = SchedulerType.CONSTANT_WITH_WARMUP if schedule == "constant" else SchedulerType(schedule)
     unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = get_scheduler(name, unused, num_warmup_steps=warmup_examples, num_training_steps=training_examples)

@@ -1,4 +1,4 @@
-"""What a run is told, declared once: the dataclass is the flags, the JSON of the run and the library's call."""
+"""Options of a training run, declared once: for the flags, the run's JSON file and calls from Python."""
 
 from __future__ import annotations
 
@@ -21,74 +21,72 @@ from .presets import COMPONENTS, PRESETS, TrainingPreset, preset_named
 if TYPE_CHECKING:
     from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 
-# A checkpoint of 2 GB every few seconds, or a validation, would take a good part of a fast GPU's time.
+# On a fast GPU, shorter intervals would spend much of the time on checkpoints of 2 GB and on validations.
 _EVERY = "default: a hundredth of the training, but at least 100000"
-_experiment = partial(option, None, group="experiment")  # the preset decides
+_experiment = partial(option, None, group="experiment")  # None: as in the preset
 _data, _machine, _output = (partial(option, group=group) for group in ("data", "machine", "output"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """The options of a training run; their help texts say what they mean."""
+    """Options of a training run, which their help texts explain."""
 
     preset: str | None = _experiment(f"one of {', '.join(sorted(PRESETS))}")
     pretrained_model: str | None = _experiment(
         "fine-tune this bundled model, folder or Hub id, by default in one phase"
     )
-    config: Path | None = _experiment("JSON file of overrides, shaped like configuration.json's experiment")
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = _experiment("of the decoder")
+    config: Path | None = _experiment("JSON file of overrides, with the keys of `experiment` in configuration.json")
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = _experiment("what the decoder predicts")
     noise_schedule: Literal["shifted_cosine", "linear_beta", "inverted"] | None = _experiment("noise schedule")
     scaling_factor: float | None = _experiment("S of the shifted cosine schedule")
     resolution: int | None = _experiment("height and width of the images", minimum=1)
     latent_dim: int | None = _experiment("width of the latent code", minimum=1)
-    batch_size: int | None = _experiment("global: over all processes and accumulation steps")
+    batch_size: int | None = _experiment("examples per step, over all processes and accumulation steps")
     training_examples: int | None = _experiment("length of the training, e.g. 64000000 or 64e6")
     warmup_examples: int | None = _experiment("length of the learning rate's linear warm-up, in examples")
     phase1_fraction: float | None = _experiment("share of the examples with t = 1, in [0, 1]; 0 is one-phase training")
-    learning_rate: float | None = _experiment("the rate after the warm-up")
-    lr_scheduler: Literal[*LEARNING_RATE_SCHEDULES] | None = _experiment("constant (the paper); others fall to about 0")
-    optimizer: Literal[*OPTIMIZERS] | None = _experiment("adam is the paper's")
-    max_grad_norm: float | None = _experiment("the gradient of a step is scaled down to this norm")
+    learning_rate: float | None = _experiment("learning rate after the warm-up")
+    lr_scheduler: Literal[*LEARNING_RATE_SCHEDULES] | None = _experiment("constant (the paper); the others end near 0")
+    optimizer: Literal[*OPTIMIZERS] | None = _experiment("the paper uses adam")
+    max_grad_norm: float | None = _experiment("clip the gradient to this norm")
     ema_decay: float | None = _experiment("decay of the averaged weights per optimizer step, in [0, 1)")
-    ema_warmup: bool | None = _experiment("the decay of step n is at most (1 + n) / (10 + n)")
+    ema_warmup: bool | None = _experiment("limit the decay at step n to (1 + n) / (10 + n)")
     horizontal_flip: bool | None = _experiment("flip images with probability 1/2")
-    crop: Literal[*CROPS] | None = _experiment("to a square; d2c: the official networks' crop of CelebA")
-    set: tuple[str, ...] = option((), "KEY=VALUE, e.g. decoder.dropout=0.2; may be repeated", append=True)
-    seed: int = option(0, "of the initial weights, the order of the data and every draw", group="experiment", minimum=0)
+    crop: Literal[*CROPS] | None = _experiment("crop to a square; d2c: the official networks' crop of CelebA")
+    set: tuple[str, ...] = option((), "override KEY=VALUE, e.g. decoder.dropout=0.2; may be repeated", append=True)
+    seed: int = option(0, "seed of the initial weights, the data order and all draws", group="experiment", minimum=0)
 
     dataset: str = _data(MISSING, "folder of images, parquet, `datasets` folder or Hub dataset")
     split: str = _data("train", "split of the data set")
     image_column: str = _data("image", "column that holds the images")
-    streaming: bool = _data(False, "read while training, never all at once")
+    streaming: bool = _data(False, "read the data while training, never all at once")
     shuffle_buffer: int = _data(4096, "images shuffled together when streaming", minimum=1)
-    skip_bad_images: bool = _data(False, "name and skip unreadable images; default: stop")
+    skip_bad_images: bool = _data(False, "report and skip unreadable images (default: stop)")
     num_workers: int = _data(2, "processes that read images", minimum=0)
-    allow_changed_data: bool = _data(False, "resume though the data set's files are not as they were")
-    validation_dataset: str | None = _data(None, "as --dataset; some of its images are reconstructed")
+    allow_changed_data: bool = _data(False, "resume even if the files of the data set have changed")
+    validation_dataset: str | None = _data(None, "like --dataset; some of its images are reconstructed")
     validation_split: str = _data("test", "split of the validation data")
     validation_images: int = _data(64, "number of validation images", minimum=1)
     validation_every: int | None = _data(None, f"examples between validations; {_EVERY}", minimum=1)
     validation_steps: int = _data(50, "DDIM steps of a validation", minimum=2)
 
     mixed_precision: Literal["no", "bf16", "fp16"] = _machine("no", "precision of the networks' arithmetic")
-    compile: bool = _machine(False, "torch.compile")
+    compile: bool = _machine(False, "use torch.compile")
     channels_last: bool = _machine(True, "keep channels innermost in memory")
-    gradient_checkpointing: bool = _machine(False, "compute activations again instead of keeping them")
-    gradient_accumulation_steps: int = _machine(1, "parts in which a batch goes through the networks", minimum=1)
+    gradient_checkpointing: bool = _machine(False, "recompute activations to save memory")
+    gradient_accumulation_steps: int = _machine(1, "number of parts in which a batch is processed", minimum=1)
 
     output: Path = _output(MISSING, "folder of the run")
-    more_ema_decays: tuple[float, ...] = _output(
-        (), "averages beside --ema-decay's, each saved in a pipeline-ema-DECAY"
-    )
+    more_ema_decays: tuple[float, ...] = _output((), "decays of further averages, each saved as pipeline-ema-DECAY")
     checkpoint_every: int | None = _output(
         None, f"examples between checkpoints; {_EVERY}, and every half hour", minimum=1
     )
     keep_checkpoints: int = _output(2, "number of checkpoints to keep", minimum=1)
-    resume_from_checkpoint: str | None = _output(None, "'latest' (anew if there is none) or a checkpoint's file")
+    resume_from_checkpoint: str | None = _output(None, "'latest' (starts anew if there is none) or a checkpoint file")
     log_every: int = _output(5_000, "examples between lines of metrics.jsonl", minimum=1)
-    report_to: Literal["none", "tensorboard", "wandb"] = _output("none", "where figures go besides")
+    report_to: Literal["none", "tensorboard", "wandb"] = _output("none", "tracker that also gets the figures")
     push_to_hub: bool = _output(False, "upload the pipeline at the end")
-    hub_model_id: str | None = _output(None, "default: the name of the output folder")
+    hub_model_id: str | None = _output(None, "name or owner/name (default: the name of the output folder)")
     hub_private: bool = _output(False, "make a new repository private")
     hub_license: str | None = _output(None, "licence in the model card, e.g. cc-by-4.0; default: none")
 
@@ -101,7 +99,7 @@ class TrainingOptions:
             raise ValueError(f"report_to {self.report_to} needs the package: pip install {self.report_to}")
 
     def to_dict(self) -> dict[str, Any]:
-        """What was given or has a default, for JSON."""
+        """Returns the options that were given or have a default, for JSON."""
         values = {name: value for name, value in vars(self).items() if value is not None}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -111,7 +109,7 @@ class TrainingOptions:
             raise ValueError("mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'")
         compiler = os.environ.get("CXX", "g++")
         if self.compile and device_type == "cpu" and shutil.which(compiler) is None:
-            raise ValueError(f"compile needs a C++ compiler on the CPU (g++, or $CXX), got {compiler!r}, not found")
+            raise ValueError(f"compile needs a C++ compiler on the CPU (g++ or $CXX), got {compiler!r}, not found")
         parts = num_processes * self.gradient_accumulation_steps
         if preset.batch_size < parts:
             raise ValueError(
@@ -127,10 +125,10 @@ class TrainingOptions:
 def resolve_experiment(
     options: TrainingOptions, pretrained: DiffusionAutoencoderPipeline | None = None
 ) -> TrainingPreset:
-    """The preset, overridden by the JSON file, then by the options, then by those in `set`.
+    """Returns the preset with the overrides of the JSON file, then of the options, then of `set`.
 
-    These are texts `KEY=VALUE` or `COMPONENT.KEY=VALUE`, values in JSON or plain words. The networks and the noise
-    schedule are those of the pipeline `pretrained`, if there is one.
+    Items of `set` are `KEY=VALUE` or `COMPONENT.KEY=VALUE`, with values in JSON or plain words. With `pretrained`, the
+    networks and the noise schedule are those of that pipeline.
     """
     if options.preset is not None:
         preset = preset_named(options.preset)
@@ -151,7 +149,7 @@ def resolve_experiment(
         preset = preset.at_resolution(options.resolution)
     given = options.to_dict()
     overrides = {field.name: given[field.name] for field in dataclasses.fields(preset) if field.name in given}
-    for component in COMPONENTS:  # such as latent_dim, of the encoder and of the decoder
+    for component in COMPONENTS:  # e.g. latent_dim, which encoder and decoder share
         overrides[component] = {name: given[name] for name in getattr(preset, component) if name in given}
     preset = preset.with_overrides(overrides)
     for assignment in options.set:
@@ -167,10 +165,10 @@ def resolve_experiment(
     try:
         preset.validate()
     except TypeError as error:
-        raise ValueError(f"encoder, decoder and scheduler must have arguments of their types: {error}") from error
+        raise ValueError(f"encoder, decoder and scheduler must have arguments of the right types: {error}") from error
     if pretrained is not None:
         for component in ("encoder", "decoder"):
             for name, value in own[component].items():
                 if name != "dropout" and getattr(preset, component)[name] != value:
-                    raise ValueError(f"{component}.{name} must be the pretrained model's, {value!r}")
+                    raise ValueError(f"{component}.{name} must be {value!r}, as in the pretrained model")
     return preset

@@ -1,4 +1,4 @@
-"""Training configurations: tables 6-8 of the paper, the official networks, small networks beyond the paper."""
+"""Training configurations: tables 6-8 of the paper, the official networks, and small ones beyond the paper."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ COMPONENTS = {"encoder": SemanticEncoderModel, "decoder": ConditionedUNet2DModel
 class TrainingPreset:
     """Networks, noise schedule and training of one experiment; `TrainingOptions` explains the plain fields.
 
-    `encoder`, `decoder` and `scheduler` are arguments of the classes in `COMPONENTS`. Defaults fill in missing ones, so
-    that the preset holds them all. A value that is out of range is a ValueError that names it.
+    `encoder`, `decoder` and `scheduler` are arguments of the classes in `COMPONENTS`. Missing ones get their
+    defaults, so that the preset holds all of them. Raises ValueError for a value that is out of range.
     """
 
     encoder: dict[str, Any]
@@ -68,13 +68,13 @@ class TrainingPreset:
                 raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
 
     def validate(self) -> None:
-        """Checks that networks and scheduler can be built and fit, without allocating any weights."""
+        """Checks that networks and scheduler can be built and fit together, without allocating weights."""
         prediction_type = self.build_scheduler().config.prediction_type
         with torch.device("meta"):
             encoder, decoder = self.build_encoder().config, self.build_decoder().config
         for name in ("sample_size", "latent_dim", "in_channels"):
             if encoder[name] != decoder[name]:
-                raise ValueError(f"{name} of the encoder must be the decoder's, {decoder[name]}, got {encoder[name]}")
+                raise ValueError(f"{name} of the encoder must be the decoder's {decoder[name]}, got {encoder[name]}")
         if decoder.in_channels not in (1, 3):
             raise ValueError(f"in_channels must be 1 (grayscale) or 3 (RGB), got {decoder.in_channels}")
         if decoder.out_channels != decoder.in_channels:
@@ -83,21 +83,21 @@ class TrainingPreset:
             raise ValueError(f"phase1_fraction must be 0 with prediction_type 'epsilon', got {self.phase1_fraction}")
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingPreset:
-        """A copy with other values; those of `encoder`, `decoder` and `scheduler` are merged key by key."""
+        """Returns a copy with other values; those of `encoder`, `decoder` and `scheduler` are merged key by key."""
         values, names = dict(overrides), [field.name for field in dataclasses.fields(self)]
         for name, value in overrides.items():
             if name not in names:
                 raise ValueError(f"{name} must be one of {names}")
             if name in COMPONENTS:
                 if not isinstance(value, Mapping):
-                    raise ValueError(f"{name} must be set by its arguments, as in {name}.NAME=VALUE, got {value!r}")
+                    raise ValueError(f"{name} must be set by arguments, as in {name}.NAME=VALUE, got {value!r}")
                 values[name] = {**getattr(self, name), **value}
             elif isinstance(value, float) and value.is_integer() and isinstance(getattr(self, name), int):
                 values[name] = int(value)  # JSON's 64e6 is a float
         return dataclasses.replace(self, **values)
 
     def at_resolution(self, resolution: int) -> TrainingPreset:
-        """A copy for images of another size. The feature map that the latent code is projected to grows with it."""
+        """Returns a copy for images of another size. The feature map of the latent code grows with it."""
         decoder: dict[str, Any] = {"sample_size": resolution}
         before, spatial = self.decoder["sample_size"], self.decoder["latent_spatial_size"]
         if spatial is not None:
@@ -107,25 +107,25 @@ class TrainingPreset:
         return self.with_overrides({"encoder": {"sample_size": resolution}, "decoder": decoder})
 
     def build_encoder(self) -> SemanticEncoderModel:
-        """A new encoder with random weights."""
+        """Builds an encoder with random weights."""
         return SemanticEncoderModel(**self.encoder)
 
     def build_decoder(self) -> ConditionedUNet2DModel:
-        """A new decoder with random weights."""
+        """Builds a decoder with random weights."""
         return ConditionedUNet2DModel(**self.decoder)
 
     def build_scheduler(self) -> VPDDIMScheduler:
-        """The noise schedule and sampler."""
+        """Builds the noise schedule and sampler."""
         return VPDDIMScheduler(**self.scheduler)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain containers, for JSON."""
+        """Returns plain containers, for JSON."""
         return dataclasses.asdict(self)
 
 
-# The file holds what differs from the defaults above. "cifar10-32", "celeba-64", "bedroom-128" and "imagenet-32" have
-# the networks of tables 6 and 7; what these leave open (embedding width, MLP on the latent code, attention of CelebA's
-# encoder) is such that the parameter counts match the tables' "Size". "official-..." are those of the official code.
+# The file holds only what differs from the defaults above. "cifar10-32", "celeba-64", "bedroom-128" and "imagenet-32"
+# have the networks of tables 6 and 7. What the tables leave open (embedding width, MLP on the latent code, attention of
+# CelebA's encoder) is chosen to match the parameter counts of "Size". "official-..." have the official code's networks.
 # The others go beyond the paper: at small sizes and budgets they reconstruct far better than its pooled code.
 PRESETS: dict[str, TrainingPreset] = {
     name: TrainingPreset(**values)
@@ -134,7 +134,7 @@ PRESETS: dict[str, TrainingPreset] = {
 
 
 def preset_named(name: str) -> TrainingPreset:
-    """The preset of that name; the message of the ValueError lists those there are."""
+    """Returns the preset of that name, or raises ValueError with the names of all presets."""
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
     return PRESETS[name]

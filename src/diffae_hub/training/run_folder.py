@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and its record of figures."""
+"""The folder of a run: a lock, so that it belongs to one run at a time, and the record of figures."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..files import read_json_lines, write_text
 CONFIGURATION = "configuration.json"
 METRICS = "metrics.jsonl"
 _LOCK = ".lock"
-# For a run that was told to end and saves, or the loader's processes of one that was killed, which have its lock, too.
+# Time for a stopping run to save, or for the loader's processes of a killed run to end: they hold its lock, too.
 _LOCK_SECONDS = 30.0
 
 
 @contextmanager
 def own_run_folder(run_folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps other runs out of it; waits for one that ends. Left empty, it is removed."""
+    """Makes and locks the folder, after waiting for a run that is ending there. Removes it if it stays empty."""
     run_folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_folder / _LOCK, timeout=_LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout as error:
-        raise ValueError(f"output must not be the folder of a run that goes on, got {run_folder}") from error
+        raise ValueError(f"output must not be the folder of a running training, got {run_folder}") from error
     try:
         yield
     finally:
@@ -38,6 +38,6 @@ def own_run_folder(run_folder: Path) -> Iterator[None]:
 
 
 def rewind_metrics(run_folder: Path, examples_seen: int) -> None:
-    """Drops what was recorded after a checkpoint, which a resumed run records again."""
+    """Drops the records after a checkpoint, because a resumed run makes them again."""
     kept = [record for record in read_json_lines(run_folder / METRICS) if record["examples"] <= examples_seen]
     write_text(run_folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))

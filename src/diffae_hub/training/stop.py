@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class StopSignal:
-    """Notes SIGTERM (a machine that is taken away) and Ctrl-C, so that the loop can save and end by itself.
+    """Records SIGTERM (the machine will be taken away) and Ctrl-C, so that the loop can save and end by itself.
 
-    A repeated SIGTERM changes nothing: a launcher passes on to its processes what a scheduler has sent to them already.
-    A second Ctrl-C has its ordinary effect, except under a launcher.
+    A repeated SIGTERM is ignored, because a launcher passes on signals that a scheduler has already sent to its
+    processes. A second Ctrl-C has its usual effect, except under a launcher.
     """
 
     def __init__(self) -> None:
@@ -40,17 +40,17 @@ class StopSignal:
         """Handles a signal."""
         if self.name is None:
             self.name = signal.Signals(number).name
-            with suppress(OSError):  # nobody may read on
+            with suppress(OSError):  # stderr may be closed
                 os.write(2, f"\n{self.name}: finishing this step or validation, then saving the run\n".encode())
         if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             signal.signal(number, self.ordinary[number])
 
 
 class LossMonitor:
-    """Averages the losses of steps and stops the run at the first that is not finite.
+    """Averages the losses of steps and stops the run at the first one that is not finite.
 
-    Looking at a loss waits for the device. On an accelerator the losses are therefore looked at together, every
-    `check_every` steps (20; on the CPU 1), and the processes agree on stopping; the message still names the step.
+    Reading a loss waits for the device. So losses are read together, every `check_every` steps (default: 20, on the
+    CPU 1), and the processes agree on stopping then. The error still names the step.
     """
 
     def __init__(self, accelerator: Accelerator, stop_signal: StopSignal, check_every: int | None = None) -> None:
@@ -60,7 +60,7 @@ class LossMonitor:
         self._losses: list[float] = []
 
     def add(self, step: int, loss: torch.Tensor) -> None:
-        """Notes this process's share of the loss, (), of optimizer step 1, 2, ..."""
+        """Adds this process's share of the loss, (), of optimizer step 1, 2, ..."""
         self._pending.append((step, loss.detach()))
         if len(self._pending) >= self.check_every:
             self.check()
@@ -68,7 +68,7 @@ class LossMonitor:
             self.stopping = self.stop_signal.name is not None
 
     def check(self) -> None:
-        """Looks at the losses noted since the last time. All processes must call it at the same step."""
+        """Reads the losses added since the last check. All processes must call it at the same step."""
         stop = torch.tensor(float(self.stop_signal.name is not None), device=self.accelerator.device)
         values = torch.stack([*(loss.float() for _, loss in self._pending), stop])
         *losses, stop = self.accelerator.reduce(values, "sum").tolist()
@@ -80,7 +80,7 @@ class LossMonitor:
         self._pending = []
 
     def mean(self) -> float:
-        """The mean loss of the steps since the last call, all looked at."""
+        """Returns the mean loss of the steps since the last call, after a check."""
         self.check()
         mean = sum(self._losses) / len(self._losses)
         self._losses = []

@@ -1,4 +1,4 @@
-"""What is trained, and one step of its training: networks, optimizer and averaged weights."""
+"""One training step and the state it changes: networks, optimizer and averaged weights."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from .latent import LatentOptions
     from .options import TrainingOptions
 
-# What each draw of random numbers is for: part of its seed.
+# The purpose of each random draw is part of its seed.
 NOISE, TIMESTEPS, DROPOUT = 1, 2, 3
 
 
 class Trainer:
     """A network in training, with its optimizer and the averages of its weights.
 
-    What a step draws depends on the seed and on the examples seen, by all processes, on nothing else, so that a
-    checkpoint needs no state of any random generator. `model` is the network as a step calls it: compiled, and in the
-    wrapper of several processes.
+    The random draws of a step depend only on the seed and on the examples that all processes have seen, so a checkpoint
+    needs no random generator's state. `model` is the network as a step calls it: compiled, and wrapped for several
+    processes.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Trainer:
         self.share = process_share(self.batch_size, accelerator.process_index, accelerator.num_processes)
         self.parameters = list(network.parameters())
         # With update_after_step=-1 the decay of step n = 1, 2, ... is min(decay, (1 + n) / (10 + n)).
-        # A `min_decay` that is the decay itself goes without that warm-up.
+        # A `min_decay` equal to the decay turns this warm-up off.
         self.averages, *self.more_averages = (
             EMAModel(self.parameters, decay, decay if constant_decay else 0.0, update_after_step=-1, foreach=True)
             for decay in (experiment.ema_decay, *more_ema_decays)
@@ -67,15 +67,15 @@ class Trainer:
         return self.finished or before // every != self.examples_seen // every
 
     def generator(self, purpose: int, device: torch.device | str = "cpu") -> torch.Generator:
-        """For one draw of the next step."""
+        """Returns a generator for one draw of the next step."""
         return torch.Generator(device).manual_seed(derived_seed(self.seed, purpose, self.examples_seen))
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Of this process's share of the loss. DDP averages over processes, where the shares are to be added."""
+        """Backpropagates this process's share of the loss, scaled: DDP averages gradients, but shares must be added."""
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
     def update(self, learning_rate: float, max_grad_norm: float) -> None:
-        """The end of a step: new weights and averages."""
+        """Ends a step: updates the weights and the averages."""
         self.accelerator.clip_grad_norm_(self.parameters, max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -87,7 +87,7 @@ class Trainer:
 
     @contextmanager
     def averaged_weights(self, averages: EMAModel | None = None) -> Iterator[None]:
-        """The network holds the averaged weights, ready for inference; afterwards the trained ones again."""
+        """Puts the averaged weights into the network, for inference, and restores the trained ones at the end."""
         averages = averages or self.averages
         averages.store(self.parameters)
         averages.copy_to(self.parameters)
@@ -98,7 +98,7 @@ class Trainer:
             averages.restore(self.parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that [`load_state_dict`] needs: nested dicts and lists of tensors and plain values."""
+        """Returns all that [`load_state_dict`] needs: nested dicts and lists of tensors and plain values."""
         scaler = self.accelerator.scaler
         return {
             "examples_seen": self.examples_seen,
@@ -110,10 +110,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from [`state_dict`]. Averages take the device and memory layout of their parameters.
+        """Restores a [`state_dict`]. Averages get the device and memory layout of their parameters.
 
-        Fused optimizers walk a parameter and its averages by address, so that averages in another layout than a
-        parameter's (channels_last or not) would silently be applied to the wrong weights.
+        Fused optimizers go through a parameter and its averages by address. Averages in another layout (channels_last
+        or not) would silently be applied to the wrong weights.
         """
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -135,8 +135,8 @@ class Trainer:
 class TwoPhaseTrainer(Trainer):
     """A diffusion autoencoder in training (Algorithms 1 and 2; section 8 for Adam, warm-up and averaged weights).
 
-    The initial weights are new ones or those of `pretrained`. Several processes draw dropout each for its own share:
-    with dropout their weights are not those that one process would have.
+    The initial weights are random or those of `pretrained`. Each process draws the dropout of its own share: with
+    dropout, several processes get other weights than one process.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class TwoPhaseTrainer(Trainer):
         pretrained: DiffusionAutoencoderPipeline | None = None,
     ) -> None:
         self.preset, self.options, self.scheduler = preset, options, preset.build_scheduler()
-        # A run that is continued for longer keeps the number that it began with.
+        # A run that is made longer keeps the number that it began with.
         self.phase1_examples = round(preset.phase1_fraction * preset.training_examples)
         torch.manual_seed(options.seed)
         network = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
@@ -165,19 +165,19 @@ class TwoPhaseTrainer(Trainer):
 
     @property
     def phase(self) -> int:
-        """1 or 2, that of the last step; before the first one, of the first. Phases count examples (section 5)."""
+        """Phase of the last step, 1 or 2; at the start, of the first step. Phases count examples (section 5)."""
         return 1 if max(self.examples_seen - self.batch_size, 0) < self.phase1_examples else 2
 
     @property
     def learning_rate(self) -> float:
-        """That of the last step."""
+        """Learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
     def step(self, images: torch.Tensor) -> torch.Tensor:
-        """One optimizer step on a global batch, of which this process has its share.
+        """Takes one optimizer step on a global batch, of which `images` are this process's share.
 
-        That is `images`, (b, C, H, W), in [-1, 1], float32, on any device. Returned is its share of the loss, (), on
-        the device: the shares add up to the loss of the global batch.
+        They are (b, C, H, W), in [-1, 1], float32, on any device. Returns the share of the loss, (), on the device: the
+        shares add up to the loss of the global batch.
         """
         preset, accelerator, device = self.preset, self.accelerator, self.accelerator.device
 
@@ -211,14 +211,14 @@ class TwoPhaseTrainer(Trainer):
         return step_loss
 
     def pipeline(self) -> DiffusionAutoencoderPipeline:
-        """A pipeline around the networks as they are, with a scheduler of its own."""
+        """Returns a pipeline with the networks as they are and a new scheduler."""
         return DiffusionAutoencoderPipeline(self.network.encoder, self.network.decoder, self.preset.build_scheduler())
 
     def state_dict(self) -> dict[str, Any]:
-        """See [`Trainer`]; with the number of examples of phase 1."""
+        """See [`Trainer`]; also has the number of examples of phase 1."""
         return {**super().state_dict(), "phase1_examples": self.phase1_examples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from [`state_dict`]."""
+        """Restores a [`state_dict`]."""
         super().load_state_dict(state)
         self.phase1_examples = state["phase1_examples"]

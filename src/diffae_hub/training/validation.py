@@ -1,4 +1,4 @@
-"""Validation while training: PSNR and SSIM of held-out reconstructions, and the run's curves."""
+"""Validation during training: PSNR and SSIM of held-out reconstructions, and the run's curves."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _CHUNK = 64
 
 
 def load_validation_images(options: TrainingOptions, preset: TrainingPreset) -> torch.Tensor:
-    """Images from all over the validation data, (B, C, H, W), in [-1, 1]; of a Hub data set's split the first."""
+    """Loads images spread over the validation data, (B, C, H, W), in [-1, 1]; of a whole Hub split, the first ones."""
     dataset, split, column = options.validation_dataset, options.validation_split, options.image_column
-    # Of a Hub data set's split no more is downloaded than is used.
+    # Of a whole split on the Hub, only the images that are used are downloaded.
     streaming = not Path(dataset).expanduser().exists() and split == split_name(split)
     rows = open_dataset(dataset, split, column, streaming)
     warn_if_same_data("validation_dataset", (dataset, split), (options.dataset, options.split))
     if streaming:
         chosen = enumerate(islice(rows, options.validation_images))
-    else:  # the first ones may all be of one class
+    else:  # spread out, since the first ones may all be of one class
         count = min(len(rows), options.validation_images)
         chosen = ((index, rows[index]) for index in (number * len(rows) // count for number in range(count)))
     transform = ImageTransform(preset.encoder["sample_size"], preset.encoder["in_channels"], crop=preset.crop)
@@ -47,11 +47,11 @@ def load_validation_images(options: TrainingOptions, preset: TrainingPreset) -> 
 def validate(
     pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor, phase: int, num_inference_steps: int, seed: int
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Reconstructs held-out images, (B, C, H, W) in [-1, 1], and compares.
+    """Reconstructs held-out images, (B, C, H, W) in [-1, 1], and compares them with the originals.
 
     Returns figures (`psnr_<mode>` in dB and `ssim_<mode>`, means over the images) and the pictures by mode, the
-    originals first, (B, C, H, W) in [0, 1], on the CPU. A mode is `one_step` in phase 1, where the model knows t = 1
-    only, `stochastic` and `inversion` in phase 2.
+    originals first, (B, C, H, W) in [0, 1], on the CPU. Modes are `one_step` in phase 1, where the model only knows
+    t = 1, and `stochastic` and `inversion` in phase 2.
     """
     pipeline.set_progress_bar_config(disable=True)
     modes = {"one_step": ("stochastic", 1)}
@@ -70,7 +70,7 @@ def validate(
 
 
 def draw_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """The loss and the validations' PSNR over the examples, as a PNG file; a line where phase 2 begins."""
+    """Draws loss and validation PSNR over the examples, with a line where phase 2 begins, as a PNG file."""
     panels = {
         "loss": ("loss",),
         "PSNR from the code alone, dB": ("psnr_one_step", "psnr_stochastic"),
