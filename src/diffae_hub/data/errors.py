@@ -1,4 +1,4 @@
-"""What ends a run because of its data, or for another reason: one line for the user, without a traceback."""
+"""The error that ends a run, because of its data or otherwise: one line for the user, without a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a data set is still what it was."""
+"""Fingerprints, which tell whether a data set has changed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .sources import files_below, image_folder, parquet_files, split_name
 
 
 def data_fingerprint(source: str, split: str, rows: Any) -> str:
-    """A text that changes if the files of a data set change, but not if they are moved with their times.
+    """Returns a hash that changes if the files of a data set change, but not if they are moved with their times.
 
-    It is made without reading the images: of the names, sizes and times of a split's files on this disk, else of the
-    fingerprint of `datasets`, of a stream's shards' names, which hold the revision. `rows` are the opened data set.
+    It is made without reading images: from the names, sizes and times of a split's files on this disk, else from the
+    `datasets` fingerprint or a stream's shard names, which include the revision. `rows` is the opened data set.
     """
     path, parts = Path(source).expanduser(), []
     if path.exists():
@@ -24,13 +24,13 @@ def data_fingerprint(source: str, split: str, rows: Any) -> str:
         files = list(map(Path, parquet_files(path, split)))
         folder = files[0].parent if files else path if is_saved(path) else image_folder(path, split)
         for file in files or sorted(Path(entry.path) for _, entry in files_below(folder)):
-            status = file.stat() if file.exists() else None  # it may be a link to nothing
+            status = file.stat() if file.exists() else None  # it may be a broken link
             parts.append((os.path.relpath(file, folder), status and (status.st_size, status.st_mtime_ns)))
     elif hasattr(getattr(rows, "dataset", rows), "_fingerprint"):
         parts.append(getattr(rows, "dataset", rows)._fingerprint)
     else:
         stream = rows._ex_iterable
-        while hasattr(stream, "ex_iterable"):  # the choice of columns is wrapped around it
+        while hasattr(stream, "ex_iterable"):  # unwraps the selection of columns
             stream = stream.ex_iterable
         for name, value in sorted(getattr(stream, "kwargs", {}).items()):
             if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -40,13 +40,13 @@ def data_fingerprint(source: str, split: str, rows: Any) -> str:
 
 
 def warn_if_same_data(name: str, held_out: tuple[str, str], training: tuple[str, str]) -> None:
-    """Says so, if two data sets on this disk, (source, split), are the same.
+    """Prints a warning if two data sets on this disk, each (source, split), are the same.
 
-    Slices count as different, and so do splits of one folder of `datasets`.
+    Slices count as different, and so do splits of one `datasets` folder.
     """
     for source, split in (held_out, training):
         path = Path(source).expanduser()
         if split != split_name(split) or not path.exists() or (path / "dataset_dict.json").is_file():
             return
     if data_fingerprint(*held_out, None) == data_fingerprint(*training, None):
-        print(f"WARNING: {name}: these are the training images, so its figures are not held-out ones", file=sys.stderr)
+        print(f"WARNING: {name} holds the training images, so its figures are not of held-out images", file=sys.stderr)

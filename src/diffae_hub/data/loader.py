@@ -1,8 +1,8 @@
 """Batches with random access, in an order that can be resumed.
 
-The order of the examples is a pure function of the seed and the number of examples seen. A resumed run therefore goes
-on with exactly the batches that an uninterrupted one would have had, whatever the number of processes. Data sets that
-do not fit on the disk are in `streaming.py`.
+The order of the examples is a pure function of the seed and the number of examples seen. A resumed run therefore has
+exactly the batches of an uninterrupted one, whatever the number of processes. `streaming.py` is for data sets that do
+not fit on the disk.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Batch(NamedTuple):
     """A process's share of a global batch."""
 
     images: torch.Tensor  # (B, C, H, W), float32, in [-1, 1]
-    unreadable: list[str]  # one line for each image that was skipped; the next readable one is in its place
-    position: dict[str, Any] | None = None  # where a stream stands after this batch
+    unreadable: list[str]  # one line for each skipped image; the next readable one replaces it
+    position: dict[str, Any] | None = None  # position of a stream after this batch
 
 
 @dataclass(eq=False)
 class ImageTensorDataset(torch.utils.data.Dataset):
     """Rows of a data set as image tensors.
 
-    With `skip_bad_images` the next readable image takes the place of one that cannot be read: always the same, so that
+    With `skip_bad_images`, the next readable image replaces one that cannot be read. It is always the same one, so that
     the training stays reproducible.
     """
 
@@ -47,7 +47,7 @@ class ImageTensorDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
-        """(image, one line for each unreadable one before it) at (index, position in the training)."""
+        """Returns the image at (index, position in the training), and one line for each unreadable image before it."""
         index, position = key
         unreadable: list[str] = []
         for offset in range(len(self.rows)):
@@ -61,7 +61,7 @@ class ImageTensorDataset(torch.utils.data.Dataset):
         raise TrainingError(f"none of the {len(self.rows)} images can be read; the first: {unreadable[0]}")
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | Exception:
-        """A batch, or what stops the training: see [`TrainingDataLoader`]."""
+        """Returns a batch, or the error that stops the training: see [`TrainingDataLoader`]."""
         try:
             images, unreadable = zip(*(self[key] for key in keys), strict=True)
         except TrainingError as error:
@@ -70,23 +70,23 @@ class ImageTensorDataset(torch.utils.data.Dataset):
 
 
 def unreadable_image(error: ValueError) -> TrainingError:
-    """What stops a training that is not to skip images."""
-    return TrainingError(f"unreadable image (--skip-bad-images goes on without it): {error}")
+    """Makes the error that stops a training that must not skip images."""
+    return TrainingError(f"unreadable image (--skip-bad-images skips it): {error}")
 
 
 @dataclass(eq=False)
 class ResumableBatchSampler:
-    """Batches of (index, position) pairs in an order that the seed and the position alone decide.
+    """Batches of (index, position) pairs in an order that depends only on the seed and the position.
 
-    Epoch e visits the data set in the permutation seeded by (seed, e). Batches run on over epoch ends and all are full,
-    the last one too. With several processes each takes its contiguous share of every global batch.
+    Epoch e visits the data set in the permutation seeded by (seed, e). Batches continue over the ends of epochs, and
+    all are full, including the last. With several processes, each takes its contiguous share of every global batch.
     """
 
     dataset_size: int
     batch_size: int  # of all processes together
     _: KW_ONLY
     start: int  # examples seen before the first batch
-    stop: int  # batches end when at least so many examples are seen
+    stop: int  # ends when at least this many examples are seen
     seed: int
     process_index: int = 0
     num_processes: int = 1
@@ -105,16 +105,16 @@ class ResumableBatchSampler:
 
 
 def process_share(batch_size: int, process_index: int, num_processes: int) -> slice:
-    """The contiguous share of a global batch that a process works on; shares differ by at most one example."""
+    """Returns the contiguous share of a global batch for one process. Shares differ by at most one example."""
     return slice(batch_size * process_index // num_processes, batch_size * (process_index + 1) // num_processes)
 
 
 class TrainingDataLoader(DataLoader):
     """A loader of whole [`Batch`]es, decoded ahead by `num_workers` processes.
 
-    What stops the training comes from a data set in place of a batch, and is raised here: raised in a loader's process
-    it would be a traceback. The processes outlive SIGTERM and Ctrl-C, which go to the whole group, because the training
-    needs them until its next checkpoint. They end with the program: multiprocessing alone would wait for them for ever.
+    A data set returns the error that stops the training in place of a batch; it is raised here, because it would be a
+    traceback in a loader's process. The processes ignore SIGTERM and Ctrl-C, which go to the whole group, because the
+    training needs them until its next checkpoint. They end with the program: multiprocessing would wait for ever.
     """
 
     def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, **options: Any) -> None:
@@ -130,16 +130,16 @@ class TrainingDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         batches = super().__iter__()
-        if self.num_workers:  # before multiprocessing's own, which was registered earlier
+        if self.num_workers:  # runs before multiprocessing's own, which was registered earlier
             atexit.register(_end_processes, weakref.ref(batches), batches._workers)
         return _raising(batches)
 
 
 def _end_processes(batches: weakref.ref, processes: list[Any]) -> None:
-    if batches() is not None:  # else they may linger all the same: they ignored SIGTERM
+    if batches() is not None:  # else they may still run, since they ignore SIGTERM
         batches()._shutdown_workers()
     for process in processes:
-        process.kill()  # one that hangs in reading
+        process.kill()  # it may hang while reading
 
 
 def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
@@ -153,12 +153,12 @@ def _raising(batches: Iterator[Batch | Exception]) -> Iterator[Batch]:
         yield batch
     else:
         return
-    del batches  # ends the processes; collected together with a traceback, they would be waited for
+    del batches  # ends the processes now: collected with a traceback, they would be waited for
     raise batch
 
 
 def _prepare_worker(worker_index: int) -> None:
-    gc.freeze()  # a collection of what the process was born with would copy the pages it shares with the training
+    gc.freeze()  # collecting inherited objects would copy the pages that are shared with the training
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

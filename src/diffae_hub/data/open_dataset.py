@@ -1,6 +1,6 @@
 """Opening a data set: a folder of images, parquet files, a folder saved by `datasets`, or one on the Hub.
 
-Images stay encoded: `images.py` alone decodes them, behind its list of formats.
+Images stay encoded: only `images.py` decodes them, and only the formats on its list.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .sources import split_name
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-# The pieces that a folder's stream is shuffled by: see `streaming.py`.
+# Shards of a folder's stream, which are shuffled: see `streaming.py`.
 _FOLDER_SHARDS = 256
 
 
 @dataclass
 class ImageRows(Sequence):
-    """The rows `{"path": ..., "bytes": ...}` of a data set's column of images; `bytes` is None for files."""
+    """The rows `{"path": ..., "bytes": ...}` of a data set's image column; `bytes` is None for files."""
 
     dataset: Dataset
     column: str
@@ -38,13 +38,13 @@ class ImageRows(Sequence):
 
 
 def image_of(row: Mapping[str, Any], column: str, index: int | str) -> dict[str, Any]:
-    """`{"path": ..., "bytes": ...}` of a row; the path is at least a name for messages."""
+    """Returns `{"path": ..., "bytes": ...}` of a row. Without a path, the row number is its name in messages."""
     image = row[column] or {}
     return {"path": image.get("path") or f"row {index}", "bytes": image.get("bytes")}
 
 
 def load_rows(source: str, split: str = "train", image_column: str = "image") -> Sequence[Mapping[str, Any]]:
-    """The rows of a data set, as of [`open_dataset`], with random access; a ValueError if there are none."""
+    """Opens a data set, see [`open_dataset`], for random access. Raises ValueError if it has no rows."""
     rows = ImageRows(open_dataset(source, split, image_column, streaming=False), image_column)
     if not len(rows):
         raise ValueError(f"dataset must hold at least one image, got none in split {split!r} of {source!r}")
@@ -59,15 +59,15 @@ def open_dataset(
     Args:
         source: A folder of images, a parquet file, a folder of parquet files, a folder of `Dataset.save_to_disk` or
             the name of a Hub dataset. `~` is the home folder.
-        split: Its split, with a slice (`"train[:90%]"`) unless streaming: see
+        split: Name of the split, with or (if not streaming) without a slice, as in `"train[:90%]"`: see
             [`~diffae_hub.data.sources.image_folder`] and [`~diffae_hub.data.sources.parquet_files`].
-        image_column: A folder of images has any, with metadata files "image".
-        streaming: Whether to read it while training, without a copy on the disk.
-        columns: Columns to keep beside the images. Those of a folder of images are in its metadata files (metadata.csv,
-            .jsonl or .parquet, by `file_name`); without these "label" is the subfolder that an image is in.
+        image_column: Column of the images. For a folder of images any name will do; with metadata files, "image".
+        streaming: Whether to read the data while training, without a copy on the disk.
+        columns: Columns to keep with the images. For a folder of images they come from metadata files (metadata.csv,
+            .jsonl or .parquet, by `file_name`); without such files, "label" is the subfolder of an image.
 
-    A ValueError, if the source, the split or a column does not exist, or a file is damaged; a ConnectionError, if the
-    Hub does not give the dataset.
+    Raises ValueError if the source, the split or a column does not exist, or if a file is damaged. Raises
+    ConnectionError if the Hub does not provide the data set.
     """
     path, name = Path(source).expanduser(), split_name(split)
     if streaming and split != name:
@@ -108,7 +108,7 @@ def _open_local(
     folder = sources.image_folder(path, split)
     paths = sources.image_files(folder)
     metadata = sorted(entry.path for _, entry in sources.files_below(folder) if entry.name in sources.METADATA)
-    if columns and metadata:  # only the images in these count
+    if columns and metadata:  # only the images that they list count
         for file in metadata:
             sources.check_regular_file(file)
         return _load("imagefolder", [*paths, *metadata], streaming)
@@ -117,7 +117,7 @@ def _open_local(
     if "label" in columns:
         parts = [Path(path).relative_to(folder).parts for path in paths]
         if bare := [path for path, names in zip(paths, parts, strict=True) if len(names) == 1]:
-            raise ValueError(f"columns must not have 'label' if images are in no subfolder, as {bare[0]} is")
+            raise ValueError(f"columns must not have 'label' if an image, {bare[0]}, is in no subfolder")
         rows["label"] = [names[0] for names in parts]
         features["label"] = datasets.ClassLabel(names=sorted(set(rows["label"])))
     dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
@@ -144,27 +144,27 @@ def _open_on_hub(source: str, split: str, streaming: bool) -> Dataset | Iterable
 
 
 def _rows_of_slice(split: str, count: int) -> range:
-    """The rows that a split such as `"train[:90%]"` stands for, of the `count` that the split has."""
+    """Returns the rows that a split such as `"train[:90%]"` selects from the `count` rows of the split."""
     import datasets
 
     try:
         (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({split_name(split): count})
     except ValueError as error:
-        raise ValueError(f"split must be a name, with or without a slice as 'train[:90%]', got {split!r}") from error
+        raise ValueError(f"split must be a name, with or without a slice ('train[:90%]'), got {split!r}") from error
     return range(part.from_, part.to)
 
 
 def _undecoded(
     dataset: Dataset | IterableDataset, image_column: str, columns: Sequence[str]
 ) -> Dataset | IterableDataset:
-    """The image column, not to be decoded by `datasets`, and the named ones, which must not need decoding."""
+    """Selects the image column, which `datasets` must not decode, and `columns`, which must not need decoding."""
     import datasets
     from datasets.features.features import require_decoding
 
     names, features = dataset.column_names, dataset.features or {}
     if names is not None and image_column not in names:
         raise ValueError(f"image_column must be one of {names}, got {image_column!r}")
-    # Marked as such, or plain bytes with or without a path.
+    # Marked as images, or plain bytes with or without a path.
     with_images = [
         name
         for name, kind in features.items()
@@ -183,7 +183,7 @@ def _undecoded(
 
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """A ValueError that names the file or folder, for whatever the libraries raise: each format has its own errors."""
+    """Turns any error of a library into a ValueError that names the file or folder: each format has its own errors."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
 """Finding data on the disk: the image files or the parquet files that a split names.
 
-The rules of `datasets` do not serve for images: it takes `photo test 1.png` for a test split and silently leaves out
-the other images of the folder, and linked folders too.
+The rules of `datasets` do not work for images: it takes `photo test 1.png` for a test split and silently leaves out
+the other images of the folder, and linked folders, too.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Not read, but worth a word: whoever has such files will think that they are.
+# Not read, but worth a warning, because users may expect it.
 _OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".tga")
-# Further columns of the images beside them, and no data of their own.
+# Files with further columns of the images beside them; they hold no images.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-# What folders of splits are called, and what that means.
+# Names of split folders -> the split that they mean.
 _SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation"}
 _SPLITS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test"}
 
 
 def files_below(folder: str | Path) -> Iterator[tuple[str, os.DirEntry]]:
-    """The visible files below a folder, each with the real path of the folder it lies in.
+    """Yields the visible files below a folder, each with the real path of its parent folder.
 
-    Linked folders are followed, but each real folder is visited once, under its own name if it has one here. A link to
-    a folder that holds `folder` is not followed.
+    Linked folders are followed, but each real folder is visited once, under its own name if it is below `folder`. Links
+    to a folder that contains `folder` are not followed.
     """
     start = Path(folder).resolve()
     waiting, visited = deque([os.fspath(folder)]), set()
@@ -49,7 +49,7 @@ def files_below(folder: str | Path) -> Iterator[tuple[str, os.DirEntry]]:
 
 
 def check_regular_file(path: str | Path) -> None:
-    """Refuses pipes, devices and sockets: reading them could take for ever. A link to nothing is left to the reader."""
+    """Refuses pipes, devices and sockets: reading them could take for ever. Broken links are not refused."""
     if Path(path).exists() and not Path(path).is_file():
         raise ValueError(f"dataset must consist of regular files, got {path}: a pipe, a device or a socket")
 
@@ -59,8 +59,8 @@ def _is_image_name(name: str) -> bool:
 
 
 def image_files(folder: Path) -> list[str]:
-    """The image files below a folder, sorted, each real file once. Links to nothing are kept: as unreadable images."""
-    files, links, other = {}, {}, 0  # by what they are in truth
+    """Returns the image files below a folder, sorted, each real file once. Broken links stay, as unreadable images."""
+    files, links, other = {}, {}, 0  # by their real paths
     for real_parent, entry in files_below(folder):
         other += entry.name.lower().endswith(_OTHER_IMAGE_SUFFIXES)
         if not _is_image_name(entry.name):
@@ -77,17 +77,17 @@ def image_files(folder: Path) -> list[str]:
     if not paths:
         raise ValueError(f"dataset must hold at least one image file ({', '.join(IMAGE_SUFFIXES)}), got {folder}")
     if other:
-        warnings.warn(f"{folder}: {other} files were passed over, not {', '.join(IMAGE_SUFFIXES)}", stacklevel=2)
+        warnings.warn(f"{folder}: {other} files were skipped, not {', '.join(IMAGE_SUFFIXES)}", stacklevel=2)
     return paths
 
 
 def image_folder(folder: Path, split: str) -> Path:
-    """The folder that holds a split's images: a subfolder where the folder is divided into splits, else itself.
+    """Returns the folder of a split's images: a subfolder if the folder is divided into splits, else itself.
 
     It is divided if it has subfolders named like splits (train, training, validation, valid, val, dev, test, testing or
-    eval, in any case) and there are images in no others: a class of images may be called "train". Of a folder that is
-    divided the subfolder of the split's own name is taken, or else one that means the same ("val" for "validation").
-    All images of a folder that is not divided are any split with one of these names.
+    eval, in any case) and no other subfolder has images, because a class may be called "train". Then the subfolder with
+    the split's name is taken, or else one with the same meaning ("val" for "validation"). If a folder is not divided,
+    all its images belong to each split with one of these names.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     splits = [name for name in names if name.lower() in _SPLITS]
@@ -102,15 +102,15 @@ def image_folder(folder: Path, split: str) -> Path:
     if meaning not in _SPLITS:
         raise ValueError(f"split must be one of {', '.join(_SPLITS)} as {folder} is not divided, got {split!r}")
     if mixed:
-        warnings.warn(f"{folder}: all images are taken, not by {splits}, as some are in {mixed[0]}", stacklevel=2)
+        warnings.warn(f"{folder}: images are not divided by {splits}, as some are in {mixed[0]}", stacklevel=2)
     return folder
 
 
 def parquet_files(path: Path, split: str) -> list[str]:
-    """The parquet files of a split; empty if there are none of any split.
+    """Returns the parquet files of a split; empty if there are none of any split.
 
-    They are named `<split>`, `<split>-...`, `<split>_<digits>...` or `<split>.<...>`, or lie in a folder of its name:
-    in `path` itself or, as in a copy of a Hub dataset, in its folder `data`. A path to a file is any split.
+    They are named `<split>`, `<split>-...`, `<split>_<digits>...` or `<split>.<...>`, or are in a folder named
+    `<split>`, in `path` itself or, as in a copy of a Hub dataset, in its folder `data`. A single file is any split.
     """
     files = [path] if path.suffix.lower() == ".parquet" and not path.is_dir() else []
     pattern = re.compile(rf"{re.escape(split)}([-.].*|_\d.*)?", re.DOTALL)
@@ -129,5 +129,5 @@ def parquet_files(path: Path, split: str) -> list[str]:
 
 
 def split_name(split: str) -> str:
-    """`"train"` of `"train"` and of `"train[:90%]"`."""
+    """Returns the name of a split without its slice: `"train"` for `"train[:90%]"`."""
     return split.partition("[")[0]

@@ -1,9 +1,9 @@
-"""Data sets larger than memory or disk: read in order while training, shuffled in blocks, resumed where they stood.
+"""Data sets larger than memory or disk: read in order while training, shuffled in blocks, resumed at any batch.
 
 A shuffle buffer that refills itself cannot be resumed exactly without saving its content. Here the stream is cut into
-blocks of `buffer_size` consecutive rows, and each block is put in an order that the seed, the epoch and the block's
-number decide: a position in the stream is a few numbers, and reading one block again restores it. The next block is
-read row by row while the present one is used, so that the training does not wait for it.
+blocks of `buffer_size` consecutive rows, and the order within a block depends on the seed, the epoch and the block's
+number. So a position in the stream is a few numbers, and reading one block again restores it. The next block is read
+row by row while the present one is used, so that the training does not wait for it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from .transform import ImageTransform
 if TYPE_CHECKING:
     import datasets
 
-# A position. Where a block begins: the epoch, the shard in the epoch's order, where `datasets` stands in it, the rows
-# read of it. The block's number in the epoch, how many of its rows are used, and how many rows in all.
+# A position: where a block begins (epoch, number of the shard in the epoch's order, state of `datasets` in the shard,
+# rows read of the shard), the block's number in the epoch, and the rows used of the block and of the whole stream.
 _START = {"epoch": 0, "shard": 0, "shard_state": None, "shard_row": 0, "block": 0, "offset": 0, "examples": 0}
 
 
 @dataclass(eq=False)
 class StreamedBatches(IterableDataset):
-    """An endless stream of one process's [`Batch`]es. Its last item is what stops the training: [`TrainingDataLoader`].
+    """An endless stream of one process's [`Batch`]es; an error may end it: see [`TrainingDataLoader`].
 
-    Epoch e visits the shards (files) in the permutation seeded by (seed, e). Where there are at least as many shards as
+    Epoch e visits the shards (files) in the permutation seeded by (seed, e). If there are at least as many shards as
     processes, each process reads its own; otherwise each reads all and keeps every `num_processes`-th row.
 
-    `position` is where to begin: that of the last batch that was trained on, with this number of processes.
+    `position` is where to begin: the position of the last batch of a training with as many processes.
     """
 
     dataset: datasets.IterableDataset  # from `open_dataset`
@@ -55,7 +55,7 @@ class StreamedBatches(IterableDataset):
     decoding_threads: int = 1
 
     def _epoch_rows(self, start: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """This process's rows `{"path", "bytes"}` of an epoch from `start` on, each with the place that follows it."""
+        """Yields this process's rows `{"path", "bytes"}` of an epoch from `start` on, each with the place after it."""
         num_shards = self.dataset.num_shards
         order = np.random.default_rng((self.seed, start["epoch"])).permutation(num_shards)
         first, every = self.process_index, self.num_processes  # of a shard's rows
@@ -72,12 +72,12 @@ class StreamedBatches(IterableDataset):
                     if number % every == first:
                         place = {"shard": shard_number, "shard_state": shard, "shard_row": number + 1}
                         yield image_of(row, self.image_column, f"{number} of shard {index}"), place
-            except Exception as error:  # each format and place of storage has its own
+            except Exception as error:  # each format and storage has its own errors
                 told = " ".join(str(error).split())
                 raise TrainingError(f"shard {index} (of {num_shards}, from 0) cannot be read: {told}") from error
 
     def _blocks(self) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]] | None]:
-        """Blocks of rows in the order of reading, each with the position to begin at; None after each row of one."""
+        """Yields blocks of rows in reading order, each with the position to begin at, and None after each row read."""
         start = dict(self.position or _START)
         while True:
             rows = self._epoch_rows(start)
@@ -89,7 +89,7 @@ class StreamedBatches(IterableDataset):
                     yield None
                 if not block:
                     break
-                # The state is taken here, once per block, where the generator stands right after the block's last row.
+                # The state is taken once per block, here, because the generator is right after the block's last row.
                 following = {**place, "shard_state": place["shard_state"].state_dict()}
                 yield block, start
                 examples = start["examples"] + len(block) - start["offset"]
@@ -99,7 +99,7 @@ class StreamedBatches(IterableDataset):
             start = {**_START, "epoch": start["epoch"] + 1, "examples": start["examples"]}
 
     def _shuffled_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Rows in training order, each with the position after it. A row of the next block is read for each."""
+        """Yields rows in training order, each with the position after it. For each, a row of the next block is read."""
         blocks = self._blocks()
         block = None
         while True:
@@ -112,7 +112,7 @@ class StreamedBatches(IterableDataset):
                 yield rows[order[offset]], position
 
     def _decoded(self, row: dict[str, Any], position: dict[str, Any]) -> tuple[torch.Tensor | str, dict[str, Any]]:
-        """The image of a row, or why there is none, and the row's position."""
+        """Returns the image of a row, or the reason why it has none, and the row's position."""
         try:
             return self.transform(row, (self.process_index, position["examples"])), position
         except ValueError as error:
@@ -137,11 +137,11 @@ class StreamedBatches(IterableDataset):
                     if len(images) == self.batch_size:
                         yield Batch(torch.stack(images), unreadable, position)
                         images, unreadable = [], []
-        except TrainingError as error:  # raised in a loader's process it would become a traceback
+        except TrainingError as error:  # raised in a loader's process, it would print a traceback
             yield error
 
     def _decoded_ahead(self, pool: Executor) -> Iterator[tuple[torch.Tensor | str, dict[str, Any]]]:
-        """Images and positions as of `_decoded`; the rows of a batch are read while those before it are decoded."""
+        """Yields the results of `_decoded`; the rows of a batch are read while the rows before them are decoded."""
         rows = self._shuffled_rows()
         read = pool.submit(list, islice(rows, self.batch_size))
         while True:
@@ -151,9 +151,9 @@ class StreamedBatches(IterableDataset):
 
 
 def streaming_loader(stream: StreamedBatches, num_workers: int) -> DataLoader:
-    """The stream's batches, decoded ahead by one process with `num_workers` threads, beside the one that reads.
+    """Loads a stream's batches ahead in one process, with `num_workers` threads that decode and one that reads.
 
-    Without workers the process of the training decodes.
+    Without workers, the training process decodes.
     """
     stream.decoding_threads = max(1, num_workers)
     return TrainingDataLoader(stream, min(1, num_workers), batch_size=None)

@@ -23,8 +23,8 @@ _CELEBA_SIZE = (178, 218)
 class ImageTransform:
     """An encoded image -> a float tensor in [-1, 1], shape (channels, resolution, resolution).
 
-    The crops "center" and "random" are a square of the shorter side, resized; "d2c" is the official networks' crop of
-    CelebA, for images of 178 x 218 pixels only. `seed` is that of the flips, of probability 1/2, and the random crops.
+    The crops "center" and "random" resize a square of the shorter side; "d2c" is the official networks' crop of CelebA,
+    only for images of 178 x 218 pixels. `seed` is for the flips (with probability 1/2) and the random crops.
     """
 
     resolution: int
@@ -38,10 +38,10 @@ class ImageTransform:
             raise ValueError(f"crop must be one of {CROPS}, got {self.crop!r}")
 
     def __call__(self, row: Mapping[str, Any], position: tuple[int, ...] | None = None) -> torch.Tensor:
-        """The image of a row: `bytes` is the encoded image, or None for the file at `path`, its name in an error.
+        """Transforms the image of a row: its `bytes`, or if these are None the file at `path`, its name in errors.
 
-        `position` is the place in the training. With the seed it decides the flip and the random crop; None: neither.
-        An image that cannot be read, or has the wrong size for the crop, is a ValueError that names it.
+        `position`, the place in the training, decides the flip and the random crop, with the seed. None is for neither.
+        Raises ValueError, which names the image, if it cannot be read or has the wrong size for the crop.
         """
         path = row["path"]
         image = read_image(path, row["bytes"])
@@ -59,7 +59,7 @@ class ImageTransform:
 
     def _cropped(self, image: Image.Image, position: tuple[int, ...] | None) -> Image.Image:
         if self.crop == "center":
-            return image  # `pil_to_array` does it
+            return image  # `pil_to_array` crops it
         image = upright(image)
         if self.crop == "d2c":
             if image.size != _CELEBA_SIZE:
