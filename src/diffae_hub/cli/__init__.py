@@ -1,10 +1,10 @@
-"""The command line; and what keeps libraries from saying more than it should."""
+"""The command line, and functions that silence libraries."""
 
 from __future__ import annotations
 
 
 def silence_diffusers() -> None:
-    """No progress bars and warnings of diffusers."""
+    """Turns off progress bars and warnings of diffusers."""
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
@@ -12,7 +12,7 @@ def silence_diffusers() -> None:
 
 
 def silence_libraries() -> None:
-    """No progress bars and warnings of other libraries."""
+    """Turns off progress bars and warnings of diffusers, and progress bars of datasets."""
     import datasets
 
     silence_diffusers()

@@ -1,4 +1,4 @@
-"""Commands around latent codes."""
+"""Commands for latent codes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from . import silence_libraries
 
 @dataclass
 class EncodeOptions:
-    """What to encode and how."""
+    """Options of `diffae-hub encode`."""
 
     dataset: str = option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set", positional=True)
-    output: Path = option(MISSING, "folder of the codes, new or to be continued")
+    output: Path = option(MISSING, "folder for the codes, new or to be continued")
     model: str = option("cifar10-32-small", "bundled model, pipeline folder or Hub id")
-    columns: tuple[str, ...] = option((), 'copied beside the codes; "label" for folders whose subfolders are classes')
-    format: Literal["parquet", "safetensors"] = option("parquet", "of the shards")
+    columns: tuple[str, ...] = option((), 'to store with the codes; "label" for folders whose subfolders are classes')
+    format: Literal["parquet", "safetensors"] = option("parquet", "format of the shards")
     shard_size: int = option(10_000, "images per shard")
     batch_size: int = option(100, "images at a time")
     num_images: int | None = option(
-        None, "only this many, the first ones; of a folder per class those of the first classes"
+        None, "only this many, the first ones; with a folder per class, those of the first classes"
     )
     streaming: bool = option(False, "read the data set while encoding, never all at once")
     split: str = option("test", "split of the data set")
-    image_column: str = option("image", "its column of images")
+    image_column: str = option("image", "column that holds the images")
     crop: Literal["center", "d2c"] = option("center", "d2c is the usual crop of CelebA")
     device: str | None = option(None, "cpu, cuda ... (default: the accelerator if there is one)")
 
@@ -37,8 +37,8 @@ def encode(options: EncodeOptions, arguments: Namespace) -> tuple[Any, str] | No
 
       diffae-hub encode train.parquet --split train --model cifar10-32-small --columns label --output codes
 
-    Given again, the command continues where it stopped. `accelerate launch -m diffae_hub.cli encode ...` shares the
-    work. `diffae_hub.load_codes` reads them.
+    Run it again to continue where it stopped. `accelerate launch -m diffae_hub.cli encode ...` shares the work between
+    processes. `diffae_hub.load_codes` reads the codes.
     """
     from ..codes.shards import SUMMARY, encode_dataset
     from ..devices import find_device, join_processes, load_pipeline
@@ -62,7 +62,7 @@ def encode(options: EncodeOptions, arguments: Namespace) -> tuple[Any, str] | No
 
 
 def load_for_codes(model: str, *folders: Path):  # noqa: ANN201 - the class is imported only here
-    """The pipeline that made the codes in these folders, on the CPU; a ValueError if it did not."""
+    """Loads the pipeline that made the codes in these folders, on the CPU. Raises ValueError if another made them."""
     import torch
 
     from ..codes.fingerprints import check_encoder
@@ -78,18 +78,18 @@ def load_for_codes(model: str, *folders: Path):  # noqa: ANN201 - the class is i
 
 @dataclass
 class NeighboursOptions:
-    """What to look for, and where."""
+    """Options of `diffae-hub neighbours`."""
 
     image: Path = option(MISSING, "image file", positional=True)
-    codes: Path = option(MISSING, "folder of `diffae-hub encode`")
+    codes: Path = option(MISSING, "folder written by `diffae-hub encode`")
     model: str = option("cifar10-32-small", "the model that made the codes")
-    num_neighbours: int = option(8, "how many")
+    num_neighbours: int = option(8, "number of images to find")
     metric: Literal["cosine", "euclidean"] = option("cosine", "distance between normalised codes")
-    sheet: Path | None = option(None, "a PNG file for a contact sheet, the image first")
+    sheet: Path | None = option(None, "PNG file for a contact sheet that begins with the image")
 
 
 def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, str]:
-    """Find the images of an encoded data set that are nearest to one."""
+    """Find the images of an encoded data set that are nearest to an image."""
     from ..codes.neighbours import nearest_codes
     from ..codes.shards import codes_summary, load_codes
     from ..data.fingerprint import data_fingerprint
@@ -125,24 +125,24 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
 
 @dataclass
 class FitAttributesOptions:
-    """What the attributes are found in."""
+    """Options of `diffae-hub fit-attributes`."""
 
-    codes: Path = option(MISSING, "folder of `diffae-hub encode`", positional=True)
+    codes: Path = option(MISSING, "folder written by `diffae-hub encode`", positional=True)
     output: Path = option(MISSING, "pipeline folder to write: the model with its attributes")
     model: str = option("cifar10-32-small", "the model that made the codes")
-    labels: tuple[str, ...] = option((), "columns of the codes: one of classes, or several of 0 and 1, or of numbers")
+    labels: tuple[str, ...] = option(
+        (), "columns of the codes: one with classes, or several with 0 and 1 or with numbers"
+    )
     without: Path | None = option(
-        None, "codes of images without an attribute that those of CODES have: no labels are needed"
+        None, "codes of images without an attribute that those of CODES have; needs no labels"
     )
-    name: str = option("attribute", "what to call that attribute")
-    principal: int | None = option(
-        None, "how many directions in which the codes vary most to find: no labels are needed"
-    )
-    groups: str | None = option(None, "column that says which images belong together, for the held-out figures")
+    name: str = option("attribute", "name of that attribute")
+    principal: int | None = option(None, "number of directions to find in which the codes vary most; needs no labels")
+    groups: str | None = option(None, "column of groups, which are not split between fitting and measuring")
     matched_by: str | None = option(
         None,
         "column that says what an image shows apart from its attributes: edits follow the difference between images "
-        "that are alike in it and in all other labels",
+        "that agree in it and in all other labels",
     )
     alternatives: tuple[str, ...] = option(
         (), "labels that exclude each other: images compared for one may differ in the others"
@@ -150,7 +150,7 @@ class FitAttributesOptions:
     method: Literal["logistic", "svm", "means", "ridge"] = option("logistic", "ridge is for numbers such as an age")
     held_out: float = option(0.2, "share of the codes to measure on")
     regularization: float = option(1.0, "strength of the penalty on the weights")
-    seed: int = option(0, "of the split")
+    seed: int = option(0, "seed of the split")
 
 
 def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple[Any, str]:
@@ -163,7 +163,7 @@ def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple
     from ..files import check_pipeline_output, new_folder
 
     if sum((bool(options.labels), options.without is not None, options.principal is not None)) != 1:
-        raise ValueError("--labels, --without or --principal must be given, one of them")
+        raise ValueError("exactly one of --labels, --without and --principal must be given")
     codes = [folder for folder in (options.codes, options.without) if folder]
     check_pipeline_output(options.output, *codes)
     pipeline = load_for_codes(options.model, *codes)
@@ -180,7 +180,7 @@ def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple
 
 
 def _fit(options: FitAttributesOptions) -> Any:
-    """The classifier."""
+    """Fits the classifier."""
     import numpy as np
 
     from .. import AttributeClassifier
@@ -200,9 +200,9 @@ def _fit(options: FitAttributesOptions) -> Any:
         classes = codes_summary(options.codes)["class_names"].get(names[0])
         labels = table[names[0]]
         if classes or not np.isin(labels, (0, 1)).all():
-            names = None  # the classes'
+            names = None  # those of the classes
         if classes:
-            if any(label not in range(len(classes)) for label in labels.tolist()):  # -1: not labelled
+            if any(label not in range(len(classes)) for label in labels.tolist()):  # -1 is unlabelled
                 raise ValueError(f"labels must be 0 to {len(classes) - 1} in {options.labels[0]!r}, got others")
             labels = np.array(classes)[labels]
     else:

@@ -1,4 +1,4 @@
-"""Commands that turn models into files of others, and publish and list them."""
+"""Commands that convert, export, publish and list models."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from . import silence_diffusers
 
 @dataclass
 class ConvertOptions:
-    """The arguments of `convert_official_checkpoint`."""
+    """Options of `diffae-hub convert`: the arguments of `convert_official_checkpoint`."""
 
     checkpoint: Path = option(MISSING, "official autoencoder checkpoint (last.ckpt)", positional=True)
     output: Path = option(MISSING, "pipeline folder to write", positional=True)
     latent_checkpoint: Path | None = option(None, "checkpoint of the latent code model")
     latent_stats: Path | None = option(
-        None, "latent.pkl, for mean and deviation of the codes where the other checkpoints lack them"
+        None, "latent.pkl, for mean and standard deviation of codes if the checkpoints lack them"
     )
     classifier_checkpoint: Path | None = option(None, "checkpoint of the classifier")
-    ema: bool = option(True, "take the averaged weights, not the last ones")
-    ema_classifier: bool = option(False, "take the averaged classifier; official editing uses the last one")
+    ema: bool = option(True, "use the averaged weights, not the last ones")
+    ema_classifier: bool = option(False, "use the averaged classifier; official editing uses the last one")
     image_size: int | None = option(
-        None, "pixels of the training images (default: from x_T in the checkpoint, or such that attention is at 16)"
+        None, "pixels of the training images (default: from x_T in the checkpoint, or with attention at 16 pixels)"
     )
-    num_attention_heads: int = option(1, "heads of attention")
+    num_attention_heads: int = option(1, "number of attention heads")
     encoder_layers_per_block: int | None = option(None, "residual blocks per encoder level (default: the decoder's)")
-    overwrite: bool = option(False, "replace a pipeline folder that is there already")
+    overwrite: bool = option(False, "replace an existing pipeline folder")
 
 
 def convert(options: ConvertOptions, arguments: Namespace) -> tuple[Any, str]:
@@ -49,11 +49,11 @@ def convert(options: ConvertOptions, arguments: Namespace) -> tuple[Any, str]:
 
 @dataclass
 class ExportOfficialOptions:
-    """The arguments of `export_official_checkpoints`."""
+    """Options of `diffae-hub export-official`: the arguments of `export_official_checkpoints`."""
 
     model: str = option(MISSING, "pipeline folder, Hub id or bundled model", positional=True)
     output: Path = option(MISSING, "folder for the checkpoints", positional=True)
-    overwrite: bool = option(False, "replace such a folder that is there already")
+    overwrite: bool = option(False, "replace an existing folder of checkpoints")
 
 
 def export_official(options: ExportOfficialOptions, arguments: Namespace) -> tuple[Any, str]:
@@ -67,13 +67,13 @@ def export_official(options: ExportOfficialOptions, arguments: Namespace) -> tup
 
 @dataclass
 class PushOptions:
-    """What to upload, and where."""
+    """Options of `diffae-hub push`."""
 
     model: str = option(MISSING, "pipeline folder or bundled model", positional=True)
-    repo_id: str = option(MISSING, "name or owner/name; created if it is not there", positional=True)
-    card: Path | None = option(None, "page to upload as README.md, with its pictures")
+    repo_id: str = option(MISSING, "name or owner/name; created if it does not exist", positional=True)
+    card: Path | None = option(None, "Markdown file to upload as README.md, with its pictures")
     evaluation: Path | None = option(None, "report.json of an evaluation, for the card")
-    license: str | None = option(None, "licence in the card, e.g. cc-by-4.0 (default: none is claimed)")
+    license: str | None = option(None, "licence in the card, e.g. cc-by-4.0 (default: none)")
     private: bool = option(False, "make a new repository private")
     message: str = option("Upload diffusion autoencoder", "commit title")
 
@@ -84,7 +84,7 @@ def push(options: PushOptions, arguments: Namespace) -> tuple[Any, str]:
       diffae-hub push runs/mine/pipeline me/my-autoencoder
       diffae-hub push cifar10-32-small me/cifar10-32-small --card model_cards/cifar10-32-small.md
 
-    The token is that of `hf auth login` or of the environment variable HF_TOKEN.
+    The token comes from `hf auth login` or the environment variable HF_TOKEN.
     """
     from ..hub import push_pipeline
 
@@ -103,7 +103,7 @@ def push(options: PushOptions, arguments: Namespace) -> tuple[Any, str]:
 
 @dataclass
 class ModelsOptions:
-    """None."""
+    """Options of `diffae-hub models`: none."""
 
 
 def models(options: ModelsOptions, arguments: Namespace) -> tuple[Any, str]:

@@ -1,9 +1,9 @@
 """The command line: `diffae-hub COMMAND`.
 
-Each command is a function: its docstring is the help, the dataclass that it takes has the flags, and it returns what to
-print, as a JSON document and as text. What goes wrong ends here, with one line on stderr and exit code 2;
-`python -X dev -m diffae_hub.cli` shows where it went wrong instead. Names of files and messages of servers may hold
-control characters, which would steer the terminal: they are replaced here, too.
+Each command is a function. Its docstring is the help, its dataclass of options has the flags, and it returns what to
+print, as a JSON document and as text. Errors end here, with one line on stderr and an exit code;
+`python -X dev -m diffae_hub.cli` shows the traceback instead. File names and server messages may hold control
+characters, which could steer the terminal: they are replaced here, too.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ..data.errors import TrainingError
 from ..flags import add_flags, from_values, with_hyphens
 
 # Command -> its module and one line of help. The module is imported when the command is chosen, so that `--help` does
-# not wait for torch, and a missing extra concerns only the command that needs it.
+# not wait for torch, and a missing extra only affects the commands that need it.
 _COMMANDS = {
     "reconstruct": ("sampling", "encode images and decode them again"),
     "interpolate": ("sampling", "walk from one image to another"),
     "edit": ("sampling", "change an attribute of images"),
     "variations": ("sampling", "decode one code from several noises"),
     "sample": ("sampling", "make new images"),
-    "neighbours": ("codes", "find the images of an encoded data set that are nearest to one"),
+    "neighbours": ("codes", "find the images of an encoded data set that are nearest to an image"),
     "evaluate": ("train", "measure a model by the paper's protocol"),
     "train": ("train", "train or fine-tune a model on a data set"),
     "encode": ("codes", "write the latent codes of a data set"),
@@ -58,13 +58,13 @@ First steps:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
-        if os.environ.get("LOCAL_RANK", "0") != "0":  # of several processes the first says it
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # only the first process prints it
             raise SystemExit(2)
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 class _Printable:
-    """A stream whose text holds no control characters but line ends."""
+    """A stream that replaces control characters in its text, except line ends and tabs."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -77,12 +77,12 @@ class _Printable:
 
 
 def _printable(text: str) -> str:
-    """Control characters, those that turn the direction of writing too, as `?`; line ends stay."""
+    """Replaces control characters, and those that change the writing direction, by `?`; keeps line ends and tabs."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """Ctrl-C. In the middle of an import, such as torch's, an exception may abort the process in C++."""
+    """Handles Ctrl-C. Exits at once during an import, such as torch's, where an exception may abort the process in C++."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os.write(2, b"interrupted\n")
@@ -94,17 +94,17 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line (`sys.argv[1:]` if None).
 
-    The exit code is 0, 2 for what went wrong, 1 for a training that broke off after it had begun, 130 after Ctrl-C; a
-    training that SIGTERM has stopped, 143.
+    The exit code is 0 for success, 1 if a training failed after it had begun, 2 for other errors, 130 after Ctrl-C, and
+    143 if SIGTERM stopped a training.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the process ends
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a name may hold what the terminal's encoding lacks
+            stream.reconfigure(errors="replace")  # a name may hold characters that the terminal's encoding lacks
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings quote the server
-    if not sys.warnoptions:  # nor do libraries' warnings, as of Pillow about a damaged file, belong there
+    if not sys.warnoptions:  # hides warnings of libraries, such as Pillow's about a damaged file
         warnings.simplefilter("ignore")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -130,10 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         kind = "" if isinstance(error, (ValueError, OSError, TrainingError)) and str(error) else type(error).__name__
         message, code = ": ".join(filter(None, (kind, str(error)))), 1 if isinstance(error, TrainingError) else 2
-        if isinstance(error, BrokenPipeError):  # nobody reads on; Python would complain once more at its end
+        if isinstance(error, BrokenPipeError):  # the reader is gone; Python would complain again at its end
             sys.stdout = None  # type: ignore[assignment]
     finally:
-        if catches_interrupts:  # whoever called this in a process of theirs keeps their own Ctrl-C
+        if catches_interrupts:  # a caller in the same process gets its own Ctrl-C back
             signal.signal(signal.SIGINT, signal.default_int_handler)
     message = _printable(" ".join(f"diffae-hub: {message}".split()))
     print(message if len(message) < 1000 else f"{message[:500]} ... {message[-500:]}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Commands that decode: the arguments that they share, the model, and the pictures they write."""
+"""Commands that decode, with their shared options, the loading of the model and the writing of pictures."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any, Literal
 from ..flags import option
 from . import silence_diffusers
 
-_MAX_ALONG, _MAX_TILES = 64, 4096  # of a picture: hours on a CPU
-_PIXELS_TOGETHER = 2**17  # of pictures in one batch: larger ones do not pay
-_EXACT = 1e-6  # the tolerance of `--exact`: about what float32 can do
+_MAX_ALONG, _MAX_TILES = 64, 4096  # limits of one picture: hours on a CPU
+_PIXELS_TOGETHER = 2**17  # in one batch: larger batches are not faster
+_EXACT = 1e-6  # tolerance of `--exact`: about the precision of float32
 _MODEL_HELP = "bundled model (see `diffae-hub models`), pipeline folder or Hub id"
 _WITH_MORE = "noto-emoji-64"  # it has attributes and a latent code model
 _MODE_HELP = (
     "stochastic: decode from random noise, so that a picture shows what the latent code alone holds; inversion: "
-    "decode from the noise that the image itself leads to, nearly exact"
+    "decode from the noise that inverting the image gives, nearly exact"
 )
 
 
 @dataclass(kw_only=True)
 class Sampling:
-    """Arguments of commands that decode from random noise."""
+    """Options of commands that decode from random noise."""
 
     model: str = option("cifar10-32-small", _MODEL_HELP)
     steps: int | None = option(
@@ -35,7 +35,7 @@ class Sampling:
     )
     solver: Literal["ddim", "dpm"] | None = option(
         None,
-        "ddim: what inversion inverts, and the paper's; dpm: needs a fifth of the steps from random noise "
+        "ddim: the paper's, which inversion inverts; dpm: needs a fifth of the steps from random noise "
         "(default: the one that fits the mode; ddim for official checkpoints)",
     )
     seed: int = option(0, "seed of random noise x_T")
@@ -45,17 +45,17 @@ class Sampling:
 
 @dataclass(kw_only=True)
 class Inversion(Sampling):
-    """Arguments of commands that can also decode from the noise of images."""
+    """Options of commands that can also decode from the inverted noise of images."""
 
     images: tuple[Path, ...] = option(MISSING, "image files", positional=True)
     mode: Literal["stochastic", "inversion"] = option("inversion", _MODE_HELP)
-    exact: bool = option(False, "inversion that evaluates the network until each step is exact, with --solver ddim")
+    exact: bool = option(False, "inversion that repeats each step until it is exact, with --solver ddim")
 
 
 def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 - the class is imported only here
-    """The pipeline of `--model` on `--device`, with a solver, and what its methods are called with.
+    """Loads the pipeline of `--model` to `--device`, with a solver. Also returns the arguments of its methods.
 
-    Fills in `--solver` and `--steps`; `--exact` chooses mode and solver.
+    Fills in `--solver` and `--steps`; `--exact` sets mode and solver.
     """
     import torch
 
@@ -76,7 +76,7 @@ def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 
     if options.steps is None:
         options.steps = 50 if is_official or (options.solver == "ddim" and not inverts) else 10
     pipeline.scheduler = with_solver(trained, options.solver)
-    pipeline.scheduler.set_timesteps(options.steps)  # fails on a bad number before any picture is worked on
+    pipeline.scheduler.set_timesteps(options.steps)  # fails on a bad number before any work starts
     pipeline.set_progress_bar_config(disable=not arguments.show_progress, leave=False)
     settings = {
         "num_inference_steps": options.steps,
@@ -99,7 +99,7 @@ def write_pictures(paths: Sequence[Path], images: Any) -> None:
 
 @dataclass(kw_only=True)
 class ReconstructOptions(Inversion):
-    """In which way."""
+    """Options of `diffae-hub reconstruct`."""
 
     mode: Literal["stochastic", "inversion"] = option("stochastic", _MODE_HELP)
     tiles: int | None = option(
@@ -112,8 +112,8 @@ class ReconstructOptions(Inversion):
 def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any, str]:
     """Encode images and decode them again.
 
-    Writes each reconstruction, and side by side the original, it and their difference, 5 times. PSNR and SSIM are
-    against what the model was given.
+    Writes each reconstruction, and a picture of the original, the reconstruction and 5 times their difference, side by
+    side. PSNR and SSIM compare with the image as the model got it.
     """
     import numpy as np
     import torch
@@ -126,7 +126,7 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
     along = 1 if options.tiles is None else options.tiles
     if not 1 <= along <= _MAX_ALONG:
         raise ValueError(f"--tiles must be between 1 and {_MAX_ALONG}, got {along}")
-    shapes = [upright(read_image(path)).size for path in options.images]  # every file, before any work starts
+    shapes = [upright(read_image(path)).size for path in options.images]  # reads every file before any work starts
     pipeline, settings = load_for_sampling(options, arguments)
     size, channels = pipeline.decoder.config.sample_size, pipeline.decoder.config.in_channels
     overlap = size // 8
@@ -143,7 +143,7 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
     check_not_replaced(options.images, (options.output / f"{name}_{end}" for name in names for end in ends))
 
     def pictures() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each original, and its reconstruction in 8 bits, as the file will hold it."""
+        """Yields each original and its reconstruction, which is in 8 bits as in its file."""
         together = max(1, _PIXELS_TOGETHER // size**2) if along == 1 else 1
         for first in range(0, len(options.images), together):
             files = zip(options.images[first : first + together], sizes[first : first + together], strict=True)
@@ -164,7 +164,7 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
             "width": result.shape[-1],
             "height": result.shape[-2],
             "tiles": count,
-            "psnr_db": psnr if math.isfinite(psnr) else None,  # JSON knows no infinity, the PSNR of an exact copy
+            "psnr_db": psnr if math.isfinite(psnr) else None,  # JSON has no infinity, the PSNR of an exact copy
             "ssim": float(structural_similarity(result[None], original[None])),
             "values": pixels.numel(),
             "equal_values": int((pixels == to_uint8(original)).sum()),
@@ -181,7 +181,7 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Stems of the files; all numbered where two are the same, so that no picture overwrites another."""
+    """Returns the stems of the files, all numbered if two are equal, so that no picture overwrites another."""
     stems = [path.stem for path in paths]
     if len({stem.casefold() for stem in stems}) == len(stems):
         return stems
@@ -190,16 +190,16 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 @dataclass(kw_only=True)
 class InterpolateOptions(Inversion):
-    """Between two or more images, in their order."""
+    """Options of `diffae-hub interpolate`, between two or more images in order."""
 
-    frames: int = option(9, "pictures, both ends included; with --grid a side")
-    grid: bool = option(False, "a square of pictures between four images, its corners")
-    gif: bool = option(False, "an animation too, frames.gif")
-    mp4: bool = option(False, "a film too, frames.mp4; needs the extra video")
+    frames: int = option(9, "number of pictures, including both ends; with --grid, per side")
+    grid: bool = option(False, "a square of pictures between four images, which are its corners")
+    gif: bool = option(False, "also write an animation, frames.gif")
+    mp4: bool = option(False, "also write a film, frames.mp4; needs the extra video")
 
 
 def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any, str]:
-    """Walk from one image to another: writes the frames, and one picture of all of them."""
+    """Walk from one image to another. Writes the frames, and one picture of all frames."""
     from ..files import check_not_replaced, new_file, write_png
     from ..images import film_strip, image_grid, read_image
 
@@ -232,12 +232,12 @@ def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any,
 
 @dataclass(kw_only=True)
 class EditOptions(Inversion):
-    """What to change, and how far."""
+    """Options of `diffae-hub edit`."""
 
     model: str = option(_WITH_MORE, _MODEL_HELP)
-    attribute: str = option(MISSING, "what to change")
-    strengths: tuple[float, ...] = option((0.3,), "how far, in one direction or the other")
-    keep: tuple[str, ...] = option((), "attributes that shall stay")
+    attribute: str = option(MISSING, "name of the attribute to change")
+    strengths: tuple[float, ...] = option((0.3,), "how much to add of it; negative numbers remove it")
+    keep: tuple[str, ...] = option((), "attributes that must not change")
 
 
 def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
@@ -245,7 +245,7 @@ def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
 
       diffae-hub edit photo.png --model MODEL --attribute "dark skin tone" --strengths -0.3 0 0.3 --output out
 
-    `diffae-hub fit-attributes` gives a model its attributes.
+    `diffae-hub fit-attributes` adds attributes to a model.
     """
     import torch
 
@@ -253,7 +253,7 @@ def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
     from ..images import film_strip, pil_to_array, read_image
 
     strengths = options.strengths
-    if len({f"{strength:g}" for strength in strengths}) < len(strengths):  # the files' names
+    if len({f"{strength:g}" for strength in strengths}) < len(strengths):  # they name the files
         raise ValueError(f"--strengths must differ in their first six digits, got {' '.join(map(str, strengths))}")
     names = [options.output / f"{number:03d}_{path.stem}" for number, path in enumerate(options.images)]
     ends = [*(f"{strength:g}" for strength in strengths), "strip"]
@@ -275,14 +275,14 @@ def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
 
 @dataclass(kw_only=True)
 class VariationsOptions(Sampling):
-    """Of what, and how many."""
+    """Options of `diffae-hub variations`."""
 
     image: Path = option(MISSING, "image file", positional=True)
-    num_images: int = option(8, "how many")
+    num_images: int = option(8, "number of variations")
 
 
 def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, str]:
-    """Decode one code from several noises: a strip, and a picture of the images' spread, 5 times."""
+    """Decode one code from several noises. Writes a strip, and a picture of 5 times the images' spread."""
     from ..files import check_not_replaced, write_png
     from ..images import film_strip, image_grid, read_image
 
@@ -298,14 +298,14 @@ def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, s
 
 @dataclass(kw_only=True)
 class SampleOptions(Sampling):
-    """How many."""
+    """Options of `diffae-hub sample`."""
 
     model: str = option(_WITH_MORE, _MODEL_HELP)
-    num_images: int = option(16, "how many")
+    num_images: int = option(16, "number of images")
 
 
 def sample(options: SampleOptions, arguments: Namespace) -> tuple[Any, str]:
-    """Make new images, with the latent code model; and a grid of all."""
+    """Make new images with the latent code model, and a grid of all images."""
     from ..files import write_png
     from ..images import image_grid
 

@@ -1,4 +1,4 @@
-"""Commands that train, and the one that measures."""
+"""Commands that train and evaluate."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def train(options: TrainingOptions, arguments: Namespace) -> None:
       diffae-hub train --preset small-64 --dataset path/to/images --output runs/mine
       diffae-hub train --pretrained-model cifar10-32-small --dataset path/to/images --output runs/mine
 
-    Several GPUs: `accelerate launch -m diffae_hub.cli train ...`. Given again with --resume-from-checkpoint latest,
-    the command goes on where it stopped, as if it had not been interrupted; with larger --training-examples, beyond
-    its end.
+    For several GPUs use `accelerate launch -m diffae_hub.cli train ...`. With --resume-from-checkpoint latest, the
+    command continues where it stopped, as if it had not been interrupted. With larger --training-examples, it
+    continues beyond its end.
     """
     from ..training import loop
 
@@ -36,27 +36,27 @@ def train(options: TrainingOptions, arguments: Namespace) -> None:
             raise
         raise SystemExit(2) from error
     if stopped_by in ("SIGINT", "SIGTERM") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        raise SystemExit(128 + signal.Signals[stopped_by])  # a launcher would call it a failure, and print a trace
+        raise SystemExit(128 + signal.Signals[stopped_by])  # a launcher would report a failure, with a traceback
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainLatentOptions(LatentOptions):
-    """What is trained on, how, and what is written."""
+    """Options of `diffae-hub train-latent`."""
 
-    codes: Path = option(MISSING, "folder of `diffae-hub encode`", positional=True)
+    codes: Path = option(MISSING, "folder written by `diffae-hub encode`", positional=True)
     output: Path = option(MISSING, "pipeline folder to write: the model with a latent code model")
     model: str = option("cifar10-32-small", "the model that made the codes")
     run_dir: Path | None = option(None, "folder of checkpoints and metrics.jsonl (default: beside the output)")
 
 
 def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any, str] | None:
-    """Train a latent code model, with which a pipeline makes new images.
+    """Train a latent code model, so that a pipeline can make new images.
 
       diffae-hub encode photos/ --output codes
       diffae-hub train-latent codes --output mine
       diffae-hub sample --model mine --output samples
 
-    Given again, the command continues where it stopped.
+    Run it again to continue where it stopped.
     """
     from accelerate import Accelerator
 
@@ -91,7 +91,7 @@ def evaluate(options: EvaluationOptions, arguments: Namespace) -> tuple[Any, str
           --path-length-pairs 200 --probe multiclass --label-columns label --output evaluation
       accelerate launch -m diffae_hub.cli evaluate MODEL ...          shares the sampling between several devices
 
-    OUTPUT/report.md, report.json and pictures are written. Given again, the command continues where it stopped.
+    Writes OUTPUT/report.md, report.json and pictures. Run it again to continue where it stopped.
     """
     from ..evaluation import evaluate as steps
 
