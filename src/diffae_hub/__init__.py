@@ -1,6 +1,6 @@
 """diffae_hub: diffusion autoencoders in the style of diffusers.
 
-The public API is flat and imported lazily: `from diffae_hub import DiffusionAutoencoderPipeline` loads what it needs.
+The public API is flat and lazy: `from diffae_hub import DiffusionAutoencoderPipeline` loads only what it needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LAZY = {
 
 __all__ = ["__version__", *_LAZY]
 
-if TYPE_CHECKING:  # renamed to the same name, which tells type checkers that it is public
+if TYPE_CHECKING:  # `X as X` tells type checkers that the name is public
     from diffusers import ModelMixin as ModelMixin
     from diffusers import SchedulerMixin as SchedulerMixin
 

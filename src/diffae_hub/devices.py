@@ -1,4 +1,4 @@
-"""Where codes and evaluations are made: the processes that share them, the device, the model on it."""
+"""The processes that share an encoding or an evaluation, their devices, and the model on a device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeli
 
 
 def torch_device(name: str) -> torch.device:
-    """A device by its name; a ValueError, if this machine has none that holds values."""
+    """Returns a device by its name. Raises ValueError if this machine has no such device that holds values."""
     try:
         torch.zeros(1, device=name).item()  # "meta" holds none
     except (RuntimeError, AssertionError, ImportError) as error:
@@ -22,9 +22,9 @@ def torch_device(name: str) -> torch.device:
 
 
 def join_processes(device: str | None) -> PartialState:
-    """The processes of `accelerate launch` or torchrun, or the only one.
+    """Returns the processes of `accelerate launch` or torchrun, or the only process.
 
-    Without an accelerator they share the work on the CPU, which accelerate must be told.
+    Without an accelerator they share the work on the CPU; accelerate must be told so.
     """
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not accelerated
@@ -32,13 +32,13 @@ def join_processes(device: str | None) -> PartialState:
 
 
 def find_device(name: str | None, state: PartialState) -> torch.device:
-    """The device of this name, or the process's own: so is "cuda" with several processes."""
+    """Returns the named device. None, or "cuda" with several processes, is the device of this process."""
     device = state.device if name is None else torch_device(name)
     return state.device if device.index is None and device.type == state.device.type else device
 
 
 def load_pipeline(model: str, device: torch.device, dtype: str = "float32") -> DiffusionAutoencoderPipeline:
-    """The pipeline on its device, in channels_last (faster; it changes rounding only), without progress bars."""
+    """Loads a pipeline to a device, in channels_last (faster; only changes rounding), without progress bars."""
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(model).to(device, getattr(torch, dtype))
     for network in (pipeline.encoder, pipeline.decoder):
         network.to(memory_format=torch.channels_last)
@@ -47,8 +47,8 @@ def load_pipeline(model: str, device: torch.device, dtype: str = "float32") -> D
 
 
 def processor_name() -> str:
-    """The CPU's name, as far as the system tells."""
-    information = Path("/proc/cpuinfo")  # of Linux
+    """Returns the CPU's name, as far as the system knows it."""
+    information = Path("/proc/cpuinfo")  # on Linux
     lines = information.read_text().splitlines() if information.is_file() else ()
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()

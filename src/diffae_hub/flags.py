@@ -1,8 +1,8 @@
 """Options declared once, as a dataclass, become a command's flags.
 
-A field `num_images: int | None = option(None, "the first ones")` is the flag `--num-images`. `Literal` types become
+A field `num_images: int | None = option(None, "number of images")` is the flag `--num-images`. `Literal` types become
 choices, tuples take several values, booleans have a `--no-` form, and whole numbers may be written as 64e6. The same
-dataclass is the argument of the library's call, and what a run keeps as JSON.
+dataclass is the argument of the Python function, and a run keeps it as JSON.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def option(
     positional: bool = False,
     append: bool = False,
 ) -> Any:
-    """A dataclass field with what its flag needs. The default `dataclasses.MISSING` makes it required.
+    """Declares a dataclass field with its flag. The default `dataclasses.MISSING` makes it required.
 
-    To `help`, one line, the default is added; `group` is the title under which `--help` lists it. [`check_minimums`]
-    takes care of `minimum`. A `positional` argument has no flag; with `append` the flag of a tuple takes one value, and
-    is repeated for more.
+    `help` is one line, to which the default is added. `group` is the title under which `--help` lists the flag.
+    [`check_minimums`] checks `minimum`. A `positional` argument has no flag. With `append`, the flag of a tuple takes
+    one value and is repeated for more.
     """
     metadata = {"help": help, "group": group, "minimum": minimum, "positional": positional, "append": append}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_minimums(options: Any) -> None:
-    """A ValueError that names the field, if one is below its minimum."""
+    """Raises ValueError, which names the field, if a field is below its minimum."""
     for field in dataclasses.fields(options):
         value, minimum = getattr(options, field.name), field.metadata["minimum"]
         if minimum is not None and value is not None and value < minimum:
@@ -45,11 +45,11 @@ def check_minimums(options: Any) -> None:
 
 
 def whole_number(text: str) -> int:
-    """An integer that may be written as 64e6 or 64_000_000."""
+    """Parses an integer that may be written as 64e6 or 64_000_000."""
     try:
-        number = int(text)  # large ones to the last digit
+        number = int(text)  # exact for large numbers
     except ValueError:
-        if not float(text).is_integer():  # nor are infinity and NaN
+        if not float(text).is_integer():  # infinity and NaN are not, either
             raise
         number = int(float(text))
     if abs(number) >= 2**63:
@@ -58,17 +58,17 @@ def whole_number(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    """A path, with `~` for the home folder. An empty text, of a variable that is not set, is none."""
+    """Parses a path, with `~` for the home folder. Refuses an empty text, as from a variable that is not set."""
     if not text:
         raise ValueError
     return Path(text).expanduser()
 
 
-whole_number.__name__ = "int"  # what argparse calls it in its messages
+whole_number.__name__ = "int"  # the name of the type in argparse's messages
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
-    """Adds a flag for each field of a dataclass, among those of its `group`."""
+    """Adds a flag for each field of a dataclass, in its `group`."""
     hints, groups = typing.get_type_hints(options), {None: parser}
     for field in dataclasses.fields(options):
         extra, default = field.metadata, field.default
@@ -102,13 +102,13 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
 
 
 def from_values(options: type[Options], values: Mapping[str, Any]) -> Options:
-    """The dataclass with its part of some values, of parsed flags or of a JSON file; lists become tuples."""
+    """Builds a dataclass from its part of `values`, parsed flags or a JSON file; lists become tuples."""
     own = {field.name: values[field.name] for field in dataclasses.fields(options)}
     return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 
 def with_hyphens(argv: list[str]) -> list[str]:
-    """`--num_images`, the spelling of flags before 0.2, as `--num-images`, and `--output_dir` as `--output`."""
+    """Updates flags as they were before 0.2: `--num_images` to `--num-images`, and `--output_dir` to `--output`."""
     words = []
     for word in argv:
         flag, sign, value = word.partition("=")
