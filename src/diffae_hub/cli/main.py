@@ -82,7 +82,7 @@ def _printable(text: str) -> str:
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """Handles Ctrl-C. Exits at once during an import, such as torch's, where an exception may abort the process in C++."""
+    """Handles Ctrl-C. Exits at once during an import such as torch's, where an exception may abort the process."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os.write(2, b"interrupted\n")
