@@ -1,7 +1,7 @@
-"""The plain implementation that the benchmarks compare with: the same weights, the arithmetic as it is usually written.
+"""The plain implementation that the benchmarks compare with: the same weights, with the arithmetic as usually written.
 
-float32, NCHW, eager; attention with a materialised softmax; every residual block computes its projections of the latent
-code anew at each step and applies scale and shift of time and of code one after the other.
+It is eager, in float32 and NCHW, with a materialised softmax in attention. Every residual block projects the latent
+code again at each step, and applies the scale and shift of the time and of the code one after the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from diffae_hub.models.layers import ConditionedResidualBlock, SelfAttentionBloc
 
 
 def plain_attention(block: SelfAttentionBlock, hidden: torch.Tensor) -> torch.Tensor:
-    """Attention with explicit weights; heads are split before query, key and value."""
+    """Computes attention with explicit weights; heads are split before query, key and value."""
     batch, channels, height, width = hidden.shape
     tokens = block.norm(hidden).reshape(batch, channels, height * width)
     qkv = F.conv1d(tokens, block.qkv.weight[:, :, None], block.qkv.bias)
@@ -31,7 +31,7 @@ def plain_attention(block: SelfAttentionBlock, hidden: torch.Tensor) -> torch.Te
 def plain_residual(
     block: ConditionedResidualBlock, hidden: torch.Tensor, time: torch.Tensor, latent: torch.Tensor
 ) -> torch.Tensor:
-    """A residual block, one operation after the other."""
+    """Computes a residual block, one operation after the other."""
 
     def resample(x: torch.Tensor) -> torch.Tensor:
         if block.resample == "down":
@@ -53,7 +53,7 @@ def plain_residual(
 def plain_decoder(
     model: ConditionedUNet2DModel, sample: torch.Tensor, timestep: torch.Tensor, latent_code: torch.Tensor
 ) -> torch.Tensor:
-    """`ConditionedUNet2DModel.forward` on the model's own weights, in evaluation mode."""
+    """Computes `ConditionedUNet2DModel.forward` with the model's own weights, in evaluation mode."""
     time = model.time_embedding(timestep, sample.shape[0], sample)
     latent = model.latent_mlp(latent_code)
 

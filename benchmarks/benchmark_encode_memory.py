@@ -3,9 +3,9 @@
     python benchmarks/benchmark_encode_memory.py
     python benchmarks/benchmark_encode_memory.py --dataset test.parquet --counts 1000 10000
 
-Every run is a process of its own; its peak is what the operating system says at its end (resident set, which also
-counts the pages of the data file that are mapped). Without `--dataset` PNG files of random pixels are made, the kind
-that takes most room. What a shard holds is kept until it is written, so that counts are compared with one shard size.
+Every run is a process of its own; its peak is the resident set that the operating system reports at its end, which
+includes mapped pages of the data file. Without `--dataset`, PNG files of random pixels are made, the largest kind. A
+shard stays in memory until it is written, so all runs use one shard size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def encode(dataset: str, count: int, output: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """(peak memory in MiB, seconds) of one run."""
+    """Returns the peak memory in MiB and the seconds of one run."""
     command = [sys.executable, "-m", "diffae_hub.cli", "encode", dataset, "--model", options.model, "--json"]
     command += ["--num-images", str(count), "--output", str(output), "--shard-size", str(options.shard_size)]
     command += ["--streaming"] * options.streaming
@@ -46,9 +46,9 @@ def encode(dataset: str, count: int, output: Path, options: argparse.Namespace) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000])
-    parser.add_argument("--dataset", help="as of `diffae-hub encode`")
-    parser.add_argument("--shard-size", type=int, default=1_000, help="as of `diffae-hub encode`")
-    parser.add_argument("--streaming", action="store_true", help="as of `diffae-hub encode`")
+    parser.add_argument("--dataset", help="as in `diffae-hub encode`")
+    parser.add_argument("--shard-size", type=int, default=1_000, help="as in `diffae-hub encode`")
+    parser.add_argument("--streaming", action="store_true", help="as in `diffae-hub encode`")
     parser.add_argument("--model", default="cifar10-32-small")
     options = parser.parse_args()
     print("| images | peak memory, MiB | seconds, start included |\n|---|---|---|")

@@ -3,14 +3,14 @@
     python benchmarks/benchmark_inference.py
     python benchmarks/benchmark_inference.py --sizes small --batch-sizes 1 --quick
 
-Each row is the median of several repetitions. A trajectory of 20 or 50 steps is timed over `--steps-timed` of its steps
-and scaled (every step does the same work), plus what it does once; the column `timed` says over how many. `ratio` is
-the throughput over that of the plain float32, NCHW, eager implementation of benchmarks/baseline.py with the same
-weights, at equal quality where fewer steps reach it ("decode10"; "trip10" and "trip6", an inversion and a decoding);
+Each row is the median of several repetitions. Only `--steps-timed` steps of a trajectory are timed and scaled up,
+because every step does the same work; the work done once is added. The column `timed` has the number of steps. `ratio`
+is the throughput over that of the plain float32, NCHW, eager implementation in benchmarks/baseline.py with the same
+weights, at equal quality if fewer steps reach it ("decode10"; "trip10" and "trip6", an inversion and a decoding).
 `difference` is the largest absolute difference of their predictions. A training step (forward, backward, Adam; eager)
-is float32 or, for bfloat16, float32 weights under autocast; the plain one goes through the plain decoder and the
-encoder in float32 and NCHW. Operations are counted as executed, by PyTorch's counter. Memory on the CPU is the growth
-of the process's resident set while the operation runs, on CUDA the allocator's peak.
+is in float32 or, for bfloat16, has float32 weights under autocast. The plain one uses the plain decoder, and the
+encoder in float32 and NCHW. PyTorch counts the operations that are executed. Memory is the growth of the resident set
+during the operation on the CPU, and the allocator's peak on CUDA.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from diffae_hub.training.objective import DiffusionAutoencoder, denoising_loss
 from diffae_hub.training.presets import preset_named
 
 SIZES = {"small": "cifar10-32-small", "celeba64": "official-celeba64"}
-# Evaluations of the network, and how many a plain loop of the same quality needs (docs/concepts/steps.md, measured):
-# 10 steps of DPM-Solver++ stand for 50 of DDIM, a round trip of 11 + 10 for one of 50 + 50, and so does one of 7 + 6
-# with a fitting `time_exponent`.
+# Scheduler, evaluations of the network, and those of a plain loop of the same quality (measured in
+# docs/concepts/steps.md): 10 steps of DPM-Solver++ count as 50 of DDIM, and a round trip of 11 + 10, or of 7 + 6 with a
+# fitting `time_exponent`, as one of 50 + 50.
 TRAJECTORIES = {
     "decode20": (VPDDIMScheduler, 20, 20),
     "decode50": (VPDDIMScheduler, 50, 50),
@@ -91,7 +91,7 @@ class PeakMemory:
 
 
 def median_seconds(function: Callable[[], object], device: torch.device, repetitions: int) -> float:
-    """The median of several timed calls, after one that warms up."""
+    """Returns the median time of several calls, after one call to warm up."""
     times = []
     for _ in range(repetitions + 1):
         started = time.perf_counter()
@@ -105,7 +105,7 @@ def median_seconds(function: Callable[[], object], device: torch.device, repetit
 def training_step(
     model: DiffusionAutoencoder, images: torch.Tensor, dtype: torch.dtype, repetitions: int
 ) -> tuple[float, float]:
-    """Seconds and peak memory (MiB) of a training step; a `dtype` other than float32 means autocast."""
+    """Returns seconds and peak memory (MiB) of a training step; a `dtype` other than float32 means autocast."""
     device = images.device
     optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-4, fused=True)
     scheduler, timesteps = VPDDIMScheduler(), torch.rand(len(images), device=device) * 1000
@@ -137,8 +137,8 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 def benchmark_size(
     size: str, device: torch.device, dtype: torch.dtype, batch: int, compiled: bool, options: argparse.Namespace
 ) -> list[dict[str, object]]:
-    """Rows of one configuration."""
-    torch._dynamo.reset()  # else the limit on recompilations turns later configurations into eager ones
+    """Measures the rows of one configuration."""
+    torch._dynamo.reset()  # else later configurations reach the limit on recompilations and run eagerly
     preset = preset_named(SIZES[size])
     torch.manual_seed(0)
     encoder, decoder = preset.build_encoder(), preset.build_decoder()
@@ -231,7 +231,7 @@ COLUMNS = {
 
 
 def format_row(row: dict[str, object]) -> str:
-    """One line of the table; empty where a column does not apply."""
+    """Formats one line of the table; cells of columns that do not apply are empty."""
     cells = []
     for column, width in COLUMNS.items():
         value = row.get(column, "")
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--steps-timed", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repetition")
-    parser.add_argument("--json", help="also write the rows here")
+    parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()
     if options.quick:
         options.repetitions = 1

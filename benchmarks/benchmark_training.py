@@ -3,15 +3,14 @@
     python benchmarks/benchmark_training.py
     python benchmarks/benchmark_training.py --presets cifar10-32 --batch-size 256 --device cuda --compile
 
-The plain loop is what one writes first: eager, float32, NCHW, Adam and averaged weights with their default settings, no
-accelerate. The other rows are the step of training/trainer.py with the options named. Both do the whole step:
-timesteps and noise, loss, gradients, clipping, Adam, averaged weights, on the same weights and images. Variants take
-turns, `--rounds` times, so that a machine that slows down slows down all of them; the best round counts. Memory on the
-CPU is the peak of the resident set of a process of its own, above what it had before the networks; on CUDA the
-allocator's peak. `MFU` is the step's floating-point operations (counted by PyTorch) over the matmul rate measured on
-the same machine in the same dtype. The last table times the loader alone, on images of the preset's size or JPEGs of
-the size `--photographs`: files with random access, a parquet file as a stream, where `--num-workers` are threads of one
-process.
+The plain loop is a first simple version: eager, float32, NCHW, Adam and averaged weights with their default settings,
+no accelerate. The other rows are the step of training/trainer.py with the options named. Both do the whole step
+(timesteps and noise, loss, gradients, clipping, Adam, averaged weights) on the same weights and images. Variants take
+turns, `--rounds` times, so that a machine that slows down affects all of them; the best round counts. Memory on the CPU
+is the peak resident set of a process of its own, above its size before the networks, and on CUDA the allocator's peak.
+`MFU` is the step's floating-point operations (counted by PyTorch) over the matmul rate on the same machine in the same
+dtype. The last table times only the loader, on images of the preset's size or JPEGs of the size `--photographs`: files
+with random access, and a parquet file as a stream, where `--num-workers` are threads of one process.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ MIB = 2**20
 
 
 def plain_step(preset: TrainingPreset, batch_size: int, device: torch.device) -> Callable[[torch.Tensor], None]:
-    """The loop that one writes first."""
+    """Builds the step of a first simple loop."""
     model = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder()).to(device).train()
     scheduler = preset.build_scheduler()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
@@ -71,8 +70,8 @@ def plain_step(preset: TrainingPreset, batch_size: int, device: torch.device) ->
 def script_step(
     preset: TrainingPreset, batch_size: int, device: torch.device, variant: str
 ) -> Callable[[torch.Tensor], None]:
-    """The step of training/trainer.py, with the options that the variant's words name."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the last variant's
+    """Builds the step of training/trainer.py, with the options named in `variant`."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # the last variant may have had another precision
     accelerator = Accelerator(mixed_precision="bf16" if "bf16" in variant else "no", cpu=device.type == "cpu")
     preset = preset.with_overrides({"batch_size": batch_size, "phase1_fraction": 0.0})
     words = {"compile": "compile" in variant, "gradient_checkpointing": "checkpointing" in variant}
@@ -95,7 +94,7 @@ def wait(device: torch.device) -> None:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured floating-point operations per second of a large matrix product."""
+    """Measures floating-point operations per second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -110,7 +109,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def step_operations(preset: TrainingPreset) -> float:
-    """Floating-point operations of forward and backward pass, per example; counted without computing anything."""
+    """Counts floating-point operations of forward and backward pass per example, without computing anything."""
     with torch.device("meta"):
         model = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
         size, channels = preset.encoder["sample_size"], preset.encoder.get("in_channels", 3)
@@ -121,7 +120,7 @@ def step_operations(preset: TrainingPreset) -> float:
 
 
 def peak_memory(variant: str, preset: TrainingPreset, batch_size: int, images: torch.Tensor, threads: int) -> float:
-    """MiB that two steps add to a fresh process (CPU)."""
+    """Measures the MiB that two steps add to a fresh process (CPU)."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_memory, args=(sender, variant, preset, batch_size, images, threads))
@@ -155,7 +154,7 @@ def benchmark_steps(name: str, arguments: argparse.Namespace, device: torch.devi
     memory: dict[str, float] = {}
     rates = dict.fromkeys((torch.float32, torch.bfloat16), 0.0)
     for _ in range(arguments.rounds):
-        for dtype in rates:  # in every round, as the variants: the machine may be slow in one
+        for dtype in rates:  # in every round, like the variants, as the machine may be slow in one
             rates[dtype] = max(rates[dtype], matmul_rate(device, dtype))
         for variant in variants:
             torch.compiler.reset()
@@ -204,7 +203,7 @@ def benchmark_loader(name: str, arguments: argparse.Namespace) -> list[dict]:
         images = Path(folder) / "images"
         images.mkdir()
         for index in range(512):
-            if arguments.photographs:  # smooth, and as JPEG as compact as a photograph
+            if arguments.photographs:  # smooth, so that a JPEG is as small as a photograph's
                 width, height = arguments.photographs
                 pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
                 resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
@@ -212,7 +211,7 @@ def benchmark_loader(name: str, arguments: argparse.Namespace) -> list[dict]:
             else:
                 pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(images / f"{index:04d}.png")
-        # Each eight times: that makes one block of the script's default size, whose end is the slow place of a stream.
+        # Eight copies of each make one block of the script's default size: a stream is slow at the end of a block.
         encoded = [{"bytes": file.read_bytes(), "path": file.name} for file in sorted(images.iterdir())] * 8
         features = datasets.Features({"image": datasets.Image()})
         datasets.Dataset.from_dict({"image": encoded}, features=features).to_parquet(Path(folder) / "train.parquet")
@@ -229,7 +228,7 @@ def benchmark_loader(name: str, arguments: argparse.Namespace) -> list[dict]:
                 batches = iter(loader)
                 next(batches)
                 start = now = time.perf_counter()
-                seconds: list[float] = []  # that each batch was waited for
+                seconds: list[float] = []  # of waiting for each batch
                 while now - start < 10 and len(seconds) < 400:
                     next(batches)
                     seconds.append(time.perf_counter() - now)
@@ -265,10 +264,10 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--num-workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--photographs", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="the loader reads JPEGs")
+    parser.add_argument("--photographs", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="load JPEGs of this size")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--loader-only", action="store_true")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)

@@ -2,9 +2,9 @@
 
     python benchmarks/benchmark_training_memory.py --presets cifar10-32 --batch-sizes 2 4
 
-Each cell runs two steps of training/trainer.py in a process of its own; its figure is the peak of the resident
-set above what the process had before the networks. The line through the two batch sizes gives the memory per example
-and, at batch 0, what does not depend on the batch. The last column follows that line to the preset's batch: it is an
+Each cell runs two steps of training/trainer.py in a process of its own; its figure is the peak resident set above the
+size of the process before the networks. The line through the two batch sizes gives the memory per example and, at
+batch 0, the memory that does not depend on the batch. The last column extends that line to the preset's batch, as an
 estimate.
 """
 
@@ -24,7 +24,7 @@ VARIANTS = ["script", "script bf16", "script bf16 checkpointing"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["cifar10-32-small", "cifar10-32"])
-    parser.add_argument("--batch-sizes", type=int, nargs=2, default=[1, 2], help="two, the smaller first")
+    parser.add_argument("--batch-sizes", type=int, nargs=2, default=[1, 2], help="two sizes, the smaller first")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()

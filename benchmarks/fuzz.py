@@ -1,11 +1,11 @@
-"""Damaged and hostile files at the command line's doors, for as long as you like; what should not happen is printed.
+"""Runs commands on damaged and hostile files, for as long as you like, and prints what should not happen.
 
     python benchmarks/fuzz.py --minutes 60
 
-Each case is a child process that runs one command on a file made from a sound one: bytes changed, cut, doubled or
+Each case is a child process that runs one command on a damaged copy of a sound file: bytes changed, cut, doubled or
 inserted, values of a JSON file replaced. A *finding* is a traceback, more than one line on stderr, an exit code other
 than 0 and 2, a crash, more than 30 seconds of processor time, more than 2 GB above the start, a file left half-written,
-or the marker that hostile pickles write when they run. Findings are kept in `--output`, with the file that did it.
+or the marker that hostile pickles write when they run. Findings are kept in `--output`, with the file that caused them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FORMATS = {"png": {}, "jpeg": {}, "webp": {}, "gif": {}, "bmp": {}, "tiff": {"co
 
 
 class Hostile:
-    """Unpickling it would write the marker."""
+    """An object that would write the marker if it were unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -50,7 +50,7 @@ class Hostile:
 
 
 def sound_files(folder: Path, marker: Path) -> dict[str, list[Path]]:
-    """One of each kind that the commands read."""
+    """Writes sound files of each kind that the commands read."""
     images = []
     for suffix, options in FORMATS.items():
         for mode in ("RGB", "L") if suffix != "webp" else ("RGB",):
@@ -76,7 +76,7 @@ def sound_files(folder: Path, marker: Path) -> dict[str, list[Path]]:
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
-    """A few changes at random places, more often near the start, where headers are."""
+    """Makes a few changes at random places, more often near the start, where headers are."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         place = int(len(changed) * rng.random() ** rng.choice((1, 4)))
@@ -98,7 +98,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 def strange_json(path: Path, rng: random.Random) -> None:
-    """Replaces, removes or nests one value."""
+    """Adds, replaces or removes one value; sometimes nests the document."""
     document = json.loads(path.read_text())
     name = rng.choice(list(document))
     kind = rng.randrange(4)
@@ -112,7 +112,7 @@ def strange_json(path: Path, rng: random.Random) -> None:
 
 
 def image_case(sound: list[Path], folder: Path, rng: random.Random) -> list[str]:
-    """A damaged image, now and then under another format's name."""
+    """Makes a damaged image, sometimes under another format's name."""
     source = rng.choice(sound)
     path = folder / f"image.{rng.choice((source.suffix[1:], 'png'))}"
     path.write_bytes(damaged(source.read_bytes(), rng))
@@ -120,7 +120,7 @@ def image_case(sound: list[Path], folder: Path, rng: random.Random) -> list[str]
 
 
 def model_case(sound: list[Path], folder: Path, rng: random.Random) -> list[str]:
-    """A pipeline folder with one bad file."""
+    """Makes a pipeline folder with one bad file."""
     model = shutil.copytree(sound[0], folder / "model")
     path = rng.choice(sorted(path for path in model.rglob("*") if path.is_file()))
     if path.suffix == ".json" and rng.random() < 0.7:
@@ -133,14 +133,14 @@ def model_case(sound: list[Path], folder: Path, rng: random.Random) -> list[str]
 
 
 def checkpoint_case(sound: list[Path], folder: Path, rng: random.Random) -> list[str]:
-    """A damaged checkpoint; one in five is only hostile."""
+    """Makes a damaged checkpoint; one in five is undamaged."""
     source, path = rng.choice(sound), folder / "last.ckpt"
     path.write_bytes(source.read_bytes() if rng.random() < 0.2 else damaged(source.read_bytes(), rng))
     return ["convert", str(path), str(folder / "out")]
 
 
 def run(command: list[str], folder: Path) -> str | None:
-    """Runs a case in a child; what is wrong, or None."""
+    """Runs a case in a child process. Returns what is wrong, or None."""
     messages = folder / "stderr"
     child = os.fork()
     if child == 0:
@@ -171,13 +171,13 @@ def run(command: list[str], folder: Path) -> str | None:
 
 
 def main() -> int:
-    """Runs cases until the time is over; the exit code is 1 if there was a finding."""
+    """Runs cases until the time is up. The exit code is 1 if there was a finding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("findings"), metavar="DIR")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # a child of a process with threads would wait for them
+    torch.set_num_threads(1)  # a forked child would wait for threads that it does not have
     makers: dict[str, Callable[..., list[str]]] = {
         "image": image_case,
         "model": model_case,

@@ -1,15 +1,15 @@
-"""What edits do: how far the attribute moves, how little the others, and what is left of the image.
+"""Measures edits: how far the attribute moves, how little the others move, and how much the image changes.
 
     python benchmarks/measure_editing.py runs/mine emoji/test.parquet --strengths 0.1 0.2 0.3 0.5 --output editing.json
 
-The model needs an attribute classifier; the data a column of 0 and 1 per attribute. Images *without* an attribute are
+The model needs an attribute classifier, the data a column of 0 and 1 per attribute. Images *without* an attribute are
 edited towards it and encoded again; the pipeline's classifier reads the new codes. Per attribute and strength:
 
 - `target`: mean change of the attribute's probability,
-- `side effect`: the largest mean absolute change among the other attributes, and whose it is,
+- `side effect`: the largest mean absolute change of another attribute; `on` names it,
 - `lpips`: LPIPS-Alex of the edited image to the unedited reconstruction.
 
-`auroc` is that of the classifier on these images. Needs the extra `eval`.
+`auroc` is measured for the classifier on all images. Needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="pipeline folder or name, with an attribute classifier")
     parser.add_argument("data", metavar="PARQUET")
-    parser.add_argument("--attributes", nargs="+", default=[], help="default: the classifier's that are in the data")
+    parser.add_argument("--attributes", nargs="+", default=[], help="default: those in the classifier and the data")
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5])
     parser.add_argument("--num-images", type=int, default=32, help="per attribute (default: %(default)s)")
     parser.add_argument("--mode", choices=("stochastic", "inversion"), default="stochastic")
     parser.add_argument("--steps", type=int, default=10, help="(default: %(default)s)")
-    parser.add_argument("--keep-others", action="store_true", help="orthogonal to all other attributes")
+    parser.add_argument("--keep-others", action="store_true", help="edit orthogonally to all other attributes")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args()
 
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def read(pipe: DiffusionAutoencoderPipeline, images: torch.Tensor) -> torch.Tensor:
-    """Probabilities (B, attributes) of images in [0, 1]."""
+    """Reads the probabilities (B, attributes) from images in [0, 1]."""
     with torch.no_grad():
         return pipe.attribute_classifier(pipe.encode(images)).logits.sigmoid()
 

@@ -1,9 +1,9 @@
-"""How exact is a round trip of few steps, on other grids of times (`time_exponent`)? For the page "How many steps".
+"""Measures round trips of few steps on different time grids (`time_exponent`), for the page "How many steps".
 
     python benchmarks/measure_round_trips.py test.parquet --model cifar10-32-small --num-images 100
 
 Each figure is the mean PSNR, in dB, of images that were inverted and decoded in K steps: 2 K + 1 evaluations.
-The second table inverts in ten steps and decodes by other grids and solvers.
+The second table inverts in ten steps and decodes with other numbers of steps and solvers.
 """
 
 from __future__ import annotations

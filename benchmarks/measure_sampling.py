@@ -1,4 +1,4 @@
-"""How good are the images of a latent code model? Fréchet distances to the training images, and the nearest of those.
+"""Measures the images of a latent code model: Fréchet distance to the training images, and distance to the nearest.
 
     python benchmarks/measure_sampling.py mine train.parquet test.parquet --codes codes --output sampling
 
@@ -6,8 +6,8 @@
 of the latent code model, for decoded Gaussian codes with the mean and covariance of the training codes, and for
 held-out images. It falls with the number of images: compare equal numbers of them (`--num-images`).
 `nearest` is the median distance (normalised codes) to the nearest training code over that of held-out images: a value
-far below 1 says that the model copies. Writes figures.json, and samples.png: samples, each above the training image of
-the nearest code. Needs the extra `eval`.
+far below 1 says that the model copies. Writes figures.json and samples.png, which has each sample above the training
+image of the nearest code. Needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH_SIZE = 50
 
 
 def saved(images: torch.Tensor, folder: Path) -> list[Path]:
-    """The files of images (N, C, H, W) in [0, 1], written once."""
+    """Writes images (N, C, H, W) in [0, 1] to files, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index:05}.png" for index in range(len(images))]
     for image, path in zip(images, paths, strict=True):
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("test", metavar="TEST_PARQUET")
     parser.add_argument("--codes", required=True, help="codes of the training images")
     parser.add_argument("--num-images", type=int, default=3000, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="of DPM-Solver++ (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="steps of DPM-Solver++ (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args()

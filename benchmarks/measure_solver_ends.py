@@ -1,8 +1,8 @@
-"""Between which log-SNRs should DPM-Solver++ take its steps? Its `lambda_min` and `lambda_max`.
+"""Compares the log-SNRs between which DPM-Solver++ takes its steps: `lambda_min` and `lambda_max`.
 
     python benchmarks/measure_solver_ends.py validation.parquet --model cifar10-32-small --num-images 128
 
-Each figure is the mean PSNR, in dB, of images decoded in K steps to those of 100 steps from the same codes and noise.
+Each figure is the mean PSNR, in dB, between images decoded in K steps and in 100 steps from the same codes and noise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENDS = [*((low, 4.0) for low in (-3.5, -3.0, -2.5, -2.0, -1.5)), *((-2.5, high) 
 
 
 def options_and_inputs(description: str, num_images: int):
-    """What the command line says; the pipeline, codes of so many images, and a noise for each."""
+    """Returns the flags, the pipeline, the codes of the images, and a noise for each."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="PARQUET", help="images, in a column `image`")
     parser.add_argument("--model", default="cifar10-32-small", metavar="NAME_OR_PATH", help="(default: %(default)s)")

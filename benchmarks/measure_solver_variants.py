@@ -1,10 +1,10 @@
-"""Would a third-order solver, or a first step without an evaluation, come nearer? Against our DPM-Solver++(2M).
+"""Compares our DPM-Solver++(2M) with a third-order solver and with a first step without an evaluation.
 
     python benchmarks/measure_solver_variants.py validation.parquet --model cifar10-32-small --num-images 64
 
-Each figure is the mean PSNR, in dB, of images decoded in K evaluations to those of 100 steps from the same codes and
+Each figure is the mean PSNR, in dB, between images decoded in K evaluations and in 100 steps from the same codes and
 noise. "3M" extrapolates x0_hat from three levels (Lu et al., DPM-Solver++, multistep of third order). "free start"
-takes x0_hat = 0, grey, for the short step from pure noise, and has one evaluation more for the rest.
+assumes x0_hat = 0, grey, in the short step from pure noise, which leaves one more evaluation for the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 
 
 class ThirdOrder(VPDPMSolverMultistepScheduler):
-    """The interior steps from three levels, once there are so many."""
+    """Takes interior steps from three levels, once there are three."""
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         super().set_timesteps(num_inference_steps, device)

@@ -1,12 +1,12 @@
-"""How many steps? Quality against network evaluations, for decoding and for round trips, written to steps.json.
+"""Measures quality against network evaluations, for decoding and for round trips, and writes steps.json.
 
     python benchmarks/measure_steps.py test.parquet --num-images 2000 --num-long 250
 
-"From the code alone" decodes random noise, the same for all rows; `distance_db` is the PSNR to the converged image, of
+"From the code alone" decodes random noise, the same for all rows. `distance_db` is the PSNR to the converged image of
 100 DPM-Solver steps from the same noise. The distance and round trips, which take long, are measured on the
-first `--num-long` images. A round trip inverts in K steps and decodes in K: its evaluations count both.
-"plain" is the paper's inversion, "predictor_corrector" this package's. Needs the extra `eval`, and the weights of
-LPIPS-Alex and VGG16. Then `python docs/figures.py` draws the plot of the page "How many steps".
+first `--num-long` images. A round trip inverts in K steps and decodes in K steps; its evaluations include both.
+"plain" is the paper's inversion, "predictor_corrector" is this package's. Needs the extra `eval`, and the weights of
+LPIPS-Alex and VGG16. `python docs/figures.py` then draws the plot of the page "How many steps".
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ CONVERGED_STEPS, BATCH_SIZE = 100, 50
 
 
 def decode(pipe: DiffusionAutoencoderPipeline, codes, noise, solver: str, steps: int) -> torch.Tensor:
-    """Images (N, C, H, W) in [0, 1]."""
+    """Decodes codes and noise to images (N, C, H, W) in [0, 1]."""
     pipe.scheduler = SOLVERS[solver].from_config(pipe.scheduler.config)
     batches = zip(codes.split(BATCH_SIZE), noise.split(BATCH_SIZE), strict=True)
     return torch.cat([pipe.decode(*batch, num_inference_steps=steps, output_type="pt").images for batch in batches])
 
 
 def invert(pipe: DiffusionAutoencoderPipeline, images, codes, inversion: str, steps: int) -> torch.Tensor:
-    """x_T of the images."""
+    """Inverts images to x_T."""
     batches = zip(images.split(BATCH_SIZE), codes.split(BATCH_SIZE), strict=True)
     return torch.cat([pipe.invert(*batch, num_inference_steps=steps, inversion=inversion) for batch in batches])
 
 
 def figures(images: torch.Tensor, originals: torch.Tensor, lpips: PerceptualDistance) -> dict[str, float]:
-    """Of reconstructions, rounded to 8 bits as files are."""
+    """Measures reconstructions, rounded to 8 bits as in files."""
     images = (images * 255).round() / 255
     distances = [lpips(*pair) for pair in zip(images.split(100), originals.split(100), strict=True)]
     with tempfile.TemporaryDirectory() as name:
@@ -66,15 +66,15 @@ def figures(images: torch.Tensor, originals: torch.Tensor, lpips: PerceptualDist
 
 
 def main() -> None:
-    """Measures all rows; the file is written anew after each."""
+    """Measures all rows, and writes the file again after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="PARQUET", help="images, in a column `image`")
     parser.add_argument("--model", default="cifar10-32-small", metavar="NAME_OR_PATH", help="(default: %(default)s)")
     parser.add_argument("--num-images", type=int, default=2000, help="(default: %(default)s)")
-    parser.add_argument("--num-long", type=int, default=250, help="images of what takes long (default: %(default)s)")
+    parser.add_argument("--num-long", type=int, default=250, help="images for what takes long (default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15, 20, 50], help="(default: %(default)s)")
-    parser.add_argument("--dataset", default="", help="how the page calls the data; default: the file's name")
-    parser.add_argument("--hardware", default="a CPU", help="how the page calls the machine")
+    parser.add_argument("--dataset", default="", help="name of the data on the page (default: the file's name)")
+    parser.add_argument("--hardware", default="a CPU", help="name of the machine on the page")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("steps.json"), metavar="FILE")
     options = parser.parse_args()
 

@@ -1,13 +1,13 @@
-"""How should one train? Recipes that differ in one thing, at a small budget: phases, SC-S, optimizer, head.
+"""Compares training recipes that differ in one thing, at a small budget: phases, SC-S, optimizer, head.
 
     python benchmarks/study_recipes.py train.parquet test.parquet --output recipes --training-examples 40000
     python benchmarks/study_recipes.py train.parquet test.parquet --output recipes --recipes base one-phase --seeds 1 2
 
-Each recipe and seed is one run of `diffae-hub train` in a folder of its own: the networks of `cifar10-32-small` with
-SC-4, a first phase of a quarter, Muon and a cosine to zero, but for what its name says. What is done is left alone,
-so the command can be given again. The first test images are reconstructed by DDIM from the code and random noise, and
-from the code and the inverted noise; the probe learns the classes from the first 10,000 training codes. Writes
-table.md: means over the seeds, with 95 % t-intervals where there are several. Needs the extras `train` and `eval`.
+Each recipe and seed is one run of `diffae-hub train` in a folder of its own. Apart from what its name says, it has the
+networks of `cifar10-32-small` with SC-4, a first phase of a quarter, Muon and a cosine to zero. Finished runs are kept,
+so the command can be repeated. The first test images are reconstructed by DDIM from the code and random noise, and from
+the code and the inverted noise. The probe learns the classes from the first 10,000 training codes. Writes table.md:
+means over the seeds, with 95 % t-intervals if there are several. Needs the extras `train` and `eval`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ PROBE_IMAGES = 10_000
 
 
 def train(recipe: str, seed: int, folder: Path, options: argparse.Namespace) -> None:
-    """The run of `diffae-hub train`, or what is left of it."""
+    """Runs `diffae-hub train`, or the rest of an interrupted run."""
     command = [sys.executable, "-m", "diffae_hub.cli", "train", "--preset", "cifar10-32-small"]
     command += ["--optimizer", "muon", "--lr-scheduler", "cosine", "--seed", str(seed), "--num-workers", "0"]
     command += ["--dataset", options.train, "--split", "train", "--output", str(folder), "--keep-checkpoints", "1"]
@@ -69,7 +69,7 @@ def train(recipe: str, seed: int, folder: Path, options: argparse.Namespace) -> 
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """A finished run's figures."""
+    """Measures a finished run."""
     pipe = DiffusionAutoencoderPipeline.from_pretrained(folder / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     pipe.decoder.to(memory_format=torch.channels_last)
@@ -114,7 +114,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def summary(values: list[float], form: str) -> str:
-    """The mean, and with several values half the width of its 95 % interval (Student's t)."""
+    """Formats the mean, and for several values half the width of its 95 % interval (Student's t)."""
     text = form.format(statistics.mean(values))
     if len(values) == 1:
         return text
@@ -123,7 +123,7 @@ def summary(values: list[float], form: str) -> str:
 
 
 def table(folder: Path) -> str:
-    """A line per recipe that has results, in the order of RECIPES."""
+    """Returns a table with a line per recipe that has results, in the order of RECIPES."""
     rows = []
     for recipe in RECIPES:
         paths = sorted(folder.glob(f"{recipe.replace('/', '-')}-seed*/results.json"))
@@ -140,9 +140,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), metavar="RECIPE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--training-examples", type=int, default=40_000, help="of each run (default: %(default)s)")
+    parser.add_argument("--training-examples", type=int, default=40_000, help="per run (default: %(default)s)")
     parser.add_argument("--num-images", type=int, default=500, help="test images (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="of DDIM (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of DDIM (default: %(default)s)")
     options = parser.parse_args()
     for seed in options.seeds:
         for recipe in options.recipes:
