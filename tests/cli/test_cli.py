@@ -44,7 +44,7 @@ def photo(tmp_path: Path) -> str:
 
 @pytest.fixture
 def reconstruct(tmp_path: Path, capsys) -> Callable[..., dict[str, Any]]:
-    """Runs the command and gives what it prints."""
+    """Runs the command and returns what it prints."""
 
     def run(*words: object) -> dict[str, Any]:
         assert main(["reconstruct", *map(str, words), "--output", str(tmp_path / "out"), "--json"]) == 0
@@ -56,12 +56,12 @@ def reconstruct(tmp_path: Path, capsys) -> Callable[..., dict[str, Any]]:
 
 
 def given(photo: str) -> np.ndarray:
-    """What the model is given: the centre square, resized as Pillow does it."""
+    """Returns the input of the model: the centre square, resized by Pillow."""
     return np.asarray(ImageOps.fit(Image.open(photo), (16, 16), Image.Resampling.LANCZOS))
 
 
 def test_reconstruct_writes_pictures_and_true_figures(reconstruct, model: str, photo: str, tmp_path: Path) -> None:
-    """Of two files of one name and one seed, which do not collide; without a trace in the global randomness."""
+    """Two files of one name give two equal pictures for one seed, and the global random state stays as it was."""
     other = tmp_path / "elsewhere" / "photo.png"
     other.parent.mkdir()
     other.write_bytes(Path(photo).read_bytes())
@@ -90,7 +90,7 @@ def test_exact_reconstruction_equals_the_picture(reconstruct, model: str, photo:
 
 
 def test_one_channel_model_in_tiles(reconstruct, photo: str, tmp_path: Path) -> None:
-    """Of a picture that is stored lying, to be shown upright."""
+    """The picture is stored on its side and must be shown upright."""
     torch.manual_seed(0)
     gray = TINY | {"in_channels": 1}
     pipeline = DiffusionAutoencoderPipeline(
@@ -114,7 +114,7 @@ def test_one_channel_model_in_tiles(reconstruct, photo: str, tmp_path: Path) -> 
 
 
 def test_solvers(model: str, photo: str, tmp_path: Path, tiny_pipeline) -> None:
-    """Each gives its picture, and after a solver of diffusers' the model's own schedule is walked."""
+    """Each solver gives another picture, and a model saved with a diffusers solver keeps its own schedule."""
     other = tmp_path / "other"
     tiny_pipeline.scheduler = DPMSolverMultistepScheduler.from_config(tiny_pipeline.scheduler.config)
     tiny_pipeline.save_pretrained(other)

@@ -1,4 +1,4 @@
-"""From a folder of images to edits, neighbours and new images, by the commands."""
+"""The commands that lead from a folder of images to edits, neighbours and new images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffae_hub.cli.main import main
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Dark and bright pictures, 16 each, in a folder each."""
+    """A folder of 16 dark and one of 16 bright pictures."""
     rng = np.random.default_rng(0)
     for name, level in (("bright", 190), ("dark", 60)):
         folder = tmp_path / "photos" / name

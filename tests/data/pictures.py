@@ -33,11 +33,11 @@ def encoded(image: np.ndarray = GRADIENT) -> dict:
 
 
 def table(images: list[dict], column: str = "image") -> datasets.Dataset:
-    """With the row's number as label."""
+    """Makes a table of images, with the row number as label."""
     features = datasets.Features({column: datasets.Image(), "label": datasets.Value("int64")})
     return datasets.Dataset.from_dict({column: images, "label": range(len(images))}, features=features)
 
 
 def grayscale_values(tensor: torch.Tensor) -> np.ndarray:
-    """Back to 0 .. 255, from (1, H, W) in [-1, 1]."""
+    """Converts (1, H, W) in [-1, 1] back to (H, W) in 0 .. 255."""
     return (tensor[0].double().numpy() + 1) * 127.5

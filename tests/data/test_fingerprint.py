@@ -51,7 +51,7 @@ def test_folder(tmp_path: Path, streaming: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "saved", "not on this disk", "stream not on this disk"])
 def test_tables(tmp_path: Path, kind: str) -> None:
-    """Of what is not on this disk the opened data set is asked: here local ones stand for those of the Hub."""
+    """If data are not on this disk, the opened data set is used. Local data sets stand for those of the Hub."""
     rows, found = table([encoded()] * 4), []
     for name, dataset in (("a", rows), ("b", rows.select([0, 2]))):
         source = tmp_path / name / "data"

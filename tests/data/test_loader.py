@@ -40,7 +40,7 @@ def test_order_depends_on_the_position_only(start: int, num_processes: int) -> N
 
 @pytest.fixture
 def bad_folder(tmp_path: Path) -> str:
-    """Of six images 2, 4 and 5 cannot be read."""
+    """A folder of six images, of which 2, 4 and 5 cannot be read."""
     for index in range(6):
         save(tmp_path / f"{index}.png", Image.fromarray(GRADIENT + index))
     content = (tmp_path / "4.png").read_bytes()
@@ -69,7 +69,7 @@ def test_damaged_rows_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_stops_the_training_is_raised(bad_folder: str, workers: int) -> None:
-    """Without the traceback of a loader's process."""
+    """There is no traceback of a loader's process."""
     rows = load_rows(bad_folder)
     sampler = ResumableBatchSampler(6, 6, start=0, stop=6, seed=0)
     for crop, skip in (("center", False), ("d2c", True)):  # none has the crop's size

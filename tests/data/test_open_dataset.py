@@ -1,4 +1,4 @@
-"""Which images and columns a source, a split and a slice stand for, and what is refused."""
+"""Which images and columns a source, a split and a slice select, and what is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture_table() -> datasets.Dataset:
 
 
 def names_of(source: str, split: str = "train") -> list[str]:
-    """The images of a folder's split, which are the same in every way of opening it."""
+    """Returns the images of a folder's split, which must be the same for every way to open it."""
     paths = [row["path"] for row in load_rows(source, split)]
     for streaming in (False, True):
         opened = open_dataset(source, split, "image", streaming)
@@ -35,7 +35,7 @@ def names_of(source: str, split: str = "train") -> list[str]:
 def refused(
     argument: str, source: object, split: str = "train", column: str = "image", columns: tuple = (), only=(False, True)
 ) -> str:
-    """The message with which every way of opening refuses: one line that names the argument."""
+    """Returns the error of every way to open a source: one line that names the argument."""
     for streaming in only:
         with pytest.raises(ValueError, match=argument) as caught:
             open_dataset(str(source), split, column, streaming, columns)
@@ -59,7 +59,7 @@ def test_folders(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_not_divided(tmp_path: Path) -> None:
-    """No image is taken for a split's because of its name, and a class may be named like a split."""
+    """The name of an image does not put it in a split, and a class may be named like a split."""
     source = write_images(tmp_path / "images", "a.png", "photo test 1.png", "sub/val-2.png")
     assert names_of(source, "train") == names_of(source, "test") == ["a.png", "photo test 1.png", "sub/val-2.png"]
     refused("split", source, "held_out")
@@ -70,7 +70,7 @@ def test_folders_that_are_not_divided(tmp_path: Path) -> None:
 
 
 def test_links(tmp_path: Path) -> None:
-    """Each real file once, by its own name if it has one here; no walk without end; nothing that is hidden."""
+    """Each real file is found once, by its own name if it has one here. Loops end, and hidden files are left out."""
     write_images(tmp_path, "elsewhere/dog/c.png", "elsewhere/one.png")
     source = write_images(tmp_path / "root", "a/1.png", "b/2.png", "cat/.hidden/4.png")
     links = {"dog": "../elsewhere/dog", "a/above": "../..", "a/other": "../b", "b/other": "../a", "again": "b"}
@@ -84,7 +84,7 @@ def test_links(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "train.parquet", "metadata.csv", "saved/data.arrow"])
 def test_pipes_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    """And not read, which would take for ever."""
+    """They are not read, which would take for ever."""
     source = write_images(tmp_path / "data", "b.png")
     if "saved" in name:
         source = tmp_path / "data" / "saved"
@@ -158,7 +158,7 @@ def test_tables(tmp_path: Path, picture_table: datasets.Dataset, kind: str) -> N
     ["test.parquet", "test-00000-of-00001.parquet", "test_0.parquet", "test.part.parquet", "test/any.parquet"],
 )
 def test_parquet_files_of_a_split(tmp_path: Path, picture_table: datasets.Dataset, name: str) -> None:
-    """Not those of splits whose names begin alike. A copy of a Hub dataset has them in `data`, beside README.md."""
+    """Other splits may begin with the same name. A copy of a Hub dataset has the files in `data`, beside README.md."""
     (tmp_path / "README.md").write_text("A data set.")
     folder = "data" if "-" in name else "."
     others = ("test_hard.parquet", "test2.parquet", "testing/b.parquet", "train-0.parquet", "test/.hidden.parquet")
@@ -172,7 +172,7 @@ def test_parquet_files_of_a_split(tmp_path: Path, picture_table: datasets.Datase
 
 
 def test_columns_of_a_folder_of_images(tmp_path: Path) -> None:
-    """From a metadata file beside the images, which is no data of its own."""
+    """They come from a metadata file beside the images, which is not a data set itself."""
     folder, ages = tmp_path / "[a]", {"file_name": ["*a?.png", "b.png"], "age": [3, 5]}  # no patterns, but names
     source = write_images(folder, *ages["file_name"], "c.png")  # it has no age
     datasets.Dataset.from_dict(ages).to_parquet(folder / "metadata.parquet")
@@ -223,7 +223,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
 
 
 def test_mistyped_path_where_there_is_no_hub(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
-    """The Hub is asked once: its client would print each of its attempts."""
+    """The Hub is asked only once, because its client would print every attempt."""
     for owner in (constants, datasets.config):
         monkeypatch.setattr(owner, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

@@ -94,7 +94,7 @@ def test_loader_process_changes_nothing(parquet_folder: Path) -> None:
 
 
 def test_closing_does_not_wait_for_a_block() -> None:
-    """Here the second epoch's: it is longer than anybody would wait for. A few rows are read ahead."""
+    """The block of the second epoch would take too long. Only a few of its rows are read ahead."""
     read = []
 
     def rows() -> Iterator[dict]:
@@ -128,7 +128,7 @@ def test_loader_that_is_dropped_leaves_nothing_behind(parquet_folder: Path, work
 
 
 def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:
-    """By one name in every epoch, and in a stream that was resumed in the midst of the shard."""
+    """The name is the same in every epoch, and in a stream that is resumed in the middle of a shard."""
     table([GOOD] * 2 + [{"bytes": b"damaged", "path": "broken.png"}] * 9).to_parquet(tmp_path / "train-0.parquet")
     table([GOOD] * 3 + [BAD]).to_parquet(tmp_path / "train-1.parquet")
     options = {"batch_size": 2, "buffer_size": 2, "skip_bad_images": True}  # a long row of them, beyond the buffer
@@ -146,7 +146,7 @@ def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_stops_the_training_is_raised(tmp_path: Path, workers: int) -> None:
-    """Without the traceback of the loader's process."""
+    """There is no traceback of the loader's process."""
     examples = {"one": [GOOD] * 3 + [BAD], "all": [BAD] * 3, "single": [GOOD], "damaged": [GOOD] * 400}
     for name, rows in examples.items():
         (tmp_path / name).mkdir()

@@ -25,7 +25,7 @@ def test_grayscale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("crop", ["center", "random"])
 def test_exif_rotation(tmp_path: Path, crop: str) -> None:
-    """A broken block turns nothing."""
+    """A broken EXIF block does not turn the image."""
     transform = ImageTransform(8, 1, crop=crop)
     for orientation, turns in ((3, 2), (6, -1), (8, 1)):
         exif = Image.Exif()
@@ -50,7 +50,7 @@ def test_images_that_cannot_be_used_are_named(tmp_path: Path, crop: str) -> None
 
 
 def test_d2c_crop(tmp_path: Path) -> None:
-    """Rows 57 .. 185 and columns 25 .. 153 of 218 x 178."""
+    """The crop has rows 57 .. 185 and columns 25 .. 153 of 218 x 178."""
     pixels = np.random.default_rng(0).integers(0, 256, (218, 178), dtype=np.uint8)
     transform = ImageTransform(128, 1, crop="d2c")
     cropped = transform(save(tmp_path / "a.png", Image.fromarray(pixels)))

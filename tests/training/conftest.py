@@ -17,7 +17,7 @@ def accelerator(on_cpu: None) -> Accelerator:
 
 @pytest.fixture(scope="session")
 def every_step(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 8 steps that keeps a checkpoint of each. Phase 1 ends after step 2, the warm-up after step 4."""
+    """A run of 8 steps with a checkpoint of each. Phase 1 ends after step 2, the warm-up after step 4."""
     folder = tmp_path_factory.mktemp("every_step") / "run"
     flags = ("--checkpoint-every=16", "--keep-checkpoints=100", "--report-to=tensorboard", "--hub-license=cc-by-4.0")
     flags += ("--more-ema-decays=0.25",)

@@ -1,6 +1,6 @@
-"""Runs `diffae-hub train` in processes of its own, which can be killed, without importing torch anew for each.
+"""Runs `diffae-hub train` in separate processes, which can be killed, without importing torch again for each.
 
-A fork server imports the libraries once; each run is a process forked from it, as real as any other.
+A fork server imports the libraries once; each run is a real process, forked from it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WITHOUT_DROPOUT = {"encoder": _NETWORK, "decoder": {**TINY_EXPERIMENT["decoder"]
 
 
 def write_images(folder: Path, count: int = 40, size: int = 8, seed: int = 0) -> Path:
-    """Grayscale PNG files of smooth random patterns."""
+    """Writes grayscale PNG files of smooth random patterns."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
@@ -64,7 +64,7 @@ def write_images(folder: Path, count: int = 40, size: int = 8, seed: int = 0) ->
 
 
 def arguments(dataset: Path, output: Path, *extra: str, **experiment: object) -> list[str]:
-    """A command line for a tiny run."""
+    """Returns the command line of a tiny run."""
     output.parent.mkdir(parents=True, exist_ok=True)
     config = output.with_suffix(".json")
     config.write_text(json.dumps({**TINY_EXPERIMENT, **experiment}))
@@ -81,12 +81,12 @@ def arguments(dataset: Path, output: Path, *extra: str, **experiment: object) ->
 
 
 def interrupt(after: int, calls: int = 1, writing: bool = False, number: int = signal.SIGKILL) -> None:
-    """Lets the loop send a signal to its own process group: at the same place however fast or slow the machine is.
+    """Makes the loop send a signal to its own process group, at a place that does not depend on the machine's speed.
 
     Args:
-        after: Examples of the record in metrics.jsonl, or of the checkpoint, from which on it happens.
-        calls: It happens at this call of a Python or C function after that record, in the midst of a step; or, if
-            `writing`, after the write of that checkpoint has begun. A write of fewer calls ends with it.
+        after: Examples at the record in metrics.jsonl, or at the checkpoint, after which the signal may come.
+        calls: The signal comes at this call of a Python or C function after that record, within a step, or, if
+            `writing`, after the write of that checkpoint has begun. If a write has fewer calls, it comes at its end.
     """
     left = calls
     save, append = loop.save_checkpoint, loop.append_json_lines
@@ -141,9 +141,9 @@ _context.set_forkserver_preload(
 
 
 def run(argv: list[str], prepare: Callable[[], object] | None = None, processes: int = 1, code: int = 0) -> str:
-    """Runs a command line, or `train` with these flags, after `prepare` was called, to the end: what was printed.
+    """Calls `prepare`, runs a command line, or `train` with these flags, to the end, and returns what it printed.
 
-    `processes` have the environment that a launcher gives; the largest of their exit codes counts.
+    Several `processes` get the environment of a launcher; the largest of their exit codes counts.
     """
     output = Path(next(a for a in argv if a.startswith("--output=")).partition("=")[2])
     launched = {}
@@ -173,7 +173,7 @@ def run(argv: list[str], prepare: Callable[[], object] | None = None, processes:
 
 
 def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:
-    """The options and the experiment of a command line."""
+    """Returns the options and the experiment of a command line."""
     parser = argparse.ArgumentParser()
     add_flags(parser, TrainingOptions)
     options = from_values(TrainingOptions, vars(parser.parse_args(with_hyphens(argv))))
@@ -181,10 +181,10 @@ def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:
 
 
 def states(folder: Path) -> list[dict]:
-    """The checkpoints of a run, oldest first."""
+    """Loads the checkpoints of a run, oldest first."""
     return [load_checkpoint(path) for path in checkpoint_files(folder)]
 
 
 def records(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl."""
+    """Reads the lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

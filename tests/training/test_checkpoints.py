@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back; what is damaged is found; the older ones stay until the newer one stands."""
+"""Checkpoints come back as written, damage is found, and older ones stay until the newer one is complete."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_what_is_read_from_the_disk_outlives_the_file(tmp_path: Path) -> None:
-    """A run that goes on deletes the checkpoint that it came from, and changes its tensors in place."""
+    """A resumed run deletes the checkpoint that it came from, and changes its tensors in place."""
     path = save(tmp_path, 128)
     before, state = path.read_bytes(), load_checkpoint(path)
     assert (path.name, state["examples_seen"]) == ("checkpoint-128.pt", 128)
@@ -71,7 +71,7 @@ def test_a_future_that_is_given_up(tmp_path: Path) -> None:
 
 
 def test_every_flipped_bit_is_found_or_does_no_harm(tmp_path: Path) -> None:
-    """One of each byte of the file in turn: what loads has the very values."""
+    """One bit of every 11th byte is flipped in turn. What still loads has the same values."""
     path = save(tmp_path, 64)
     good, harmless = path.read_bytes(), 0
     positions = range(0, len(good), 11)

@@ -1,6 +1,6 @@
 """A real training, from image files to a pipeline: two phases on scikit-learn's handwritten digits.
 
-1,500 images of 8 x 8 pixels are trained on for 19,200 examples (13 epochs); 150 others are reconstructed.
+The training takes 19,200 examples (13 epochs) of 1,500 images of 8 x 8 pixels; 150 others are reconstructed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def mean_psnr(images: np.ndarray, references: np.ndarray) -> float:
 
 
 def fine_energy(images: np.ndarray) -> float:
-    """Energy of the spatial frequencies 3 and 4 (of at most 4), where blur takes effect."""
+    """Returns the energy of the spatial frequencies 3 and 4 (of at most 4), which blur reduces."""
     frequency = np.abs(np.fft.fftfreq(8) * 8)
     fine = np.maximum(frequency[:, None], frequency[None]) >= 3
     return float((np.abs(np.fft.fft2(images)) ** 2)[:, fine].sum())

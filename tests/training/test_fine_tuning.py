@@ -1,4 +1,4 @@
-"""Runs that begin with a trained model, and runs that go on beyond their end."""
+"""Runs that begin with a trained model, and runs that are continued beyond their end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .runner import arguments, records, run, states, write_images
 
 @pytest.fixture
 def model(tiny_pipeline: DiffusionAutoencoderPipeline, tmp_path: Path) -> Path:
-    """Trained on another noise schedule than the default."""
+    """A model with another noise schedule than the default."""
     tiny_pipeline.scheduler = VPDDIMScheduler(scaling_factor=2.0, prediction_type="sample")
     tiny_pipeline.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -49,7 +49,7 @@ def test_the_networks_are_the_models_and_a_preset_may_give_the_recipe(model: Pat
 
 
 def test_a_finished_run_is_prolonged(image_folder: Path, tmp_path: Path) -> None:
-    """The phases change where they did at first; the steps before the old end are those of the longer run's twin."""
+    """Phase 1 ends where it did at first, and the result equals that of one long run with the same phases."""
     folder = tmp_path / "run"
     argv = arguments(image_folder, folder, "--resume-from-checkpoint=latest", training_examples=128)
     run(argv)

@@ -15,7 +15,7 @@ from diffae_hub.training.objective import denoising_loss, derived_seed, sample_t
 
 
 class Constant(nn.Module):
-    """Answers with a given tensor and keeps what it was asked: shows the input and, through the loss, the target."""
+    """Answers with a given tensor and keeps its inputs, so that the loss shows the target."""
 
     def __init__(self, answer: torch.Tensor) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def test_algorithm_2(prediction_type: str, rng: torch.Generator) -> None:
 
 
 def test_t_is_uniform() -> None:
-    """Kolmogorov-Smirnov, over the batches of a training: each draws from a generator of its own."""
+    """A Kolmogorov-Smirnov test over the batches of a training, each of which has its own generator."""
     scheduler = VPDDIMScheduler()
     assert sample_timesteps(4, 1, scheduler, torch.Generator()).tolist() == [1000.0] * 4  # in phase 1
     batches = []

@@ -1,4 +1,4 @@
-"""Muon against torch's own, learning rates against their formulas."""
+"""Muon against torch's Muon, and learning rates against their formulas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffae_hub.training.optimizers import Muon, learning_rate_at, newton_schulz
 
 
 def test_learning_rates() -> None:
-    """Linear over 128,000 examples, then constant (section 8); or other schedules after a warm-up of 100."""
+    """Linear over 128,000 examples, then constant (section 8), and other schedules after a warm-up of 100."""
     for seen, rate in ((256, 2e-7), (64_000, 5e-5), (127_744, 9.98e-5), (128_000, 1e-4), (64_000_000, 1e-4)):
         assert learning_rate_at(seen, 1e-4, "constant", 128_000, 64_000_000) == pytest.approx(rate, rel=1e-12)
     assert learning_rate_at(256, 1e-4, "constant", 0, 64_000_000) == 1e-4
@@ -32,7 +32,7 @@ def test_newton_schulz_keeps_the_singular_vectors(rng: torch.Generator, shape: t
 
 
 def test_muon_is_torchs_on_matrices(rng: torch.Generator) -> None:
-    """torch's computes in bfloat16: a step agrees to about 2 % of its size."""
+    """torch computes in bfloat16, so a step agrees to about 2 % of its size."""
     start = torch.randn(8, 24, generator=rng)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     options = {"weight_decay": 0.0, "momentum": 0.95, "nesterov": True, "adjust_lr_fn": "match_rms_adamw"}

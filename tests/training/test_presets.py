@@ -35,7 +35,7 @@ from diffae_hub.training.presets import PRESETS, preset_named
     ],
 )
 def test_sizes(name: str, decoder: float, encoder: float, tolerance: float) -> None:
-    """Counted without allocating the networks."""
+    """Parameters are counted without allocating the networks."""
     with torch.device("meta"):
         models = PRESETS[name].build_decoder(), PRESETS[name].build_encoder()
     counts = [sum(p.numel() for p in model.parameters()) for model in models]
@@ -62,7 +62,7 @@ def test_table_8(name: str, lengths: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_is_valid_and_json(name: str) -> None:
-    """And what is built has the configuration that the preset says, and none beside it."""
+    """What is built has exactly the configuration of the preset."""
     preset = preset_named(name)
     preset.validate()
     plain = json.loads(json.dumps(preset.to_dict()))

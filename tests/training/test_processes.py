@@ -1,4 +1,4 @@
-"""Two processes do what one does, and end together."""
+"""Two processes give the same result as one, and end together."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .runner import WITHOUT_DROPOUT, arguments, records, run, states, write_imag
 
 
 def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: Path) -> None:
-    """A batch of 15 as a whole, in accumulated parts of 5, 5 and 5, and as 7 and 8 in two processes.
+    """A batch of 15 is taken as a whole, in accumulated parts of 5, 5 and 5, and as 7 and 8 in two processes.
 
-    After four steps the optimizer's averages are those of the gradients.
+    After four steps, the optimizer's averages compare the gradients.
     """
     common = {"training_examples": 60, "batch_size": 15, "max_grad_norm": 1e9, "warmup_examples": 0, **WITHOUT_DROPOUT}
     whole, parts, two = (tmp_path / name for name in ("whole", "parts", "two"))
@@ -44,7 +44,7 @@ def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: 
 
 
 def test_unreadable_image_in_one_of_two_processes(tmp_path: Path) -> None:
-    """The process that meets it says so, the other ends too, and neither prints a traceback."""
+    """The process that finds it prints so, both end, and neither prints a traceback."""
     folder = write_images(tmp_path / "images")
     (folder / "007.png").write_bytes(b"broken")
     text = run(arguments(folder, tmp_path / "run", training_examples=48), processes=2, code=1)
@@ -53,7 +53,7 @@ def test_unreadable_image_in_one_of_two_processes(tmp_path: Path) -> None:
 
 
 def stop_after_48() -> None:
-    """SIGTERM comes twice, as from a scheduler and from torchrun, and to the second process only."""
+    """Sends SIGTERM twice, as a scheduler and torchrun do, and only to the second process."""
     rate = trainer.learning_rate_at
 
     def signalled_rate(examples_seen: int, *rest: object) -> float:

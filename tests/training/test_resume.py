@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or finds its newest checkpoint damaged ends with the weights of an undisturbed one."""
+"""A run that is killed or stopped, or whose newest checkpoint is damaged, ends with an undisturbed run's weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def undisturbed(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def folder(undisturbed: Path, tmp_path: Path) -> Path:
-    """What a run leaves that was killed after 192 examples."""
+    """The folder of a run that was killed after 192 examples."""
     folder = tmp_path / "run"
     folder.mkdir()
     for examples in (128, 192):
@@ -46,7 +46,7 @@ def folder(undisturbed: Path, tmp_path: Path) -> Path:
 
 
 def assert_same_tensors(first: object, second: object) -> None:
-    """Equal to the last bit, at every depth."""
+    """Checks that nested tensors are equal to the last bit."""
 
     def check(where: tuple, a: object, b: object) -> None:
         if isinstance(a, torch.Tensor):
@@ -69,7 +69,7 @@ def assert_same_end(folder: Path, undisturbed: Path, same_data: bool = True) -> 
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """Loss by examples seen; each must be recorded once."""
+    """Returns the losses by examples seen; each must be recorded once."""
     found = records(folder)
     assert len({record["examples"] for record in found}) == len(found)
     return {record["examples"]: record["loss"] for record in found}
@@ -101,7 +101,7 @@ def test_killed_at_any_moment_and_damaged(image_folder: Path, tmp_path: Path, un
 
 
 def test_sigterm_saves_and_ends(image_folder: Path, folder: Path, undisturbed: Path) -> None:
-    """Sent to the whole group, as a scheduler does, the loader's process too."""
+    """The whole group gets it, as from a scheduler, including the loader's process."""
     argv = arguments(image_folder, folder, LATEST, "--num-workers=1", training_examples=LENGTH)
     calls = random.randint(1, 10_000)  # about a step's: the loader's process has most of them
     print(f"{calls} calls")
@@ -140,7 +140,7 @@ def test_full_disk_leaves_the_older_checkpoint(image_folder: Path, folder: Path,
 def test_another_experiment_or_other_data_is_refused(
     image_folder: Path, tmp_path: Path, undisturbed: Path, refusal, on_cpu: None
 ) -> None:
-    """And nothing of the run is touched."""
+    """The files of the run stay as they are."""
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
     other_images = write_images(tmp_path / "other", count=41)
     other_bytes = write_images(tmp_path / "renamed")
@@ -176,7 +176,7 @@ def test_moved_data_and_spelled_out_defaults(
 
 
 def test_going_back_to_an_older_checkpoint(image_folder: Path, tmp_path: Path) -> None:
-    """What was recorded beyond it is recorded anew, in TensorBoard too, and `latest` is not the abandoned future's."""
+    """Later records are made again, also in TensorBoard, and `latest` ignores the abandoned checkpoints."""
     folder = tmp_path / "run"
     flags = ("--report-to=tensorboard", "--keep-checkpoints=9", LATEST)
     argv = arguments(image_folder, folder, *flags, training_examples=160)
@@ -199,7 +199,7 @@ def test_going_back_to_an_older_checkpoint(image_folder: Path, tmp_path: Path) -
 
 
 def test_a_validation_that_was_missed_is_made_up_for(every_step: Path, image_folder: Path, tmp_path: Path) -> None:
-    """Killed after the last checkpoint, before the validation: the resumed run has the figures all the same."""
+    """A run that was killed between its last checkpoint and validation is validated when it is resumed."""
     folder = tmp_path / "run"
     shutil.copytree(every_step, folder, ignore=shutil.ignore_patterns("logs", "pipeline"))
     *others, last = records(folder)

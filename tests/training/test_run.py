@@ -1,4 +1,4 @@
-"""Whole runs: their arithmetic read off real runs' checkpoints, their options, their files."""
+"""Whole runs: arithmetic, as read from checkpoints, options and files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def hurry() -> None:
 
 
 def test_a_checkpoint_of_time(image_folder: Path, tmp_path: Path) -> None:
-    """As if half an hour had passed at each step."""
+    """The clock acts as if half an hour passed at each step."""
     argv = arguments(image_folder, tmp_path / "run", "--keep-checkpoints=9", training_examples=48)
     run([word for word in argv if not word.startswith("--checkpoint-every")], hurry)
     assert [state["examples_seen"] for state in states(tmp_path / "run")] == [16, 32, 48]
@@ -81,7 +81,7 @@ def test_validation_images_are_of_all_classes(tmp_path: Path, capsys) -> None:
 
 
 def test_validation_is_of_the_averaged_weights(every_step: Path, image_folder: Path) -> None:
-    """The last one's figures, found again with the saved pipeline."""
+    """The saved pipeline has the figures of the last validation."""
     pixels = np.stack([np.asarray(Image.open(path), dtype=np.float64) for path in sorted(image_folder.iterdir())])
     originals = torch.from_numpy(pixels).float()[:, None] / 255
     (record,) = (r for r in records(every_step) if r["examples"] == 128 and "loss" not in r)
@@ -96,7 +96,7 @@ def test_validation_is_of_the_averaged_weights(every_step: Path, image_folder: P
 
 
 def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) -> None:
-    """In a run of one phase that predicts noise."""
+    """The run has one phase and predicts noise."""
     extra = ("--set=decoder.dropout=0.25", "--learning_rate=0.002", "--noise-schedule=inverted", "--phase1-fraction=0")
     extra += ("--prediction-type=epsilon",)
     text = run(arguments(image_folder, tmp_path / "run", *extra, training_examples=16))
@@ -120,7 +120,7 @@ def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) 
 
 
 def test_options_of_the_machine(image_folder: Path, tmp_path: Path) -> None:
-    """Gradient checkpointing and the memory format change nothing but rounding; bf16 stays near; all of them run."""
+    """Gradient checkpointing and the memory format only change rounding; bf16 stays close."""
     ends = {}
     for flag in ("--no-channels-last", "--gradient-checkpointing", "--mixed-precision=bf16"):
         run(arguments(image_folder, tmp_path / flag, flag, training_examples=32, **WITHOUT_DROPOUT))
@@ -133,9 +133,9 @@ def test_options_of_the_machine(image_folder: Path, tmp_path: Path) -> None:
 
 
 def test_compiled_run(image_folder: Path, tmp_path: Path, monkeypatch, on_cpu: None) -> None:
-    """--compile changes nothing but rounding, through both phases and in the saved names; there is one graph.
+    """--compile only changes rounding, in both phases, and not the names of weights; there is one graph.
 
-    What torch's own compiler makes of the graph is torch's, and takes minutes.
+    It runs without torch's own code generation, which takes minutes.
     """
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.compiler.reset()  # of other tests in this process
@@ -153,7 +153,7 @@ def test_compiled_run(image_folder: Path, tmp_path: Path, monkeypatch, on_cpu: N
 
 
 def test_diverging_loss_stops_the_run(image_folder: Path, tmp_path: Path) -> None:
-    """Step and last good checkpoint are named, and no checkpoint holds weights that are not finite."""
+    """The error names the step and the last good checkpoint, and all checkpoints have finite weights."""
     divergent = ("--learning-rate=1e25", "--max-grad-norm=1e30", "--checkpoint-every=16")
     text = run(arguments(image_folder, tmp_path / "run", *divergent, warmup_examples=0, training_examples=4096), code=1)
     assert "at step " in text.splitlines()[-1]

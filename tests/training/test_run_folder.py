@@ -30,7 +30,7 @@ def test_a_folder_in_use(image_folder: Path, tmp_path: Path, refusal, monkeypatc
 def test_checkpoints_that_appear_while_a_run_waits(
     image_folder: Path, tmp_path: Path, monkeypatch, on_cpu: None
 ) -> None:
-    """A run that is to start anew waits for another in its folder, and does not mix its checkpoints with that one's."""
+    """A new run that waits for another one in its folder does not mix checkpoints with it."""
     folder = tmp_path / "run"
     argv = arguments(image_folder, folder, training_examples=16)
 

@@ -1,4 +1,4 @@
-"""What ends a run early: signals, losses that are not finite, errors that nobody foresaw."""
+"""What ends a run early: signals and losses that are not finite."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_repeated_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_losses_that_are_looked_at_together(accelerator: Accelerator) -> None:
-    """As on an accelerator: the step is named all the same, the mean is over the steps since it was asked for."""
+    """As on an accelerator: the error still names the step, and the mean covers the steps since the last mean."""
     with StopSignal() as stop:
         monitor = LossMonitor(accelerator, stop, check_every=3)
         for step, loss in enumerate((1.0, 2.0, 6.0), start=1):
@@ -77,7 +77,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 
 
 def test_the_loaders_processes_end_with_the_run(image_folder: Path, tmp_path: Path) -> None:
-    """They ignore SIGTERM, the signal by which Python's exit would end them before it waits for them."""
+    """They ignore SIGTERM, which Python sends them at its exit before it waits for them."""
     process = subprocess.run(
         [sys.executable, "-c", DISTURBED, *arguments(image_folder, tmp_path / "run"), "--num-workers=1"],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

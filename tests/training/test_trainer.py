@@ -35,10 +35,9 @@ def batches(rng: torch.Generator) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tensor], channels_last: bool) -> None:
-    """Two steps at t = 1 and six of v-prediction on SC-4; clipping, Adam, warm-up and averages written out.
+    """Two steps at t = 1 and six of v-prediction on SC-4, with clipping, Adam, warm-up and averages written out.
 
-    What the reference takes from the trainer are its initial weights and its draws of t and x_t, from which it has the
-    noise.
+    From the trainer the reference only takes the initial weights, t and x_t, which give the noise.
     """
     trainer = tiny_trainer(accelerator, channels_last=channels_last, more_ema_decays=(OTHER_DECAY,))
     in_layout = {
@@ -91,7 +90,7 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
 
 
 def half_precision(scale: float) -> Accelerator:
-    """float16 with a loss scale, as on a GPU. PyTorch has it on the CPU too; accelerate does not offer it there."""
+    """Returns float16 with a loss scale, as on a GPU. PyTorch supports it on the CPU, accelerate does not."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
     accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
@@ -100,7 +99,7 @@ def half_precision(scale: float) -> Accelerator:
 
 
 def test_half_precision(accelerator: Accelerator, batches: list[torch.Tensor]) -> None:
-    """Near float32, clipped after the scale is taken off, and resumed with the scale that it had."""
+    """Losses are close to float32, gradients are clipped after unscaling, and the scale survives a resume."""
     exact = tiny_trainer(accelerator)
     losses = [float(exact.step(images)) for images in batches]
     half = tiny_trainer(half_precision(2.0**12))
@@ -123,7 +122,7 @@ def test_half_precision(accelerator: Accelerator, batches: list[torch.Tensor]) -
 
 
 def test_averaged_weights_are_lent(accelerator: Accelerator, batches: list[torch.Tensor]) -> None:
-    """Whatever happens meanwhile, the training goes on from the weights that it had."""
+    """The training continues with its own weights, even after an exception."""
     trainer = tiny_trainer(accelerator)
     trainer.step(batches[0])
     before = [parameter.detach().clone() for parameter in trainer.parameters]
@@ -138,7 +137,7 @@ def test_averaged_weights_are_lent(accelerator: Accelerator, batches: list[torch
 def test_goes_on_in_another_memory_format(
     accelerator: Accelerator, batches: list[torch.Tensor], before: int, after: int, optimizer: str
 ) -> None:
-    """A state taken up again under the other memory format leads to the same weights, but for rounding."""
+    """A state that is resumed in the other memory format gives the same weights, except for rounding."""
     options = {"optimizer": optimizer, "more_ema_decays": (OTHER_DECAY,)}
     whole = tiny_trainer(accelerator, channels_last=bool(before), **options)
     for images in batches[:4]:
