@@ -13,7 +13,7 @@ from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeli
 
 
 def torch_device(name: str) -> torch.device:
-    """Returns a device by its name. Raises ValueError if this machine has no such device that holds values."""
+    """Returns a device by its name. Raises ValueError if it does not exist or holds no values."""
     try:
         torch.zeros(1, device=name).item()  # "meta" holds none
     except (RuntimeError, AssertionError, ImportError) as error:

@@ -33,7 +33,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file; see [`new_file`]. Characters that are no text, as in file names, become "?"."""
+    """Writes a text file; see [`new_file`]. Bytes that are no text, as in some file names, become "?"."""
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
 

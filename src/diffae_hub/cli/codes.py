@@ -136,7 +136,7 @@ class FitAttributesOptions:
     without: Path | None = option(
         None, "codes of images without an attribute that those of CODES have; needs no labels"
     )
-    name: str = option("attribute", "name of that attribute")
+    name: str = option("attribute", "name of the attribute for --without")
     principal: int | None = option(None, "number of directions to find in which the codes vary most; needs no labels")
     groups: str | None = option(None, "column of groups, which are not split between fitting and measuring")
     matched_by: str | None = option(

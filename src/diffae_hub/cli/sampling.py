@@ -236,7 +236,7 @@ class EditOptions(Inversion):
 
     model: str = option(_WITH_MORE, _MODEL_HELP)
     attribute: str = option(MISSING, "name of the attribute to change")
-    strengths: tuple[float, ...] = option((0.3,), "how much to add of it; negative numbers remove it")
+    strengths: tuple[float, ...] = option((0.3,), "how much of the attribute to add; negative numbers remove it")
     keep: tuple[str, ...] = option((), "attributes that must not change")
 
 

@@ -113,8 +113,8 @@ class TrainingDataLoader(DataLoader):
     """A loader of whole [`Batch`]es, decoded ahead by `num_workers` processes.
 
     A data set returns the error that stops the training in place of a batch; it is raised here, because it would be a
-    traceback in a loader's process. The processes ignore SIGTERM and Ctrl-C, which go to the whole group, because the
-    training needs them until its next checkpoint. They end with the program: multiprocessing would wait for ever.
+    traceback in a loader's process. The processes ignore SIGTERM and Ctrl-C, which go to the whole group: the training
+    needs them until its next checkpoint. They end with the program; multiprocessing alone would wait for ever.
     """
 
     def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, **options: Any) -> None:

@@ -77,7 +77,7 @@ def image_files(folder: Path) -> list[str]:
     if not paths:
         raise ValueError(f"dataset must hold at least one image file ({', '.join(IMAGE_SUFFIXES)}), got {folder}")
     if other:
-        warnings.warn(f"{folder}: {other} files were skipped, not {', '.join(IMAGE_SUFFIXES)}", stacklevel=2)
+        warnings.warn(f"{folder}: skipped {other} files that are not {', '.join(IMAGE_SUFFIXES)}", stacklevel=2)
     return paths
 
 
@@ -102,7 +102,7 @@ def image_folder(folder: Path, split: str) -> Path:
     if meaning not in _SPLITS:
         raise ValueError(f"split must be one of {', '.join(_SPLITS)} as {folder} is not divided, got {split!r}")
     if mixed:
-        warnings.warn(f"{folder}: images are not divided by {splits}, as some are in {mixed[0]}", stacklevel=2)
+        warnings.warn(f"{folder}: all images are taken, as {splits} and also {mixed[0]} have some", stacklevel=2)
     return folder
 
 

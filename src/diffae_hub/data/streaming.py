@@ -38,7 +38,7 @@ class StreamedBatches(IterableDataset):
     Epoch e visits the shards (files) in the permutation seeded by (seed, e). If there are at least as many shards as
     processes, each process reads its own; otherwise each reads all and keeps every `num_processes`-th row.
 
-    `position` is where to begin: the position of the last batch of a training with as many processes.
+    `position` is where to begin: after the last batch of a training with the same number of processes.
     """
 
     dataset: datasets.IterableDataset  # from `open_dataset`

@@ -53,7 +53,7 @@ class TrainingOptions:
     ema_warmup: bool | None = _experiment("limit the decay at step n to (1 + n) / (10 + n)")
     horizontal_flip: bool | None = _experiment("flip images with probability 1/2")
     crop: Literal[*CROPS] | None = _experiment("crop to a square; d2c: the official networks' crop of CelebA")
-    set: tuple[str, ...] = option((), "override KEY=VALUE, e.g. decoder.dropout=0.2; may be repeated", append=True)
+    set: tuple[str, ...] = option((), "override as KEY=VALUE, e.g. decoder.dropout=0.2; may be repeated", append=True)
     seed: int = option(0, "seed of the initial weights, the data order and all draws", group="experiment", minimum=0)
 
     dataset: str = _data(MISSING, "folder of images, parquet, `datasets` folder or Hub dataset")
