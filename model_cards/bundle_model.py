@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.pretrained import bundled_model_path
+from diffae_hub import DiffusionAutoencoderPipeline, pretrained
 
 
 def main() -> None:
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("name")
     arguments = parser.parse_args()
-    folder = bundled_model_path(arguments.name)
+    folder = Path(pretrained.__file__).parent / arguments.name
     DiffusionAutoencoderPipeline.from_pretrained(arguments.pipeline).to(torch.float16).save_pretrained(folder)
     for path in folder.rglob("*.json"):  # the folder of the training is not published
         configuration = json.loads(path.read_text())
