@@ -92,7 +92,7 @@ def main() -> None:
         "model": options.model,
         "dataset": options.dataset or Path(options.data).name,
         "hardware": options.hardware,
-        "command": shlex.join(["python", "benchmarks/measure_steps.py", Path(options.data).name, *sys.argv[2:]]),
+        "command": shlex.join(["python", *sys.argv]).replace(options.data, Path(options.data).name),
         "rows": [],
     }
 

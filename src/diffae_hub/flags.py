@@ -78,7 +78,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
         settings: dict[str, Any] = {"help": extra["help"]}
         if not required:
             settings["default"] = default
-            if default not in (None, False, ()):
+            if default not in (None, ()) and default is not False:  # 0 == False, but is shown
                 shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
                 settings["help"] += f" (default: {shown})".replace("%", "%%")
         kind = hints[field.name]

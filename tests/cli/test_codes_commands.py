@@ -50,7 +50,9 @@ def test_from_images_to_edits_neighbours_and_new_images(
         return json.loads(capsys.readouterr().out)
 
     encode = ("--split", "train", "--output")
-    assert output_of("encode", photos, "--columns", "label", *encode, codes)["count"] == 32
+    (photos / "dark" / "notes.heic").touch()
+    with pytest.warns(UserWarning, match="1 files"):
+        assert output_of("encode", photos, "--columns", "label", *encode, codes)["count"] == 32
 
     # Attributes, from labels, from two groups and from nothing.
     fitted = output_of("fit-attributes", codes, "--labels", "label", "--output", mine)

@@ -104,8 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a name may hold characters that the terminal's encoding lacks
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings quote the server
-    if not sys.warnoptions:  # hides warnings of libraries, such as Pillow's about a damaged file
+    if not sys.warnoptions:  # hides warnings of libraries, such as Pillow's about a damaged file, but not ours
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("once", module=r"diffae_hub\.data")
+        warnings.formatwarning = lambda message, *_: f"WARNING: {_printable(str(message))}\n"
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     catches_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
