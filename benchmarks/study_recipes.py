@@ -26,25 +26,26 @@ from scipy.stats import t as student
 
 from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.evaluation.report import markdown_table
+from diffae_hub.files import read_json_lines, write_text
 from diffae_hub.metrics.linear_probe import multiclass_probe
 from diffae_hub.metrics.lpips import PerceptualDistance
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
+from diffae_hub.training.run_folder import METRICS
 
+POOLED = ["--set", "encoder.latent_head=pool", "--set", "decoder.latent_spatial_size=null"]
+ONE_PHASE = ["--phase1-fraction", "0"]
 RECIPES = {
     "base": [],
-    "one-phase": ["--phase1-fraction", "0"],
-    "phase-1/8": ["--phase1-fraction", "0.125"],
-    "phase-1/2": ["--phase1-fraction", "0.5"],
+    "one-phase": ONE_PHASE,
+    "phase-1-8": ["--phase1-fraction", "0.125"],
+    "phase-1-2": ["--phase1-fraction", "0.5"],
     "SC-1": ["--scaling-factor", "1"],
     "SC-2": ["--scaling-factor", "2"],
     "SC-8": ["--scaling-factor", "8"],
     "adam": ["--optimizer", "adam"],
     "adam-constant": ["--optimizer", "adam", "--lr-scheduler", "constant"],
-    "pooled": ["--set", "encoder.latent_head=pool", "--set", "decoder.latent_spatial_size=null"],
-    "pooled-one-phase": [
-        *["--set", "encoder.latent_head=pool", "--set", "decoder.latent_spatial_size=null"],
-        *["--phase1-fraction", "0"],
-    ],
+    "pooled": POOLED,
+    "pooled-one-phase": [*POOLED, *ONE_PHASE],
 }
 FIGURES = {
     "stochastic_psnr": ("stochastic, dB ↑", "{:.2f}"),
@@ -103,7 +104,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         inverted = pipe.invert(batch, code, num_inference_steps=options.steps, inversion="plain")
         for mode, x_T in (("stochastic", start), ("inversion", inverted)):
             decoded[mode].append(pipe.decode(code, x_T, num_inference_steps=options.steps, output_type="pt").images)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = read_json_lines(folder / METRICS)
     speeds = [record["examples_per_second"] for record in records if "examples_per_second" in record]
     return {
         **compare(torch.cat(decoded["stochastic"]), originals, "stochastic"),
@@ -126,7 +127,7 @@ def table(folder: Path) -> str:
     """Returns a table with a line per recipe that has results, in the order of RECIPES."""
     rows = []
     for recipe in RECIPES:
-        paths = sorted(folder.glob(f"{recipe.replace('/', '-')}-seed*/results.json"))
+        paths = sorted(folder.glob(f"{recipe}-seed*/results.json"))
         if runs := [json.loads(path.read_text()) for path in paths]:
             cells = [summary([run[key] for run in runs], form) for key, (_, form) in FIGURES.items()]
             rows.append([recipe, str(len(runs)), *cells])
@@ -146,13 +147,14 @@ def main() -> None:
     options = parser.parse_args()
     for seed in options.seeds:
         for recipe in options.recipes:
-            folder = options.output / f"{recipe.replace('/', '-')}-seed{seed}"
+            folder = options.output / f"{recipe}-seed{seed}"
             if (folder / "results.json").is_file():
                 continue
             train(recipe, seed, folder, options)
-            (folder / "results.json").write_text(json.dumps(measure(folder, options), indent=2) + "\n")
-    (options.output / "table.md").write_text(table(options.output))
-    print(table(options.output))
+            write_text(folder / "results.json", json.dumps(measure(folder, options), indent=2) + "\n")
+    page = table(options.output)
+    write_text(options.output / "table.md", page)
+    print(page)
 
 
 if __name__ == "__main__":
