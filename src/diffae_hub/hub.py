@@ -8,7 +8,7 @@ import torch
 
 from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .pretrained import bundled_or_own, of_training
-from .publishing import card_figures, publish, repository_files
+from .publishing import card_figures, publish
 
 
 def push_pipeline(
@@ -26,7 +26,6 @@ def push_pipeline(
     `license` (an SPDX id in lower case) and the results in `evaluation` (a report.json) are for the card.
     """
     folder, figures = of_training(Path(bundled_or_own(folder))), card_figures(card, license, evaluation)
-    repository_files(folder, repo_id, card, figures)  # fails before loading if something cannot be sent
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.decoder.config
