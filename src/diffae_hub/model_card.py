@@ -225,6 +225,7 @@ def _training_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("optimizer", experiment.get("optimizer", "adam")),
             ("learning rate", f"{experiment['learning_rate']}, {experiment.get('lr_scheduler', 'constant')}"),
             ("EMA decay", str(experiment["ema_decay"])),
+            ("loss weighting", experiment.get("loss_weighting", "none")),
         ]
     rows += [(f"parameters, {part}", _number(count)) for part, count in figures.get("parameters", {}).items()]
     return rows + [(key.replace("_", " "), _number(value)) for key, value in figures.get("training", {}).items()]

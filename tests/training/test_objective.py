@@ -43,6 +43,9 @@ def test_algorithm_2(prediction_type: str, rng: torch.Generator) -> None:
     np.testing.assert_allclose(losses.numpy(), ((0.5 - target) ** 2).mean(axis=(1, 2, 3)), rtol=1e-5)
     assert torch.equal(model.images, images)
 
+    weighted = denoising_loss(model, scheduler, images, noise, torch.tensor(1000 * t, dtype=torch.float32), "sigma")
+    np.testing.assert_allclose(weighted.numpy(), losses.numpy() * sigma.ravel(), rtol=1e-5)
+
 
 def test_t_is_uniform() -> None:
     """A Kolmogorov-Smirnov test over the batches of a training, each of which has its own generator."""

@@ -84,6 +84,7 @@ def test_every_preset_is_valid_and_json(name: str) -> None:
         ({"ema_decay": 1}, "ema_decay"),
         ({"horizontal_flip": "yes"}, "horizontal_flip"),
         ({"optimizer": "sgd"}, "optimizer"),
+        ({"loss_weighting": "alpha"}, "loss_weighting"),
         ({"epochs": 5}, "epochs"),
         ({"decoder": {"width": 5}}, "width"),
         ({"decoder": {"latent_dim": 64}}, "latent_dim"),

@@ -21,9 +21,12 @@ EXAMPLES, BATCH, LEARNING_RATE, WARMUP, DECAY, NORM = 128, 16, 1e-3, 64, 0.5, 0.
 OTHER_DECAY = 0.25
 
 
-def tiny_trainer(accelerator: Accelerator, optimizer: str = "adam", **options: object) -> TwoPhaseTrainer:
+def tiny_trainer(
+    accelerator: Accelerator, optimizer: str = "adam", weighting: str = "none", **options: object
+) -> TwoPhaseTrainer:
     recipe = {"batch_size": BATCH, "training_examples": EXAMPLES, "learning_rate": LEARNING_RATE}
-    recipe |= {"warmup_examples": WARMUP, "ema_decay": DECAY, "max_grad_norm": NORM, "optimizer": optimizer}
+    recipe |= {"warmup_examples": WARMUP, "ema_decay": DECAY, "max_grad_norm": NORM}
+    recipe |= {"optimizer": optimizer, "loss_weighting": weighting}
     preset = PRESETS["cifar10-32"].with_overrides({**TINY_EXPERIMENT, **WITHOUT_DROPOUT, **recipe})
     return TwoPhaseTrainer(preset, TrainingOptions(dataset="x", output=Path("y"), **options), accelerator)
 
@@ -33,13 +36,17 @@ def batches(rng: torch.Generator) -> list[torch.Tensor]:
     return [torch.rand(BATCH, 1, 8, 8, generator=rng) * 2 - 1 for _ in range(EXAMPLES // BATCH)]
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tensor], channels_last: bool) -> None:
+@pytest.mark.parametrize(("channels_last", "weighting"), [(False, "none"), (True, "sigma")])
+def test_steps_are_the_papers(
+    accelerator: Accelerator, batches: list[torch.Tensor], channels_last: bool, weighting: str
+) -> None:
     """Two steps at t = 1 and six of v-prediction on SC-4, with clipping, Adam, warm-up and averages written out.
 
     From the trainer the reference only takes the initial weights, t and x_t, which give the noise.
     """
-    trainer = tiny_trainer(accelerator, channels_last=channels_last, more_ema_decays=(OTHER_DECAY,))
+    trainer = tiny_trainer(
+        accelerator, weighting=weighting, channels_last=channels_last, more_ema_decays=(OTHER_DECAY,)
+    )
     in_layout = {
         p.is_contiguous(memory_format=torch.channels_last) for p in trainer.parameters if p.shape[2:] == (3, 3)
     }
@@ -62,7 +69,8 @@ def test_steps_are_the_papers(accelerator: Accelerator, batches: list[torch.Tens
         angle = torch.atan2(torch.sin(math.pi * t / 2), 4 * torch.cos(math.pi * t / 2))[:, None, None, None]
         noise = (x_t - torch.cos(angle) * x0) / torch.sin(angle)
         velocity = torch.cos(angle) * noise - torch.sin(angle) * x0
-        expected = ((reference(x0, x_t, timesteps) - velocity) ** 2).mean()
+        weights = torch.sin(angle) if weighting == "sigma" else 1
+        expected = (weights * (reference(x0, x_t, timesteps) - velocity) ** 2).mean()
         assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-4)
 
         gradients = torch.autograd.grad(expected, parameters)

@@ -11,6 +11,8 @@ from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.semantic_encoder import SemanticEncoderModel
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 
+LOSS_WEIGHTINGS = ("none", "sigma")
+
 
 class DiffusionAutoencoder(nn.Module):
     """Encoder and decoder as one module, so that one wrapper (DDP, torch.compile, autocast) sees one forward pass."""
@@ -53,13 +55,19 @@ def denoising_loss(
     images: torch.Tensor,
     noise: torch.Tensor,
     timesteps: torch.Tensor,
+    weighting: str = "none",
 ) -> torch.Tensor:
     """Returns the mean squared error between prediction and target for each image, (B,) (Algorithm 2, lines 7-16).
 
     `images`, x_0 in [-1, 1], and `noise` are (B, C, H, W), float32. `timesteps`, 1000 t, (B,), may stay on the CPU: the
     scheduler then checks them without waiting for a device. `model` is a [`DiffusionAutoencoder`], possibly wrapped.
+
+    With `weighting` "sigma" (beyond the paper) the error is multiplied by sigma_t. A velocity is far harder to predict
+    at low noise, where the code hardly helps: unweighted, those errors are most of the loss. Phase 1 is not changed,
+    since sigma_1 = 1.
     """
     noisy_images = scheduler.add_noise(images, noise, timesteps)
     target = scheduler.training_target(images, noise, timesteps)
     prediction = model(images, noisy_images, timesteps.to(images.device, non_blocking=True))
-    return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    return error * scheduler.alpha_sigma(timesteps)[1].to(error) if weighting == "sigma" else error

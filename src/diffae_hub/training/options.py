@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..data.transform import CROPS
 from ..files import check_output, read_json
 from ..flags import check_minimums, option
+from .objective import LOSS_WEIGHTINGS
 from .optimizers import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 from .presets import COMPONENTS, PRESETS, TrainingPreset, preset_named
 
@@ -48,6 +49,9 @@ class TrainingOptions:
     learning_rate: float | None = _experiment("learning rate after the warm-up")
     lr_scheduler: Literal[*LEARNING_RATE_SCHEDULES] | None = _experiment("constant (the paper); the others end near 0")
     optimizer: Literal[*OPTIMIZERS] | None = _experiment("the paper uses adam")
+    loss_weighting: Literal[*LOSS_WEIGHTINGS] | None = _experiment(
+        "none (the paper), or sigma: less weight for low noise, for better images from the code alone"
+    )
     max_grad_norm: float | None = _experiment("clip the gradient to this norm")
     ema_decay: float | None = _experiment("decay of the averaged weights per optimizer step, in [0, 1)")
     ema_warmup: bool | None = _experiment("limit the decay at step n to (1 + n) / (10 + n)")

@@ -17,6 +17,7 @@ from ..data.transform import CROPS
 from ..models.conditioned_unet_2d import ConditionedUNet2DModel
 from ..models.semantic_encoder import SemanticEncoderModel
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
+from .objective import LOSS_WEIGHTINGS
 from .optimizers import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 
 COMPONENTS = {"encoder": SemanticEncoderModel, "decoder": ConditionedUNet2DModel, "scheduler": VPDDIMScheduler}
@@ -40,6 +41,7 @@ class TrainingPreset:
     learning_rate: float = 1e-4
     lr_scheduler: str = "constant"
     optimizer: str = "adam"
+    loss_weighting: str = "none"
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
     ema_warmup: bool = True
@@ -58,6 +60,7 @@ class TrainingPreset:
             ("learning_rate", 0 < self.learning_rate < math.inf, "finite and above 0"),
             ("lr_scheduler", self.lr_scheduler in LEARNING_RATE_SCHEDULES, f"one of {LEARNING_RATE_SCHEDULES}"),
             ("optimizer", self.optimizer in OPTIMIZERS, f"one of {OPTIMIZERS}"),
+            ("loss_weighting", self.loss_weighting in LOSS_WEIGHTINGS, f"one of {LOSS_WEIGHTINGS}"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
             ("ema_warmup", self.ema_warmup in (True, False), "true or false"),

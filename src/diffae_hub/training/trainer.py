@@ -196,7 +196,8 @@ class TwoPhaseTrainer(Trainer):
         parts = list(zip(*(tensor.tensor_split(count) for tensor in (images, noise, timesteps)), strict=True))
         for index, part in enumerate(parts, start=1):
             with accelerator.autocast():
-                loss = denoising_loss(self.model, self.scheduler, *part).sum() / self.batch_size
+                losses = denoising_loss(self.model, self.scheduler, *part, preset.loss_weighting)
+                loss = losses.sum() / self.batch_size
             step_loss += loss.detach()
             with accelerator.no_sync(self.model) if index < len(parts) else nullcontext():
                 self.backward(loss)
