@@ -1,4 +1,4 @@
-"""Compares training recipes that differ in one thing, at a small budget: phases, SC-S, optimizer, head.
+"""Compares training recipes that differ in one thing, at a small budget: phases, loss weighting, SC-S, optimizer, head.
 
     python benchmarks/study_recipes.py train.parquet test.parquet --output recipes --training-examples 40000
     python benchmarks/study_recipes.py train.parquet test.parquet --output recipes --recipes base one-phase --seeds 1 2
@@ -34,9 +34,12 @@ from diffae_hub.training.run_folder import METRICS
 
 POOLED = ["--set", "encoder.latent_head=pool", "--set", "decoder.latent_spatial_size=null"]
 ONE_PHASE = ["--phase1-fraction", "0"]
+SIGMA = ["--loss-weighting", "sigma"]
 RECIPES = {
     "base": [],
+    "sigma": SIGMA,
     "one-phase": ONE_PHASE,
+    "one-phase-sigma": [*ONE_PHASE, *SIGMA],
     "phase-1-8": ["--phase1-fraction", "0.125"],
     "phase-1-2": ["--phase1-fraction", "0.5"],
     "SC-1": ["--scaling-factor", "1"],
