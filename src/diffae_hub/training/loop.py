@@ -137,8 +137,8 @@ class _Run:
             self.accelerator.print(f"resumed from {wanted} at {state['examples_seen']} examples")
         # A run may be made longer.
         length = max(state["experiment"]["training_examples"], self.preset.training_examples)
-        before_0_2 = {"more_ema_decays": [], "loss_weighting": "none"}
-        saved = {**before_0_2, **state["experiment"], "training_examples": length}
+        defaults = {**TrainingPreset({}, {}).to_dict(), "more_ema_decays": []}  # of options newer than the checkpoint
+        saved = {**defaults, **state["experiment"], "training_examples": length}
         check_equal(saved, self.experiment)
         self.trainer.load_state_dict(state)
         return state
