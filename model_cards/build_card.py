@@ -2,8 +2,9 @@
 
     python model_cards/build_card.py cifar10-32-small --run runs/small --evaluation evaluation --hardware "one CPU core"
 
-`--run` is the folder of `diffae-hub train`, `--evaluation` that of `diffae-hub evaluate`, whose report and pictures
-also go into model_cards/. `--further` names more evaluations, of other modes or fewer images, for what the first lacks.
+`--run` is the folder of `diffae-hub train`, and `--earlier` the metrics.jsonl of a training that it went on from with
+other options. `--evaluation` is the folder of `diffae-hub evaluate`, whose report and pictures also go into
+model_cards/. `--further` names more evaluations, of other modes or fewer images, for what the first lacks.
 `--editing` is the file of `benchmarks/measure_editing.py`, `--sampling` the folder of `benchmarks/measure_sampling.py`,
 `--codes` the metrics.jsonl of `diffae-hub train-latent`, and `--tables` the folder of `examples/replicate_tables.py`,
 for the options beyond the paper.
@@ -24,6 +25,7 @@ from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline
 from diffae_hub.codes.fingerprints import weights_fingerprint
 from diffae_hub.evaluation.paper_tables import TABLE_4, TWO_PHASE
 from diffae_hub.evaluation.report import METRIC_NAMES, baseline_title
+from diffae_hub.files import read_json_lines, write_text
 from diffae_hub.model_card import render_model_card
 from diffae_hub.pretrained import bundled_model_path
 from diffae_hub.training.presets import preset_named
@@ -225,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=MODELS)
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--earlier", type=Path)
     parser.add_argument("--evaluation", type=Path, required=True)
     parser.add_argument("--further", type=Path, nargs="*", default=[])
     parser.add_argument("--editing", type=Path)
@@ -237,8 +240,14 @@ def main() -> None:
     name, about = arguments.name, MODELS[arguments.name]
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(name)
     configuration = json.loads((arguments.run / "configuration.json").read_text())
-    records = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
-    shutil.copy(arguments.run / "metrics.jsonl", FOLDER / f"{name}_training.jsonl")
+    records, experiment = read_json_lines(arguments.run / "metrics.jsonl"), configuration["experiment"]
+    if arguments.earlier:
+        earlier = read_json_lines(arguments.earlier)
+        start = earlier[-1]["examples"]
+        records = earlier + [record | {"examples": start + record["examples"]} for record in records]
+        phase1_examples = max(record["examples"] for record in records if record["phase"] == 1)
+        experiment["phase1_fraction"] = phase1_examples / records[-1]["examples"]
+    write_text(FOLDER / f"{name}_training.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     draw_curves(FOLDER / "images" / f"{name}_training.png", records)
     report = copy_report(arguments.evaluation, f"{name}_evaluation", pipeline)
     links = f"[{name}_evaluation.md]({name}_evaluation.md)"
@@ -301,7 +310,7 @@ def main() -> None:
         f"*Test images, from the top: {title.lower()}; {report['steps']} steps.*",
         "license": about["license"],
         "dataset": about["dataset"],
-        "experiment": configuration["experiment"],
+        "experiment": experiment,
         "parameters": {part: network.num_parameters() for part, network in components.items() if network is not None},
         "training": {
             "examples": max(r["examples"] for r in records),

@@ -242,7 +242,7 @@ def neighbours_tab(pipeline: Pipeline, inputs: list[gr.Component], codes: str) -
     def search(pipe: Pipeline, options: dict[str, Any], path: str | None, count: int) -> list[tuple[Image.Image, str]]:
         stored, query = codes_once(codes, ("source",)), pipe.encode(read(path)).float().cpu().numpy()
         distances, rows = nearest_codes(stored["latent_code"], query, count)
-        data = load_rows(summary["dataset"], summary["split"], summary["image_column"])
+        data = load_rows(*(summary[name] for name in ("dataset", "split", "image_column", "columns")))
         transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
         pictures = [image_grid([transform(data[int(stored["index"][row])]) / 2 + 0.5], 1) for row in rows[0]]
         return [(image, f"{distance:.3f}") for image, distance in zip(pictures, distances[0], strict=True)]

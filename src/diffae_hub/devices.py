@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -28,7 +29,9 @@ def join_processes(device: str | None) -> PartialState:
     """
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not accelerated
-    return PartialState(cpu=on_cpu if device is None else torch_device(device).type == "cpu")
+    on_cpu = on_cpu if device is None else torch_device(device).type == "cpu"
+    # A process that is ready waits for the others, which may have a whole shard of codes to make.
+    return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
 
 
 def find_device(name: str | None, state: PartialState) -> torch.device:

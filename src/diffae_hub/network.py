@@ -162,7 +162,7 @@ def download(
         for name in (INDEX,) if subfolder is None else [f"{subfolder}/{name}".lstrip("/") for name in CONFIGURATIONS]:
             found = try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision)
             if isinstance(found, str):
-                return Path(found.removesuffix(name))
+                return Path(found).parents[name.count("/")]
         return None
 
     def fetch(name: str) -> Path:
@@ -203,7 +203,7 @@ def download(
             path = fetch(name)
         if folder is None:  # so that the model is found by the revision's name without the Hub
             hf_hub_download(repo_id, name, revision=revision, **options)
-        return Path(str(path).removesuffix(name))
+        return path.parents[name.count("/")]
 
 
 def _is_intact(path: Path) -> bool:

@@ -40,6 +40,20 @@ def test_a_data_set_that_changed_is_not_continued(photos: Path, model: str, tmp_
     assert main(["neighbours", *search]) == 0
 
 
+def test_neighbours_are_those_that_a_metadata_file_lists(photos: Path, model: str, tmp_path: Path, capsys) -> None:
+    """In its order, which is not that of the names. Brackets in names mean nothing."""
+    folder, codes, sheet = photos / "dark", str(tmp_path / "codes"), tmp_path / "sheet.png"
+    picture = str((folder / "5.png").rename(folder / "[5].png"))
+    (folder / "metadata.csv").write_text("file_name,mood\n9.png,sad\n[5].png,glad\n")
+    encode = ["encode", str(folder), "--split", "train", "--columns", "mood", "--model", model, "--output", codes]
+    search = ["neighbours", picture, "--codes", codes, "--model", model, "--num-neighbours", "1", "--sheet", str(sheet)]
+    assert main(encode) == main(search) == 0
+    assert load_codes(codes, ["mood"])["mood"].tolist() == ["sad", "glad"]
+    assert picture in capsys.readouterr().out
+    pixels = np.asarray(Image.open(sheet))
+    assert np.array_equal(pixels[:, :256], pixels[:, 264:])
+
+
 def test_from_images_to_edits_neighbours_and_new_images(
     photos: Path, model: str, tmp_path: Path, capsys, refusal
 ) -> None:

@@ -18,6 +18,7 @@ from diffae_hub import (
     LatentCodeModel,
     SemanticEncoderModel,
     VPDDIMScheduler,
+    VPDPMSolverMultistepScheduler,
 )
 from diffae_hub.images import Tiles
 
@@ -103,6 +104,19 @@ def test_threads_share_a_pipeline(tiny_pipeline, images, mode: str) -> None:
     with ThreadPoolExecutor(5) as threads:
         for actual, alone in zip(threads.map(run, steps), expected, strict=True):
             assert torch.equal(actual, alone)
+
+
+def test_steps_of_ones_own_with_gradients_leave_the_pipeline_usable(tiny_pipeline, images) -> None:
+    code = torch.randn(2, 8, generator=seeded(), requires_grad=True)
+    tiny_pipeline.scheduler = VPDPMSolverMultistepScheduler.from_config(tiny_pipeline.scheduler.config)
+    options = {"noise": images, "num_inference_steps": 3, "output_type": "latent"}
+    expected = tiny_pipeline.decode(code.detach(), **options).images
+    scheduler, sample = tiny_pipeline.scheduler, images
+    scheduler.set_timesteps(3)
+    for timestep in scheduler.timesteps:
+        sample = scheduler.step(tiny_pipeline.decoder(sample, timestep, code).sample, timestep, sample).prev_sample
+    torch.testing.assert_close(sample, expected, rtol=0, atol=1e-5)
+    assert torch.equal(tiny_pipeline.decode(code.detach(), **options).images, expected)
 
 
 def test_gradients_of_decode_are_finite_differences(tiny_pipeline) -> None:

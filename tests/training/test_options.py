@@ -25,6 +25,7 @@ BAD_COMMAND_LINES = [  # flags, and the word that the message must have
     ("--set=decoder.base_channels=[1]", "decoder"),
     ("--config=nowhere.json", "nowhere.json"),
     ("--validation-steps=1001", "validation_steps"),
+    ("--validation-steps=60 --set=scheduler.timestep_spacing=leading", "validation_steps"),
     ("--keep-checkpoints=0", "keep_checkpoints"),
     ("--mixed-precision=fp16", "mixed_precision"),
     ("--resume-from-checkpoint=nowhere", "resume_from_checkpoint"),

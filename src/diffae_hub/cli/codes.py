@@ -103,9 +103,10 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     if options.sheet is not None:
         of_its_name = [Path(source) for source in codes["source"] if source.endswith(options.sheet.name)]
         check_not_replaced([options.image, *of_its_name], [options.sheet])
-        data = load_rows(summary["dataset"], summary["split"], summary["image_column"])
+        data = load_rows(*(summary[name] for name in ("dataset", "split", "image_column", "columns")))
         if data_fingerprint(summary["dataset"], summary["split"], data) != summary["data"]:
-            raise ValueError(f"--sheet needs the data set as it was encoded, but {summary['dataset']} has changed")
+            changed = f"but {summary['dataset']} has changed, or was a stream from the Hub"
+            raise ValueError(f"--sheet needs the data set as it was encoded, {changed}")
     pipeline = load_for_codes(options.model, options.codes)
     query = pipeline.encode(image).float().numpy()
     distances, rows = nearest_codes(codes["latent_code"], query, options.num_neighbours, options.metric)

@@ -6,6 +6,7 @@ import os
 import signal
 from argparse import Namespace
 from dataclasses import MISSING, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     Run it again to continue where it stopped.
     """
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     from ..codes.shards import load_codes
     from ..files import check_pipeline_output, new_folder, read_json_lines
@@ -68,7 +70,7 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     folder = options.run_dir or options.output.with_name(f"{options.output.name}-training")
     check_pipeline_output(options.output, options.codes, folder)
     pipeline = load_for_codes(options.model, options.codes)
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))])
     model, scheduler = train_latent(
         load_codes(options.codes)["latent_code"],
         from_values(LatentOptions, vars(options)),
@@ -80,7 +82,10 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     pipeline.latent_code_model, pipeline.latent_scheduler = model.cpu(), scheduler
     with new_folder(options.output) as partial:
         pipeline.save_pretrained(partial)
-    return {"output": options.output, **read_json_lines(folder / METRICS)[-1]}, str(options.output)
+    figures = (read_json_lines(folder / METRICS) or [{}])[
+        -1
+    ]  # none if the run was killed between checkpoint and figures
+    return {"output": options.output, **figures}, str(options.output)
 
 
 def evaluate(options: EvaluationOptions, arguments: Namespace) -> tuple[Any, str] | None:
@@ -97,4 +102,4 @@ def evaluate(options: EvaluationOptions, arguments: Namespace) -> tuple[Any, str
 
     silence_libraries()
     figures = steps.evaluate(options, show_progress=arguments.show_progress, command=arguments.command_line)
-    return (figures, (options.output / "report.md").read_text()) if figures else None
+    return (figures, (options.output / "report.md").read_text(encoding="utf-8")) if figures else None

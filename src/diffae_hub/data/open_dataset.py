@@ -5,7 +5,6 @@ Images stay encoded: only `images.py` decodes them, and only the formats on its 
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,9 +42,14 @@ def image_of(row: Mapping[str, Any], column: str, index: int | str) -> dict[str,
     return {"path": image.get("path") or f"row {index}", "bytes": image.get("bytes")}
 
 
-def load_rows(source: str, split: str = "train", image_column: str = "image") -> Sequence[Mapping[str, Any]]:
-    """Opens a data set, see [`open_dataset`], for random access. Raises ValueError if it has no rows."""
-    rows = ImageRows(open_dataset(source, split, image_column, streaming=False), image_column)
+def load_rows(
+    source: str, split: str = "train", image_column: str = "image", columns: Sequence[str] = ()
+) -> Sequence[Mapping[str, Any]]:
+    """Opens a data set, see [`open_dataset`], for random access. Raises ValueError if it has no rows.
+
+    `columns` matter only for their rows: with them, a folder has the rows of its metadata files.
+    """
+    rows = ImageRows(open_dataset(source, split, image_column, False, columns), image_column)
     if not len(rows):
         raise ValueError(f"dataset must hold at least one image, got none in split {split!r} of {source!r}")
     return rows
@@ -126,10 +130,12 @@ def _open_local(
 
 def _load(kind: str, files: list[str], streaming: bool) -> Dataset | IterableDataset:
     import datasets
+    from datasets.data_files import DataFilesList
 
-    patterns = {"train": [glob.escape(file) for file in files]}
     with _naming(files[0]):
-        return datasets.load_dataset(kind, data_files=patterns, split="train", streaming=streaming)
+        # Not as patterns: each with a bracket would search its folder. The times tell `datasets` of a changed file.
+        found = DataFilesList(files, [(file, str(Path(file).stat().st_mtime_ns)) for file in files])
+        return datasets.load_dataset(kind, data_files={"train": found}, split="train", streaming=streaming)
 
 
 def _open_on_hub(source: str, split: str, streaming: bool) -> Dataset | IterableDataset:

@@ -29,6 +29,6 @@ def perceptual_path_length(
         images = image_at(part)
         along = images if last is None else torch.cat([last, images])
         if len(along) > 1:
-            length += float(distance(along[:-1], along[1:]).double().sum())
+            length += float(distance(along[:-1], along[1:]).cpu().double().sum())
         last = images[-1:]
     return num_intervals * length

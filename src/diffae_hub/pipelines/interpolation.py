@@ -41,7 +41,7 @@ def _weight(fraction: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
 
 def along_path(points: torch.Tensor, num_frames: int, how: Interpolation) -> torch.Tensor:
     """Returns `num_frames` points, equally spaced along the legs between the points (K, ...), ends included."""
-    place = torch.linspace(0, len(points) - 1, num_frames, dtype=torch.float64, device=points.device)
+    place = torch.linspace(0, len(points) - 1, num_frames, dtype=torch.float64)
     leg = place.floor().long().clamp(max=len(points) - 2)
     return how(points[leg], points[leg + 1], place - leg)
 

@@ -72,6 +72,8 @@ def scheduler_for_one_walk(scheduler: SchedulerMixin) -> SchedulerMixin:
 
     They keep Karras sigmas if these were asked for, but no others.
     """
+    if isinstance(scheduler, VPDDIMScheduler):  # without its state, which may carry a gradient
+        return scheduler.from_config(scheduler.config)
     scheduler = copy.deepcopy(scheduler)
     if type(scheduler).__name__ in RUNGE_KUTTA and scheduler.config["_trained_as"]["timestep_spacing"] != "leading":
         scheduler.register_to_config(use_exponential_sigmas=True)

@@ -128,7 +128,10 @@ class LatentTrainer(Trainer):
         gaussian = np.random.default_rng(self.seed).multivariate_normal(
             codes.mean(axis=0), np.cov(codes.T), len(sampled), check_valid="ignore"
         )
-        nearest = [torch.cdist(some, self.codes).amin(dim=1).median() for some in (sampled, self.held_out)]
+        nearest = [  # in parts, because the whole matrix of distances may not fit into memory
+            torch.cat([torch.cdist(part, self.codes).amin(dim=1) for part in some.split(100)]).median()
+            for some in (sampled, self.held_out)
+        ]
         return {
             "frechet_distance": frechet_distance(sampled, self.held_out),
             "frechet_distance_gaussian": frechet_distance(torch.from_numpy(gaussian), self.held_out),
@@ -163,15 +166,17 @@ def train_latent(
     losses = []
     while not trainer.finished:
         losses.append(trainer.step())
-        if trainer.due(options.checkpoint_every) and accelerator.is_main_process:
+        if not trainer.due(options.checkpoint_every):
+            continue
+        if accelerator.is_main_process:
             loss = float(torch.stack(losses).mean()) * accelerator.num_processes
             if not np.isfinite(loss):
                 raise ValueError(f"learning_rate must keep the loss finite, got {options.learning_rate}")
-            figures = {"loss": loss, **trainer.validate()}
             save_checkpoint(run_folder, {**trainer.state_dict(), **settings}, keep=2)
+            figures = {"loss": loss, **trainer.validate()}
             append_json_lines(run_folder / METRICS, [{"examples": trainer.examples_seen, **figures}])
             report(", ".join([f"{trainer.examples_seen} codes", *(f"{k} {v:.4g}" for k, v in figures.items())]))
-            losses = []
+        losses = []
     accelerator.wait_for_everyone()
     trainer.averages.copy_to(trainer.parameters)
     return trainer.network.eval(), trainer.scheduler

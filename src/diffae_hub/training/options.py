@@ -120,9 +120,10 @@ class TrainingOptions:
                 f"batch_size must be at least the number of processes times the accumulation steps, {parts}, "
                 f"got {preset.batch_size}"
             )
-        most = preset.scheduler["num_train_timesteps"]
-        if self.validation_steps > most:
-            raise ValueError(f"validation_steps must be at most {most}, got {self.validation_steps}")
+        try:
+            preset.build_scheduler().set_timesteps(self.validation_steps)
+        except ValueError as error:
+            raise ValueError(f"validation_steps: {error}") from error
         check_output(self.output, self.dataset, self.validation_dataset)
 
 
