@@ -66,12 +66,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "training": {
             "learning rate over time": "cosine, whose end was moved: planned for 150,000 examples, from 38,656 on for 100,000, from "
             "57,600 on for 120,000, where it was 0; then for 300,000, from 142,528 on for 232,000, from 202,432 on for 224,000, "
-            "where it was 0 again; then from 224,000 on for 332,000, from 225,088 on for 290,000",
+            "where it was 0 again; then from 224,000 on for 332,000, from 225,088 on for 290,000; then anew over the last 44,800",
+            "the last 44,800 examples": "mirrored at random, the loss weighted by sigma (none before), EMA decay 0.9999 (0.9995 before)",
             "attributes": "logistic regression (penalty 1,000) on the codes of the training images; edits follow the mean "
             "difference of pairs with the same subject and other attributes",
             "latent code model": "velocity prediction on SC-1, on the codes of the training images and of their mirror images; "
             "AdamW, 1e-3, 256 codes a step",
         },
+        "phase1_examples": 37_500,
         "test data": "Noto Color Emoji, 362 test images",
         "test images": "the test families, 362 emoji, which played no part in training or in any choice",
         "limitations": [
@@ -245,8 +247,7 @@ def main() -> None:
         earlier = read_json_lines(arguments.earlier)
         start = earlier[-1]["examples"]
         records = earlier + [record | {"examples": start + record["examples"]} for record in records]
-        phase1_examples = max(record["examples"] for record in records if record["phase"] == 1)
-        experiment["phase1_fraction"] = phase1_examples / records[-1]["examples"]
+        experiment["phase1_fraction"] = about["phase1_examples"] / records[-1]["examples"]
     write_text(FOLDER / f"{name}_training.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     draw_curves(FOLDER / "images" / f"{name}_training.png", records)
     report = copy_report(arguments.evaluation, f"{name}_evaluation", pipeline)
