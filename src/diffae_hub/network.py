@@ -151,9 +151,8 @@ def download(
 ) -> Path:
     """Downloads a model into huggingface_hub's cache: only the files needed to load it, checked against their hashes.
 
-    If the Hub does not answer, the cached files are used. A damaged file is downloaded once more. `subfolder` is the
-    folder of a single component, "" for a repository that is one component, or None for a whole pipeline; `variant` is
-    that of the weights, such as "fp16". Returns the folder with the files.
+    If the Hub does not answer, the cached files are used. `subfolder` is the folder of a single component, "" for a
+    repository that is one component, or None for a whole pipeline. Returns the folder with the files.
     """
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError

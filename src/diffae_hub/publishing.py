@@ -41,11 +41,7 @@ except ModuleNotFoundError as error:
 
 
 def ensure_repository(repo_id: str, private: bool | None = False, token: str | None = None) -> str:
-    """Creates a model repository unless it is there, and returns its full id, "owner/name".
-
-    The default owner is the token's user; the default token is that of `HF_TOKEN` or `hf auth login`. Raises ValueError
-    for what the Hub refuses, because a training must not begin without its repository.
-    """
+    """Creates a model repository unless it is there, and returns its full id. Raises ValueError if the Hub refuses."""
     from huggingface_hub import HfApi
 
     try:
@@ -66,14 +62,10 @@ def publish(
 ) -> Any:
     """Uploads what `save_pretrained` wrote in one commit, and creates the repository unless it is there.
 
-    Files that cannot be sent, such as links, are refused first; other files are left out. An interrupted upload is
-    never visible. The repository's card stays if a new one would only say what the configurations hold.
-
-    Args:
-        card: A Markdown page to upload as README.md, with the pictures and pages beside it that it links to. None
-            takes the folder's README.md unless there are figures for a new one.
-        figures: As in [`~diffae_hub.model_card.render_model_card`], in addition to the folder's figures.json.
-        commit: Arguments of huggingface_hub's `create_commit`, whose `CommitInfo` is returned.
+    Files that cannot be sent, such as links, are refused first; other files are left out. The repository's card stays
+    if a new one would only say what the configurations hold. `card` is a page to upload as README.md, with the pictures
+    and pages beside it that it links to; None takes the folder's README.md unless there are figures for a new one.
+    `figures` are those of [`~diffae_hub.model_card.render_model_card`], in addition to the folder's figures.json.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

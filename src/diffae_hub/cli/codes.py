@@ -7,14 +7,13 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..files import check_not_replaced, check_output, check_pipeline_output, new_folder, write_png
 from ..flags import option
 from . import silence_libraries
 
 
 @dataclass
 class EncodeOptions:
-    """Options of `diffae-hub encode`."""
-
     dataset: str = option(MISSING, "folder of images, parquet, `datasets` folder or Hub data set", positional=True)
     output: Path = option(MISSING, "folder for the codes, new or to be continued")
     model: str = option("cifar10-32-small", "bundled model, pipeline folder or Hub id")
@@ -42,7 +41,6 @@ def encode(options: EncodeOptions, arguments: Namespace) -> tuple[Any, str] | No
     """
     from ..codes.shards import SUMMARY, encode_dataset
     from ..devices import find_device, join_processes, load_pipeline
-    from ..files import check_output
 
     silence_libraries()
     check_output(options.output, options.dataset)
@@ -78,8 +76,6 @@ def load_for_codes(model: str, *folders: Path):  # noqa: ANN201 - the class is i
 
 @dataclass
 class NeighboursOptions:
-    """Options of `diffae-hub neighbours`."""
-
     image: Path = option(MISSING, "image file", positional=True)
     codes: Path = option(MISSING, "folder written by `diffae-hub encode`")
     model: str = option("cifar10-32-small", "the model that made the codes")
@@ -95,7 +91,6 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     from ..data.fingerprint import data_fingerprint
     from ..data.open_dataset import load_rows
     from ..data.transform import ImageTransform
-    from ..files import check_not_replaced, write_png
     from ..images import film_strip, read_image
 
     image = read_image(options.image)
@@ -126,8 +121,6 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
 
 @dataclass
 class FitAttributesOptions:
-    """Options of `diffae-hub fit-attributes`."""
-
     codes: Path = option(MISSING, "folder written by `diffae-hub encode`", positional=True)
     output: Path = option(MISSING, "pipeline folder to write: the model with its attributes")
     model: str = option("cifar10-32-small", "the model that made the codes")
@@ -161,7 +154,6 @@ def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple
     diffae-hub fit-attributes smiling --without serious --name smile --method means --output mine
     diffae-hub fit-attributes codes --principal 10 --output mine              from nothing
     """
-    from ..files import check_pipeline_output, new_folder
 
     if sum((bool(options.labels), options.without is not None, options.principal is not None)) != 1:
         raise ValueError("exactly one of --labels, --without and --principal must be given")

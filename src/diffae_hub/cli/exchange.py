@@ -15,8 +15,6 @@ from . import silence_diffusers
 
 @dataclass
 class ConvertOptions:
-    """Options of `diffae-hub convert`: the arguments of `convert_official_checkpoint`."""
-
     checkpoint: Path = option(MISSING, "official autoencoder checkpoint (last.ckpt)", positional=True)
     output: Path = option(MISSING, "pipeline folder to write", positional=True)
     latent_checkpoint: Path | None = option(None, "checkpoint of the latent code model")
@@ -49,8 +47,6 @@ def convert(options: ConvertOptions, arguments: Namespace) -> tuple[Any, str]:
 
 @dataclass
 class ExportOfficialOptions:
-    """Options of `diffae-hub export-official`: the arguments of `export_official_checkpoints`."""
-
     model: str = option(MISSING, "pipeline folder, Hub id or bundled model", positional=True)
     output: Path = option(MISSING, "folder for the checkpoints", positional=True)
     overwrite: bool = option(False, "replace an existing folder of checkpoints")
@@ -67,8 +63,6 @@ def export_official(options: ExportOfficialOptions, arguments: Namespace) -> tup
 
 @dataclass
 class PushOptions:
-    """Options of `diffae-hub push`."""
-
     model: str = option(MISSING, "pipeline folder or bundled model", positional=True)
     repo_id: str = option(MISSING, "name or owner/name; created if it does not exist", positional=True)
     card: Path | None = option(None, "Markdown file to upload as README.md, with its pictures")
@@ -103,7 +97,7 @@ def push(options: PushOptions, arguments: Namespace) -> tuple[Any, str]:
 
 @dataclass
 class ModelsOptions:
-    """Options of `diffae-hub models`: none."""
+    """None."""
 
 
 def models(options: ModelsOptions, arguments: Namespace) -> tuple[Any, str]:

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from ..files import check_not_replaced, new_file, write_png
 from ..flags import option
 from . import silence_diffusers
 
@@ -90,7 +91,6 @@ def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 
 
 def write_pictures(paths: Sequence[Path], images: Any) -> None:
     """Writes images (C, H, W) in [0, 1] as PNG files."""
-    from ..files import write_png
     from ..images import to_pil
 
     for path, image in zip(paths, images, strict=True):
@@ -99,8 +99,6 @@ def write_pictures(paths: Sequence[Path], images: Any) -> None:
 
 @dataclass(kw_only=True)
 class ReconstructOptions(Inversion):
-    """Options of `diffae-hub reconstruct`."""
-
     mode: Literal["stochastic", "inversion"] = option("stochastic", _MODE_HELP)
     tiles: int | None = option(
         None,
@@ -118,7 +116,6 @@ def reconstruct(options: ReconstructOptions, arguments: Namespace) -> tuple[Any,
     import numpy as np
     import torch
 
-    from ..files import check_not_replaced, write_png
     from ..images import Tiles, film_strip, pil_to_array, read_image, to_pil, to_uint8, upright
     from ..metrics.psnr import peak_signal_to_noise_ratio
     from ..metrics.ssim import structural_similarity
@@ -190,8 +187,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 @dataclass(kw_only=True)
 class InterpolateOptions(Inversion):
-    """Options of `diffae-hub interpolate`, between two or more images in order."""
-
     frames: int = option(9, "number of pictures, including both ends; with --grid, per side")
     grid: bool = option(False, "a square of pictures between four images, which are its corners")
     gif: bool = option(False, "also write an animation, frames.gif")
@@ -200,7 +195,6 @@ class InterpolateOptions(Inversion):
 
 def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any, str]:
     """Walk from one image to another. Writes the frames, and one picture of all frames."""
-    from ..files import check_not_replaced, new_file, write_png
     from ..images import film_strip, image_grid, read_image
 
     own_name = re.compile(r"(frame_\d+|strip|grid)\.png|frames\.(gif|mp4)")
@@ -232,8 +226,6 @@ def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any,
 
 @dataclass(kw_only=True)
 class EditOptions(Inversion):
-    """Options of `diffae-hub edit`."""
-
     model: str = option(_WITH_MORE, _MODEL_HELP)
     attribute: str = option(MISSING, "name of the attribute to change")
     strengths: tuple[float, ...] = option((0.3,), "how much of the attribute to add; negative numbers remove it")
@@ -249,7 +241,6 @@ def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
     """
     import torch
 
-    from ..files import check_not_replaced, write_png
     from ..images import film_strip, pil_to_array, read_image
 
     strengths = options.strengths
@@ -275,15 +266,12 @@ def edit(options: EditOptions, arguments: Namespace) -> tuple[Any, str]:
 
 @dataclass(kw_only=True)
 class VariationsOptions(Sampling):
-    """Options of `diffae-hub variations`."""
-
     image: Path = option(MISSING, "image file", positional=True)
     num_images: int = option(8, "number of variations")
 
 
 def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, str]:
     """Decode one code from several noises. Writes a strip, and a picture of 5 times the images' spread."""
-    from ..files import check_not_replaced, write_png
     from ..images import film_strip, image_grid, read_image
 
     strip, spread = options.output / "variations.png", options.output / "spread.png"
@@ -298,15 +286,12 @@ def variations(options: VariationsOptions, arguments: Namespace) -> tuple[Any, s
 
 @dataclass(kw_only=True)
 class SampleOptions(Sampling):
-    """Options of `diffae-hub sample`."""
-
     model: str = option(_WITH_MORE, _MODEL_HELP)
     num_images: int = option(16, "number of images")
 
 
 def sample(options: SampleOptions, arguments: Namespace) -> tuple[Any, str]:
     """Make new images with the latent code model, and a grid of all images."""
-    from ..files import write_png
     from ..images import image_grid
 
     pipeline, settings = load_for_sampling(options, arguments)

@@ -42,8 +42,6 @@ def train(options: TrainingOptions, arguments: Namespace) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainLatentOptions(LatentOptions):
-    """Options of `diffae-hub train-latent`."""
-
     codes: Path = option(MISSING, "folder written by `diffae-hub encode`", positional=True)
     output: Path = option(MISSING, "pipeline folder to write: the model with a latent code model")
     model: str = option("cifar10-32-small", "the model that made the codes")

@@ -24,10 +24,9 @@ def export_official_checkpoints(
     """Writes a checkpoint for each official model class that the pipeline has networks for, and returns their paths.
 
     Each has the names and shapes of this class's `state_dict()`: "autoencoder" and "latent" (which repeats the
-    autoencoder) for `LitModel`, "classifier" for `ClsModel`. The latter lacks `model.*` and `ema_model.*` and is not
-    loaded strictly. Averaged and other weights are the same tensors, stored once. There are no optimizer states.
-    Raises ValueError for options that the official code does not have. The folder `output` appears only when it is
-    complete; `overwrite` replaces an earlier one. `model` is a pipeline or what its `from_pretrained` loads.
+    autoencoder) for `LitModel`, "classifier" for `ClsModel`, which lacks `model.*` and `ema_model.*` and is not loaded
+    strictly. Raises ValueError for options that the official code does not have. `model` is a pipeline or what its
+    `from_pretrained` loads.
     """
     output = Path(output)
     given = isinstance(model, DiffusionAutoencoderPipeline)

@@ -61,17 +61,13 @@ def open_dataset(
     """Opens a data set with its images left undecoded.
 
     Args:
-        source: A folder of images, a parquet file, a folder of parquet files, a folder of `Dataset.save_to_disk` or
-            the name of a Hub dataset. `~` is the home folder.
-        split: Name of the split, with or (if not streaming) without a slice, as in `"train[:90%]"`: see
-            [`~diffae_hub.data.sources.image_folder`] and [`~diffae_hub.data.sources.parquet_files`].
+        source: A folder of images, a parquet file, a folder of them, a folder of `save_to_disk` or a Hub dataset.
+        split: Name of the split, without a slice when streaming: see [`~diffae_hub.data.sources.image_folder`] and
+            [`~diffae_hub.data.sources.parquet_files`].
         image_column: Column of the images. For a folder of images any name will do; with metadata files, "image".
         streaming: Whether to read the data while training, without a copy on the disk.
         columns: Columns to keep with the images. For a folder of images they come from metadata files (metadata.csv,
             .jsonl or .parquet, by `file_name`); without such files, "label" is the subfolder of an image.
-
-    Raises ValueError if the source, the split or a column does not exist, or if a file is damaged. Raises
-    ConnectionError if the Hub does not provide the data set.
     """
     path, name = Path(source).expanduser(), split_name(split)
     if streaming and split != name:

@@ -84,10 +84,8 @@ def image_files(folder: Path) -> list[str]:
 def image_folder(folder: Path, split: str) -> Path:
     """Returns the folder of a split's images: a subfolder if the folder is divided into splits, else itself.
 
-    It is divided if it has subfolders named like splits (train, training, validation, valid, val, dev, test, testing or
-    eval, in any case) and no other subfolder has images, because a class may be called "train". Then the subfolder with
-    the split's name is taken, or else one with the same meaning ("val" for "validation"). If a folder is not divided,
-    all its images belong to each split with one of these names.
+    It is divided if it has subfolders named like splits and no other subfolder has images, because a class may be
+    called "train". If it is not divided, all its images belong to each split with one of these names.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     splits = [name for name in names if name.lower() in _SPLITS]

@@ -47,11 +47,10 @@ def load_validation_images(options: TrainingOptions, preset: TrainingPreset) -> 
 def validate(
     pipeline: DiffusionAutoencoderPipeline, images: torch.Tensor, phase: int, num_inference_steps: int, seed: int
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Reconstructs held-out images, (B, C, H, W) in [-1, 1], and compares them with the originals.
+    """Reconstructs held-out images, (B, C, H, W) in [-1, 1]: in one step in phase 1, where the model only knows t = 1.
 
     Returns figures (`psnr_<mode>` in dB and `ssim_<mode>`, means over the images) and the pictures by mode, the
-    originals first, (B, C, H, W) in [0, 1], on the CPU. Modes are `one_step` in phase 1, where the model only knows
-    t = 1, and `stochastic` and `inversion` in phase 2.
+    originals first, (B, C, H, W) in [0, 1], on the CPU.
     """
     pipeline.set_progress_bar_config(disable=True)
     modes = {"one_step": ("stochastic", 1)}
