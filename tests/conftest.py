@@ -22,17 +22,8 @@ from diffae_hub import ConditionedUNet2DModel, DiffusionAutoencoderPipeline, Sem
 
 from .hub_server import client, hub, session_hub  # noqa: F401 - fixtures
 
-TINY = {
-    "sample_size": 16,
-    "latent_dim": 8,
-    "base_channels": 8,
-    "channel_multipliers": (1, 2),
-    "layers_per_block": 1,
-    "attention_resolutions": (8,),
-    "norm_num_groups": 4,
-}
-
-
+TINY = {"sample_size": 16, "latent_dim": 8, "base_channels": 8, "channel_multipliers": (1, 2)}
+TINY |= {"layers_per_block": 1, "attention_resolutions": (8,), "norm_num_groups": 4}
 SLOW_FIRST = ("test_end_to_end_digits.py", "test_guides.py")
 
 
@@ -65,14 +56,27 @@ def images(rng: torch.Generator) -> torch.Tensor:
     return torch.rand(2, 3, 16, 16, generator=rng)
 
 
-def make_tiny_pipeline() -> DiffusionAutoencoderPipeline:
+def make_tiny_pipeline(channels: int = 3, **options: object) -> DiffusionAutoencoderPipeline:
+    options = TINY | {"in_channels": channels} | options
     torch.manual_seed(0)
-    encoder = randomize(SemanticEncoderModel(**TINY), seed=1)
+    encoder = randomize(SemanticEncoderModel(**options), seed=1)
     torch.manual_seed(0)
-    decoder = randomize(ConditionedUNet2DModel(**TINY, time_embed_dim=16, latent_scale_shift=True), seed=2)
+    more = {"out_channels": channels, "time_embed_dim": 16, "latent_scale_shift": True}
+    decoder = randomize(ConditionedUNet2DModel(**options, **more), seed=2)
     pipeline = DiffusionAutoencoderPipeline(encoder=encoder, decoder=decoder, scheduler=VPDDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def write_classes(folder: Path, count: int, size: int = 16, **levels: int) -> Path:
+    """A folder of noisy pictures per name, around its level of 0 .. 255."""
+    rng = np.random.default_rng(0)
+    for name, level in levels.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = (level + rng.normal(0, 25, (size, size, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
 
 
 @pytest.fixture

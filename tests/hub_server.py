@@ -1,11 +1,8 @@
-"""A small Hugging Face Hub on loopback: enough of its HTTP interface for pushing and loading a model repository.
+"""A small Hugging Face Hub on loopback, in memory: enough of it for pushing and loading a model repository.
 
 The real client runs against it in a process of its own, a [`Client`], because it reads its environment when it is
-imported. Served are: creating a repository, the question which files are large, the upload of large files by Git LFS,
-commits, repository information, file listings and downloads. Everything lives in memory.
-
-`HubServer.fault = (mode, pattern)` makes it misbehave where "METHOD path" matches the pattern; the modes are those of
-`_Handler._misbehave` and `_Handler._send`.
+imported. `HubServer.fault = (mode, pattern)` makes it misbehave where "METHOD path" matches the pattern; the modes are
+those of `_Handler._misbehave` and `_Handler._send`.
 """
 
 from __future__ import annotations
@@ -51,8 +48,6 @@ class Repository:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Holds the repositories and the uploaded large files."""
-
     daemon_threads = True
 
     def __init__(self) -> None:
@@ -290,13 +285,9 @@ class Client:
 
     def __init__(self, hub: HubServer, home: Path, **environment: str) -> None:
         names = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _DRIVER],
-            env={**os.environ, **names, "OMP_NUM_THREADS": "1", **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        names |= {"OMP_NUM_THREADS": "1", **environment}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", _DRIVER], env=os.environ | names, **pipes)
 
     def run(self, *argv: object) -> tuple[int, str, str]:
         """Exit code, stderr and stdout of a command line, of "download NAME CACHE" or of "python CODE ARGUMENTS"."""
@@ -337,7 +328,6 @@ def client(session_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def hub(session_hub: HubServer) -> Iterator[HubServer]:
-    """The server, empty."""
     session_hub.repositories.clear()
     session_hub.large_files.clear()
     session_hub.sent_bytes = 0

@@ -26,16 +26,14 @@ from diffae_hub.pretrained import bundled_model_path, list_models
 from diffae_hub.publishing import repository_files
 from diffae_hub.training.presets import preset_named
 
+from .schedulers.test_compatibility import SOLVERS
+
 NAME = "cifar10-32-small"
-SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "DDIMScheduler",
-           "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> DiffusionAutoencoderPipeline:
-    pipeline = DiffusionAutoencoderPipeline.from_pretrained(NAME)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return DiffusionAutoencoderPipeline.from_pretrained(NAME)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +67,8 @@ def test_a_bundled_model_is_published_with_licence_and_attribution() -> None:
         assert source in card.text
         assert {result.dataset_name for result in card.data.eval_results} != {None}
         assert not any("baseline" in result.metric_name for result in card.data.eval_results)
-        assert not any(
-            "training" in result.dataset_name and "PSNR" in result.metric_name for result in card.data.eval_results
-        )
+        psnrs = [result for result in card.data.eval_results if "PSNR" in result.metric_name]
+        assert not any("training" in result.dataset_name for result in psnrs)
 
 
 def test_inversion_is_nearly_exact(pipeline: DiffusionAutoencoderPipeline, photographs: torch.Tensor) -> None:
@@ -102,7 +99,6 @@ def test_solvers_of_diffusers_follow_the_flow_and_leave_inversion_alone(
     photographs: torch.Tensor, caplog, monkeypatch
 ) -> None:
     pipe, image = DiffusionAutoencoderPipeline.from_pretrained(NAME), photographs[:1] / 2 + 0.5
-    pipe.set_progress_bar_config(disable=True)
     code, noise = pipe.encode(image), torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     ours, inverted = pipe.scheduler, pipe.invert(image, num_inference_steps=5)
 
@@ -130,9 +126,7 @@ def test_solvers_of_diffusers_follow_the_flow_and_leave_inversion_alone(
 
 @pytest.fixture(scope="module")
 def emoji() -> DiffusionAutoencoderPipeline:
-    pipeline = DiffusionAutoencoderPipeline.from_pretrained("noto-emoji-64")
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return DiffusionAutoencoderPipeline.from_pretrained("noto-emoji-64")
 
 
 @pytest.fixture(scope="module")

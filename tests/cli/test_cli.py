@@ -20,19 +20,12 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image, ImageOps
 from skimage.metrics import peak_signal_noise_ratio
 
-from diffae_hub import (
-    AttributeClassifier,
-    ConditionedUNet2DModel,
-    DiffusionAutoencoderPipeline,
-    SemanticEncoderModel,
-    VPDDIMScheduler,
-    list_models,
-)
+from diffae_hub import AttributeClassifier, VPDDIMScheduler, list_models
 from diffae_hub.cli import exchange
 from diffae_hub.cli.main import main
 from diffae_hub.data.errors import TrainingError
 
-from ..conftest import TINY, randomize
+from ..conftest import make_tiny_pipeline
 
 
 @pytest.fixture
@@ -44,8 +37,6 @@ def photo(tmp_path: Path) -> str:
 
 @pytest.fixture
 def reconstruct(tmp_path: Path, capsys) -> Callable[..., dict[str, Any]]:
-    """Runs the command and returns what it prints."""
-
     def run(*words: object) -> dict[str, Any]:
         assert main(["reconstruct", *map(str, words), "--output", str(tmp_path / "out"), "--json"]) == 0
         text = capsys.readouterr().out
@@ -91,14 +82,7 @@ def test_exact_reconstruction_equals_the_picture(reconstruct, model: str, photo:
 
 def test_one_channel_model_in_tiles(reconstruct, photo: str, tmp_path: Path) -> None:
     """The picture is stored on its side and must be shown upright."""
-    torch.manual_seed(0)
-    gray = TINY | {"in_channels": 1}
-    pipeline = DiffusionAutoencoderPipeline(
-        randomize(SemanticEncoderModel(**gray)),
-        randomize(ConditionedUNet2DModel(**gray, out_channels=1)),
-        VPDDIMScheduler(),
-    )
-    pipeline.save_pretrained(tmp_path / "gray")
+    make_tiny_pipeline(channels=1).save_pretrained(tmp_path / "gray")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(photo).rotate(90, expand=True).save(tmp_path / "lying.png", exif=exif)
@@ -189,31 +173,26 @@ def test_no_image_is_written_over(words, name, model, photo, tmp_path, tiny_pipe
     [
         ("reconstruct PHOTO --model no-such-model --output OUT", "cifar10-32-small"),
         ("reconstruct missing.png --model MODEL --output OUT", "missing.png"),
-        ("reconstruct PHOTO STRIPE TEXT --model MODEL --output OUT", "text.png"),
+        ("reconstruct PHOTO TEXT --model MODEL --output OUT", "text.png"),
         ("reconstruct PHOTO --model MODEL --steps 0 --output OUT", "num_inference_steps"),
         ("reconstruct PHOTO --model MODEL --tiles 0 --output OUT", "--tiles"),
-        ("reconstruct PHOTO --model MODEL --device abacus --output OUT", "device"),
-        ("reconstruct STRIPE --model MODEL --tiles 4 --output OUT", "--tiles"),
         ("reconstruct LINE --model MODEL --tiles 2 --output OUT", "--tiles"),  # 340 million tiles
         ("train --preset small-64 --config PIPE --dataset PHOTOS --output OUT", "pipe"),
-        ("reconstruct PHOTO --mode magic --output OUT", "--mode"),
         ("reconstruct PHOTO --model MODEL --exact --solver dpm --output OUT", "--solver"),
         ("variations PHOTO --model MODEL --exact --output OUT", "--exact"),
         ("reconstruct PHOTO", "--output"),
-        ("interpolate PHOTO PHOTO --frames 1 --model MODEL --output OUT", "num_frames"),
         ("sample --seed 1e30 --output OUT", "--seed"),
         ("juggle", "juggle"),
         ("", "COMMAND"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words, message, model, photo, tmp_path, refusal) -> None:
-    stripe, line, text, pipe = (tmp_path / name for name in ("stripe.png", "line.png", "text.png", "pipe"))
-    Image.new("L", (3, 6000)).save(stripe)
+    line, text, pipe = (tmp_path / name for name in ("line.png", "text.png", "pipe"))
     if "LINE" in words:
         Image.new("L", (80_000_000, 1)).save(line)
     os.mkfifo(pipe)
     text.write_text("not a picture")
-    places = {"PHOTO": photo, "STRIPE": stripe, "LINE": line, "TEXT": text, "PIPE": pipe, "PHOTOS": tmp_path}
+    places = {"PHOTO": photo, "LINE": line, "TEXT": text, "PIPE": pipe, "PHOTOS": tmp_path}
     places |= {"MODEL": model, "OUT": tmp_path / "out"}
     assert message in refusal(*(places.get(word, word) for word in words.split()))
     assert not (tmp_path / "out").exists()
@@ -230,7 +209,6 @@ def test_of_several_processes_the_first_says_what_is_wrong(monkeypatch, capsys) 
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (KeyboardInterrupt(), 130),
         (OSError(28, "No space left on device"), 2),
         (ModuleNotFoundError("No module named 'lpips'", name="lpips"), 2),
         (RuntimeError("one\nline \x1b[31mred\u202etxt" + 5000 * "x"), 2),

@@ -13,18 +13,12 @@ from PIL import Image
 from diffae_hub import DiffusionAutoencoderPipeline, load_codes
 from diffae_hub.cli.main import main
 
+from ..conftest import write_classes
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of 16 dark and one of 16 bright pictures."""
-    rng = np.random.default_rng(0)
-    for name, level in (("bright", 190), ("dark", 60)):
-        folder = tmp_path / "photos" / name
-        folder.mkdir(parents=True)
-        for index in range(16):
-            pixels = (level + rng.normal(0, 25, (16, 16, 3))).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{index}.png")
-    return tmp_path / "photos"
+    return write_classes(tmp_path / "photos", 16, bright=190, dark=60)
 
 
 def test_a_data_set_that_changed_is_not_continued(photos: Path, model: str, tmp_path: Path, refusal) -> None:

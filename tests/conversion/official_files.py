@@ -64,10 +64,8 @@ def classifier_state(a: Architecture, attributes: int = 40, seed: int = 0) -> Te
 
 def save_lightning(path: Path, state: dict[str, Any], **options: Any) -> Path:
     """Writes the state dict among the things that Lightning 1.4 saves beside it."""
-    checkpoint = {
-        "epoch": 3,
-        "global_step": np.int64(1234),
-        "pytorch-lightning_version": "1.4.5",
+    checkpoint = {"epoch": 3, "global_step": np.int64(1234), "pytorch-lightning_version": "1.4.5"}
+    checkpoint |= {
         "state_dict": OrderedDict(state),
         "callbacks": {ModelCheckpoint: {"best": torch.tensor(1.0), "object": ModelCheckpoint()}},
         "optimizer_states": [{"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}],
@@ -79,8 +77,5 @@ def save_lightning(path: Path, state: dict[str, Any], **options: Any) -> Path:
 
 def of_group(state: Tensors, group: str, dtype: torch.dtype = torch.float64) -> Tensors:
     """The tensors of "model" or "ema_model", without the prefix."""
-    return {
-        name.removeprefix(f"{group}."): tensor.to(dtype)
-        for name, tensor in state.items()
-        if name.startswith(f"{group}.")
-    }
+    names = [name for name in state if name.startswith(f"{group}.")]
+    return {name.removeprefix(f"{group}."): state[name].to(dtype) for name in names}

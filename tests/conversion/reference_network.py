@@ -37,19 +37,8 @@ FFHQ256 = Architecture(256, 128, (1, 1, 2, 2, 4, 4), (1, 1, 2, 2, 4, 4, 4))
 FFHQ128 = Architecture(128, 128, (1, 1, 2, 3, 4), (1, 1, 2, 3, 4, 4))
 CELEBA64 = Architecture(64, 64, (1, 2, 4, 8), (1, 2, 4, 8, 8))
 # The same structure in small: groups of one to four channels, and attention inside both networks.
-TINY = Architecture(
-    image_size=32,
-    base=32,
-    decoder_multipliers=(1, 2),
-    encoder_multipliers=(1, 2, 2),
-    blocks=1,
-    encoder_blocks=1,
-    embed=24,
-    latent=12,
-    latent_layers=4,
-    latent_hidden=20,
-    latent_sinusoid=8,
-)
+TINY = Architecture(32, 32, (1, 2), (1, 2, 2), blocks=1, encoder_blocks=1, embed=24, latent=12)
+TINY = replace(TINY, latent_layers=4, latent_hidden=20, latent_sinusoid=8)
 # Smaller still, for trajectories of hundreds of steps.
 MINIATURE = replace(TINY, image_size=16, base=8)
 
@@ -64,7 +53,7 @@ class _Recorder(dict):
 def _tensor(w: Tensors, name: str, *shape: int) -> torch.Tensor:
     if isinstance(w, _Recorder):
         w[name] = shape
-        return torch.empty(shape, dtype=torch.float64, device="meta")
+        return _meta(*shape)
     assert w[name].shape == shape
     return w[name]
 
@@ -179,15 +168,10 @@ def _block(
 
 
 def _walk_down(
-    w: Tensors,
-    prefix: str,
-    a: Architecture,
-    x: torch.Tensor,
-    multipliers: tuple[int, ...],
-    blocks: int,
-    conditions: Conditions,
+    w: Tensors, prefix: str, a: Architecture, x: torch.Tensor, conditions: Conditions
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Stem, way down and middle; and what goes over the skip connections."""
+    multipliers, blocks = (a.encoder_multipliers, a.encoder_blocks) if prefix else (a.decoder_multipliers, a.blocks)
     h = _conv(w, f"{prefix}input_blocks.0.0", x, a.base * multipliers[0])
     skips = [h]
     for level, multiplier in enumerate(multipliers):
@@ -207,7 +191,7 @@ def _walk_down(
 
 
 def encode(w: Tensors, a: Architecture, x: torch.Tensor) -> torch.Tensor:
-    h, _ = _walk_down(w, "encoder.", a, x, a.encoder_multipliers, a.encoder_blocks, None)
+    h, _ = _walk_down(w, "encoder.", a, x, None)
     pooled = F.silu(_group_norm(w, "encoder.out.0", h)).mean(dim=(2, 3))
     return _linear(w, "encoder.out.3", pooled, a.latent, 1, 1)
 
@@ -215,7 +199,7 @@ def encode(w: Tensors, a: Architecture, x: torch.Tensor) -> torch.Tensor:
 def predict_noise(w: Tensors, a: Architecture, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     time = _linear(w, "time_embed.time_embed.0", _sinusoid(t, a.base), a.embed)
     conditions = (_linear(w, "time_embed.time_embed.2", F.silu(time), a.embed), z)
-    h, skips = _walk_down(w, "", a, x, a.decoder_multipliers, a.blocks, conditions)
+    h, skips = _walk_down(w, "", a, x, conditions)
     index = 0
     for level, multiplier in reversed(list(enumerate(a.decoder_multipliers))):
         width = a.base * multiplier

@@ -33,11 +33,7 @@ from . import reference_network as reference
 from .official_files import autoencoder_state, classifier_state, latent_state, of_group, save_lightning, statistics
 from .reference_network import CELEBA64, FFHQ128, FFHQ256, MINIATURE, TINY, Architecture
 
-
-def load(folder: Path) -> DiffusionAutoencoderPipeline:
-    pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+load = DiffusionAutoencoderPipeline.from_pretrained
 
 
 def convert(tmp_path: Path, state: dict[str, Any], **options: Any) -> DiffusionAutoencoderPipeline:
@@ -98,10 +94,8 @@ def test_published_latent_code_models_are_inferred(layers: int, parameters: int)
         ({"attention": ()}, {}, {}, "image_size"),
         ({}, {"image_size": 30}, {}, "image_size"),
         ({}, {"image_size": 0}, {}, "image_size"),
-        ({}, {"encoder_layers_per_block": 4}, {}, "encoder_layers_per_block"),
         ({"blocks": 3}, {}, {}, "encoder_layers_per_block"),
         ({}, {}, {"time_embed.time_embed.0.weight": ()}, "checkpoint .*time_embed.0.weight"),
-        ({}, {}, {"encoder.out.3.weight": (12, 64)}, "checkpoint .*encoder.out.3.weight"),
         ({}, {}, {"out.2.weight": (0, 16, 3, 3)}, "checkpoint .*out.2.weight"),
     ],
 )
@@ -250,14 +244,11 @@ LATENT_ALIAS = "ema_model.latent_net.layers.1.cond_layers.1.bias"
         ({LATENT_ALIAS: torch.zeros(20)}, LATENT_ALIAS),
         ({"ema_model.latent_net.layers.0.linear.weight": None}, "latent_net.layers.0.linear.weight"),
         ({"classifier.bias": torch.zeros(3)}, "classifier.bias"),
-        ({"classifier.bias": None}, "classifier.bias"),
         ({"classifier.bias": None, "classifier.weight": None}, "weight"),
         ({"classifier.weight": torch.zeros(40, 11)}, "conds_mean"),
         ({"conds_mean": None}, "latent_stats"),
-        ({"conds_std": torch.ones(11)}, "conds_std"),
         ({"conds_std": torch.zeros(12)}, "conds_std"),
         ({"conds_mean": torch.full((12,), math.nan)}, "conds_mean"),
-        ({"conds_mean": torch.zeros(1).expand(12)}, "conds_mean"),
     ],
 )
 def test_unknown_missing_and_misshapen_tensors_are_named(tmp_path: Path, change: dict, named: str) -> None:

@@ -31,19 +31,13 @@ def test_folder(tmp_path: Path, streaming: bool) -> None:
     write_images(source, "test/d.png")  # of another split
     assert fingerprint(source, streaming) == before
     image = source / "train" / "a.png"
-
-    def other_size_alone() -> None:
-        image.write_bytes(image.read_bytes() + b" ")
-        os.utime(image, ns=(0, 10**18))
-
-    changes = (
-        lambda: os.utime(image, ns=(0, 10**18)),
-        other_size_alone,
+    time, content, seen = {"ns": (0, 10**18)}, image.read_bytes(), {before}
+    for change in (
+        lambda: os.utime(image, **time),
+        lambda: (image.write_bytes(content + b" "), os.utime(image, **time)),  # the size alone
         lambda: image.rename(image.with_name("e.png")),
         (source / "train" / "sub" / "b.png").unlink,
-    )
-    seen = {before}
-    for change in changes:
+    ):
         change()
         seen.add(fingerprint(source, streaming))
     assert len(seen) == 5

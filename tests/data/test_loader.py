@@ -69,7 +69,6 @@ def test_damaged_rows_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_stops_the_training_is_raised(bad_folder: str, workers: int) -> None:
-    """There is no traceback of a loader's process."""
     rows = load_rows(bad_folder)
     sampler = ResumableBatchSampler(6, 6, start=0, stop=6, seed=0)
     for crop, skip in (("center", False), ("d2c", True)):  # none has the crop's size

@@ -154,8 +154,7 @@ def test_tables(tmp_path: Path, picture_table: datasets.Dataset, kind: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["test.parquet", "test-00000-of-00001.parquet", "test_0.parquet", "test.part.parquet", "test/any.parquet"],
+    "name", ["test.parquet", "test-00000-of-00001.parquet", "test_0.parquet", "test.part.parquet", "test/any.parquet"]
 )
 def test_parquet_files_of_a_split(tmp_path: Path, picture_table: datasets.Dataset, name: str) -> None:
     """Other splits may begin with the same name. A copy of a Hub dataset has the files in `data`, beside README.md."""

@@ -146,7 +146,6 @@ def test_unreadable_images_are_named_and_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_stops_the_training_is_raised(tmp_path: Path, workers: int) -> None:
-    """There is no traceback of the loader's process."""
     examples = {"one": [GOOD] * 3 + [BAD], "all": [BAD] * 3, "single": [GOOD], "damaged": [GOOD] * 400}
     for name, rows in examples.items():
         (tmp_path / name).mkdir()

@@ -72,7 +72,6 @@ TINY_EXPERIMENT = {"encoder": _NETWORK, "decoder": {**_NETWORK, "latent_spatial_
 
 
 def prepare(folder: Path) -> None:
-    """The files that the pages name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -59,7 +59,6 @@ def test_publishing(hub: HubServer, client: Client, tmp_path: Path) -> None:
 
 
 def test_the_loop_of_the_diffusers_page_is_the_pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's own loop gives what `decode` gives."""
     import torch
 
     prepare(tmp_path)
@@ -79,9 +78,8 @@ def test_options_in_tables_are_valid_experiments() -> None:
     """Rows whose cell holds options of `diffae-hub train`: each makes an experiment, and the paper's the paper's."""
     rows = {}
     for page, preset in (("guides/replicate.md", "cifar10-32"), ("from_official.md", "official-ffhq256")):
-        for title, options in re.findall(
-            r"^\| ([^|]+) \| (?:`(--[^`]+)`[^|]*|none) \|$", (PAGES / page).read_text(), re.M
-        ):
+        table = r"^\| ([^|]+) \| (?:`(--[^`]+)`[^|]*|none) \|$"
+        for title, options in re.findall(table, (PAGES / page).read_text(), re.M):
             _, rows[title] = parsed(shlex.split(f"--preset {preset} --dataset photos --output run {options}"))
     assert len(rows) == 6
     two_phase = [preset for title, preset in rows.items() if "two" in title]

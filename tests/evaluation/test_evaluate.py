@@ -31,7 +31,7 @@ from diffae_hub.evaluation.reconstruct import image_pairs
 from diffae_hub.evaluation.report import render_report, write_report
 from diffae_hub.metrics.sharpness import high_pass_energy
 
-from ..conftest import write_parquet
+from ..conftest import write_classes, write_parquet
 from ..training import runner
 from .conftest import run
 
@@ -106,11 +106,8 @@ def test_report_holds_our_figures_and_the_papers(evaluated) -> None:
 
 def test_what_the_images_cannot_show_is_said(model: str, tmp_path: Path, capsys) -> None:
     """The first ones of folders of classes; training images among the held-out ones."""
-    for name in ("dark", "light"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for index in range(2):
-            Image.new("RGB", (16, 16), (90 * index, 60, 20)).save(tmp_path / "images" / name / f"{index}.png")
-    images = ("--dataset", tmp_path / "images", "--train-dataset", tmp_path / "images", "--metrics")
+    photos = write_classes(tmp_path / "photos", 2, dark=60, light=190)
+    images = ("--dataset", photos, "--train-dataset", photos, "--metrics")
     for count, warnings in ((2, 2), (4, 1)):
         argv = run(model, *images, "--num-images", count, "--output", tmp_path / f"out{count}")
         assert main(argv) == 0
@@ -167,9 +164,7 @@ def test_metrics_with_and_without_weights(
     assert "FD-DINOv2 ↓ n/a: " in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_metrics_and_path_length_are_measured_and_continued(
-    model: str, test_images: str, torch_home: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_metrics_and_path_length_are_continued(model, test_images, torch_home, tmp_path, capsys, monkeypatch) -> None:
     """By the real LPIPS-VGG, on a trunk made here; the formula itself has its own test."""
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     arguments = run(model, "--dataset", test_images, "--mode", "stochastic", "--output", tmp_path / "out")
@@ -212,7 +207,6 @@ def test_two_processes_give_the_figures_of_one(evaluated, command: list[str], tm
 
 
 def kill_at_picture(number: int) -> None:
-    """Lets an evaluation kill itself when it writes that picture."""
     write_png, numbers = evaluation_folder.write_png, itertools.count(1)
 
     def write_or_die(*arguments: object, **options: object) -> None:
@@ -267,10 +261,7 @@ def test_continuing_and_the_steps_alone_change_nothing(
         assert "settings.json" in refusal(*command)
 
 
-def test_a_folder_belongs_to_one_evaluation(
-    evaluated, command: list[str], model: str, other_model: str, test_images: str, tmp_path: Path, refusal
-) -> None:
-    """Nothing that stands in it is shown as that of other weights, data or options."""
+def test_a_folder_has_one_evaluation(evaluated, command, model, other_model, test_images, tmp_path, refusal) -> None:
     _, output = evaluated
     command = [*command, "--compare", other_model, "--output", str(output)]
     changed = shutil.copytree(model, tmp_path / "changed")
@@ -340,10 +331,7 @@ def test_paper_tables_agree_where_they_overlap() -> None:
         assert paper.TABLE_1[method] == paper.TABLE_2[method]
     for method in set(paper.TABLE_3) & set(paper.TABLE_4["CIFAR-10 32"]):
         assert paper.TABLE_4["CIFAR-10 32"][method][0] == pytest.approx(paper.TABLE_3[method], abs=6e-5)
-    for table, averages in (
-        (paper.TABLE_10, paper.TABLE_10_AVERAGE),
-        (paper.TABLE_11, paper.TABLE_11_AVERAGE),
-    ):
+    for table, averages in ((paper.TABLE_10, paper.TABLE_10_AVERAGE), (paper.TABLE_11, paper.TABLE_11_AVERAGE)):
         for column, average in enumerate(averages.values()):
             assert np.mean([values[column] for values in table.values()]) == pytest.approx(average, abs=6e-5)
     assert set(paper.TABLE_10) == set(CELEBA_ATTRIBUTES)

@@ -12,7 +12,6 @@ SMALLER = {"num_inference_steps=20": "num_inference_steps=4", '"960"': '"32"', '
 
 
 def run(name: str) -> dict[str, Any]:
-    """Executes the code cells; what they defined."""
     notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
     namespace: dict[str, Any] = {}
     for cell in notebook["cells"]:

@@ -10,13 +10,12 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from types import ModuleType, SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from diffae_hub.cli import main as cli
 from diffae_hub.evaluation.paper_tables import TABLE_2
 
+from ..conftest import write_classes
 from ..training.runner import parsed
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "replicate_tables.py"
@@ -93,12 +92,7 @@ def test_tables_hold_both_figures_and_their_rank_correlation(script: ModuleType,
 def test_a_row_is_trained_measured_and_not_done_twice(
     script: ModuleType, tmp_path: Path, monkeypatch, capsys, on_cpu: None
 ) -> None:
-    rng = np.random.default_rng(0)
-    for folder, count in (("train", 4), ("test", 2)):
-        (tmp_path / folder).mkdir()
-        for index in range(count):
-            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
+    write_classes(tmp_path, 4, size=32, train=100, test=150)
     name = "v_prediction-SC4-2phase"
     command = ["replicate_tables.py", "--train_dataset", str(tmp_path / "train")]
     command += ["--test_dataset", str(tmp_path / "test")]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffae_hub import ConditionedUNet2DModel, LatentCodeModel, SemanticEncoderModel
 from diffae_hub.models.layers import ConditionedResidualBlock, Float32GroupNorm
 
-from ..conftest import TINY, randomize
+from ..conftest import TINY, make_tiny_pipeline, randomize
 
 
 def test_the_paper_s_residual_block_in_float64() -> None:
@@ -62,8 +62,8 @@ def test_half_precision_and_layerwise_casting_follow_float32(tiny_encoder, tiny_
 
 def test_compile_without_graph_breaks() -> None:
     # backend="eager" runs the captured graph: what is tested is that one whole graph is captured.
-    options = TINY | {"channel_multipliers": (1,), "attention_resolutions": ()}
-    encoder, decoder = randomize(SemanticEncoderModel(**options)), randomize(ConditionedUNet2DModel(**options))
+    pipeline = make_tiny_pipeline(channel_multipliers=(1,), attention_resolutions=())
+    encoder, decoder = pipeline.encoder, pipeline.decoder
     images, timestep = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([700.0, 10.0])
 
     def both(images: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -99,22 +99,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_encoder, tiny_deco
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (16, 16)), (4, (24, 10))])
 def test_any_channel_count_and_size(channels: int, size: tuple[int, int]) -> None:
-    encoder = randomize(SemanticEncoderModel(**TINY, in_channels=channels))
-    decoder = randomize(ConditionedUNet2DModel(**TINY, in_channels=channels, out_channels=channels))
-    images = torch.rand(2, channels, *size)
-    latent_code = encoder(images).latent_code
+    pipeline, images = make_tiny_pipeline(channels), torch.rand(2, channels, *size)
+    latent_code = pipeline.encoder(images).latent_code
     assert latent_code.shape == (2, 8)
-    assert decoder(images, 10, latent_code).sample.shape == images.shape
-
-
-@pytest.mark.parametrize("latent_spatial_size", [8, 16])
-def test_spatial_projection_adds_position(latent_spatial_size: int) -> None:
-    decoder = randomize(ConditionedUNet2DModel(**TINY, latent_spatial_size=latent_spatial_size))
-    images, code = torch.zeros(1, 3, 16, 16), torch.randn(1, 8)
-    with_map = decoder(images, 500, code).sample
-    for parameter in decoder.latent_spatial_projection.parameters():
-        torch.nn.init.zeros_(parameter)
-    assert (with_map - decoder(images, 500, code).sample).abs().mean() > 1e-3
+    assert pipeline.decoder(images, 10, latent_code).sample.shape == images.shape
 
 
 def test_bad_configuration() -> None:

@@ -12,7 +12,6 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from diffae_hub import (
     AttributeClassifier,
-    ConditionedUNet2DModel,
     DiffusionAutoencoderPipeline,
     LatentCodeModel,
     SemanticEncoderModel,
@@ -21,13 +20,12 @@ from diffae_hub import (
     VPDPMSolverMultistepScheduler,
 )
 
-from ..conftest import TINY, randomize, seeded
+from ..conftest import make_tiny_pipeline, seeded
 
 MODES = ("stochastic", "inversion")
 
 
 def run(pipeline, images: torch.Tensor, mode: str = "stochastic", **options: object) -> torch.Tensor:
-    pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 3, "generator": seeded(), "output_type": "latent"} | options
     return pipeline(images, mode=mode, **options).images
 
@@ -205,17 +203,6 @@ def test_progress_bars_have_names(tiny_pipeline, images, capfd) -> None:
         assert [name in shown for name in ("encode", "invert", "decode")] == [not disable] * 3
 
 
-def test_components_and_from_pipe(tiny_pipeline, images) -> None:
-    expected = run(tiny_pipeline, images)
-    assert {"encoder", "decoder", "scheduler"} <= set(tiny_pipeline.components)
-    for other in (
-        DiffusionAutoencoderPipeline(**tiny_pipeline.components),
-        DiffusionAutoencoderPipeline.from_pipe(tiny_pipeline),
-    ):
-        assert other.decoder is tiny_pipeline.decoder
-        assert torch.equal(run(other, images), expected)
-
-
 def test_offload(tiny_pipeline, images) -> None:
     expected = [run(tiny_pipeline, images, mode) for mode in MODES]
     tiny_pipeline.attribute_classifier = AttributeClassifier(8, num_attributes=1, attribute_names=["a"])
@@ -228,9 +215,7 @@ def test_offload(tiny_pipeline, images) -> None:
 
 
 def test_compiled_or_in_channels_last(images, tmp_path: Path) -> None:
-    options = TINY | {"channel_multipliers": (1,), "attention_resolutions": ()}
-    networks = randomize(SemanticEncoderModel(**options)), randomize(ConditionedUNet2DModel(**options))
-    pipeline = DiffusionAutoencoderPipeline(*networks, VPDDIMScheduler())
+    pipeline = make_tiny_pipeline(channel_multipliers=(1,), attention_resolutions=())
     expected = run(pipeline, images)
     pipeline.encoder.compile_repeated_blocks(backend="eager")
     pipeline.decoder = torch.compile(pipeline.decoder, backend="eager")

@@ -24,19 +24,9 @@ def processor() -> DiffusionAutoencoderImageProcessor:
 
 def test_all_inputs_mean_the_same(processor) -> None:
     expected = torch.from_numpy(PIXELS).permute(2, 0, 1)[None].float() / 127.5 - 1
-    inputs = [
-        Image.fromarray(PIXELS),
-        [Image.fromarray(PIXELS)],
-        PIXELS,
-        PIXELS[None],
-        [PIXELS],
-        PIXELS.astype(np.float64) / 255,
-        expected / 2 + 0.5,
-        expected[0] / 2 + 0.5,
-        [expected[0] / 2 + 0.5],
-        expected.double() / 2 + 0.5,
-        torch.from_numpy(PIXELS).permute(2, 0, 1),
-    ]
+    picture, tensor = Image.fromarray(PIXELS), expected / 2 + 0.5
+    inputs = [picture, [picture], PIXELS, PIXELS[None], [PIXELS], PIXELS.astype(np.float64) / 255]
+    inputs += [tensor, tensor[0], [tensor[0]], tensor.double(), torch.from_numpy(PIXELS).permute(2, 0, 1)]
     for given in inputs:
         batch = processor.preprocess(given)
         assert (batch.dtype, tuple(batch.shape)) == (torch.float32, (1, 3, 16, 16))
@@ -120,21 +110,16 @@ def test_resizing_is_said_once(processor) -> None:
     [
         ([], "empty list"),
         ("photo.jpg", "str"),
-        (None, "NoneType"),
-        (torch.zeros(4, 16, 16), r"\(4, 16, 16\)"),
         (torch.zeros(16, 16), r"\(16, 16\)"),
         (torch.zeros(0, 3, 16, 16), r"\(0, 3, 16, 16\)"),
         (torch.zeros(3, 18, 16), "18 x 16"),
         (torch.full((3, 16, 16), 200.0), r"\[0, 1\].*\[200, 200\]"),
         (torch.full((3, 16, 16), -1.0), r"\[0, 1\].*\[-1, -1\].*x / 2 \+ 0.5"),
         (torch.full((3, 16, 16), float("nan")), "nan"),
-        (torch.full((3, 16, 16), float("-inf")), "inf"),
         (PIXELS.astype(np.int64), "int64"),
         (PIXELS.astype(str), "<U"),
         (torch.zeros(3, 16, 16, device="meta"), "meta"),
         (torch.zeros(3, 16, 16).to_sparse(), "sparse"),
-        (torch.zeros(3, 16, 16, dtype=torch.complex64), "complex"),
-        (PIXELS.astype(np.float32), r"\[0, 1\]"),
         (PIXELS.transpose(2, 0, 1), r"\(3, 16, 16\)"),
         ([torch.zeros(3, 16, 16), torch.zeros(3, 32, 32)], "16.*32"),
         (Image.new("RGB", (0, 16)), r"\(0, 16\)"),

@@ -29,26 +29,13 @@ from diffae_hub.training.presets import TrainingPreset
 
 SECONDS = 900  # against hanging only
 
-_NETWORK = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "latent_dim": 8,
-    "base_channels": 8,
-    "channel_multipliers": [1, 2],
-    "layers_per_block": 1,
-    "attention_resolutions": [],
-    "norm_num_groups": 4,
-}
-TINY_EXPERIMENT = {  # about 15,000 parameters: a step takes milliseconds
-    "encoder": _NETWORK,
-    "decoder": {**_NETWORK, "out_channels": 1, "time_embed_dim": 16, "dropout": 0.1},
-    "batch_size": 16,
-    "training_examples": 512,
-    "warmup_examples": 64,
-    "learning_rate": 1e-3,
-    "horizontal_flip": True,
-}
-WITHOUT_DROPOUT = {"encoder": _NETWORK, "decoder": {**TINY_EXPERIMENT["decoder"], "dropout": 0.0}}
+# About 15,000 parameters: a step takes milliseconds.
+_ENCODER = {"sample_size": 8, "in_channels": 1, "latent_dim": 8, "base_channels": 8, "channel_multipliers": [1, 2]}
+_ENCODER |= {"layers_per_block": 1, "attention_resolutions": [], "norm_num_groups": 4}
+_DECODER = {**_ENCODER, "out_channels": 1, "time_embed_dim": 16, "dropout": 0.1}
+TINY_EXPERIMENT = {"encoder": _ENCODER, "decoder": _DECODER, "batch_size": 16, "training_examples": 512}
+TINY_EXPERIMENT |= {"warmup_examples": 64, "learning_rate": 1e-3, "horizontal_flip": True}
+WITHOUT_DROPOUT = {"encoder": _ENCODER, "decoder": {**_DECODER, "dropout": 0.0}}
 
 
 def write_images(folder: Path, count: int = 40, size: int = 8, seed: int = 0) -> Path:
@@ -64,29 +51,18 @@ def write_images(folder: Path, count: int = 40, size: int = 8, seed: int = 0) ->
 
 
 def arguments(dataset: Path, output: Path, *extra: str, **experiment: object) -> list[str]:
-    """Returns the command line of a tiny run."""
     output.parent.mkdir(parents=True, exist_ok=True)
     config = output.with_suffix(".json")
     config.write_text(json.dumps({**TINY_EXPERIMENT, **experiment}))
-    return [
-        "--preset=cifar10-32",
-        f"--config={config}",
-        f"--dataset={dataset}",
-        f"--output={output}",
-        "--num-workers=0",
-        "--log-every=16",
-        "--checkpoint-every=64",
-        *extra,
-    ]
+    flags = ["--preset=cifar10-32", f"--config={config}", f"--dataset={dataset}", f"--output={output}"]
+    return [*flags, "--num-workers=0", "--log-every=16", "--checkpoint-every=64", *extra]
 
 
 def interrupt(after: int, calls: int = 1, writing: bool = False, number: int = signal.SIGKILL) -> None:
     """Makes the loop send a signal to its own process group, at a place that does not depend on the machine's speed.
 
-    Args:
-        after: Examples at the record in metrics.jsonl, or at the checkpoint, after which the signal may come.
-        calls: The signal comes at this call of a Python or C function after that record, within a step, or, if
-            `writing`, after the write of that checkpoint has begun. If a write has fewer calls, it comes at its end.
+    It comes at a call (the number `calls`) of a Python or C function after the record of `after` examples, or, if
+    `writing`, after the write of that checkpoint has begun; of a write with fewer calls, at its end.
     """
     left = calls
     save, append = loop.save_checkpoint, loop.append_json_lines
@@ -173,7 +149,6 @@ def run(argv: list[str], prepare: Callable[[], object] | None = None, processes:
 
 
 def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:
-    """Returns the options and the experiment of a command line."""
     parser = argparse.ArgumentParser()
     add_flags(parser, TrainingOptions)
     options = from_values(TrainingOptions, vars(parser.parse_args(with_hyphens(argv))))
@@ -181,10 +156,8 @@ def parsed(argv: list[str]) -> tuple[TrainingOptions, TrainingPreset]:
 
 
 def states(folder: Path) -> list[dict]:
-    """Loads the checkpoints of a run, oldest first."""
     return [load_checkpoint(path) for path in checkpoint_files(folder)]
 
 
 def records(folder: Path) -> list[dict]:
-    """Reads the lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

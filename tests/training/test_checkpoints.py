@@ -20,11 +20,8 @@ from diffae_hub.training.checkpoints import (
 STATE = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3), "scalar": torch.tensor(1.5, dtype=torch.float64)},
     "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}]},
-    "experiment": {"name": "text", "nothing": None},
-    "ema": {},
-    "scaler": None,
-    "data": {},
 }
+STATE |= {"experiment": {"name": "text", "nothing": None}, "ema": {}, "scaler": None, "data": {}}
 
 
 def save(folder: Path, examples: int, keep: int = 9, **more: object) -> Path:

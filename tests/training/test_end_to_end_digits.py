@@ -18,22 +18,13 @@ from diffae_hub.training.checkpoints import load_checkpoint
 from .runner import TINY_EXPERIMENT, arguments, run
 
 NETWORK = {"latent_dim": 16, "base_channels": 16, "norm_num_groups": 8}
+DECODER = {"time_embed_dim": 64, "dropout": 0.0, "latent_spatial_size": 4}
 EXPERIMENT = {
     "encoder": {**TINY_EXPERIMENT["encoder"], **NETWORK, "latent_head": "flatten"},
-    "decoder": {
-        **TINY_EXPERIMENT["decoder"],
-        **NETWORK,
-        "time_embed_dim": 64,
-        "dropout": 0.0,
-        "latent_spatial_size": 4,
-    },
-    "batch_size": 64,
-    "training_examples": 19_200,
-    "warmup_examples": 640,
-    "learning_rate": 2e-3,
-    "ema_decay": 0.99,
-    "horizontal_flip": False,
+    "decoder": {**TINY_EXPERIMENT["decoder"], **NETWORK, **DECODER},
 }
+EXPERIMENT |= {"batch_size": 64, "training_examples": 19_200, "warmup_examples": 640, "learning_rate": 2e-3}
+EXPERIMENT |= {"ema_decay": 0.99, "horizontal_flip": False}
 END_OF_PHASE_1 = 4_800
 
 
@@ -62,7 +53,6 @@ def test_two_phases_on_digits(tmp_path: Path) -> None:
     flags = (f"--checkpoint-every={END_OF_PHASE_1}", "--keep-checkpoints=9", "--log-every=4800")
     run(arguments(images, tmp_path / "run", *flags, **EXPERIMENT))
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "run" / "pipeline")
-    pipeline.set_progress_bar_config(disable=True)
     originals = torch.from_numpy(held_out).float()[:, None]
 
     def noise() -> dict[str, object]:

@@ -41,7 +41,6 @@ BAD_COMMAND_LINES = [  # flags, and the word that the message must have
 def test_bad_command_lines(
     image_folder: Path, tmp_path: Path, refusal, monkeypatch, on_cpu: None, flags: str, word: str
 ) -> None:
-    """They are refused before any training."""
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert word in refusal("train", *arguments(image_folder, tmp_path / "run", *flags.split()))
     assert not (tmp_path / "run").exists()

@@ -23,11 +23,7 @@ def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: 
     """
     common = {"training_examples": 60, "batch_size": 15, "max_grad_norm": 1e9, "warmup_examples": 0, **WITHOUT_DROPOUT}
     whole, parts, two = (tmp_path / name for name in ("whole", "parts", "two"))
-    for folder, flags, processes in (
-        (whole, (), 1),
-        (parts, ("--gradient-accumulation-steps=3",), 1),
-        (two, (), 2),
-    ):
+    for folder, flags, processes in ((whole, (), 1), (parts, ("--gradient-accumulation-steps=3",), 1), (two, (), 2)):
         run(arguments(image_folder, folder, *flags, **common), processes=processes)
         assert json.loads((folder / "configuration.json").read_text())["num_processes"] == processes
 
@@ -44,7 +40,6 @@ def test_accumulation_and_two_processes_equal_one(image_folder: Path, tmp_path: 
 
 
 def test_unreadable_image_in_one_of_two_processes(tmp_path: Path) -> None:
-    """The process that finds it prints so, both end, and neither prints a traceback."""
     folder = write_images(tmp_path / "images")
     (folder / "007.png").write_bytes(b"broken")
     text = run(arguments(folder, tmp_path / "run", training_examples=48), processes=2, code=1)

@@ -46,8 +46,6 @@ def folder(undisturbed: Path, tmp_path: Path) -> Path:
 
 
 def assert_same_tensors(first: object, second: object) -> None:
-    """Checks that nested tensors are equal to the last bit."""
-
     def check(where: tuple, a: object, b: object) -> None:
         if isinstance(a, torch.Tensor):
             torch.testing.assert_close(a, b, rtol=0, atol=0, msg=keystr(where))
@@ -140,7 +138,6 @@ def test_full_disk_leaves_the_older_checkpoint(image_folder: Path, folder: Path,
 def test_another_experiment_or_other_data_is_refused(
     image_folder: Path, tmp_path: Path, undisturbed: Path, refusal, on_cpu: None
 ) -> None:
-    """The files of the run stay as they are."""
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
     other_images = write_images(tmp_path / "other", count=41)
     other_bytes = write_images(tmp_path / "renamed")

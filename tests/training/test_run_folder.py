@@ -17,7 +17,6 @@ from .runner import arguments, run
 
 
 def test_a_folder_in_use(image_folder: Path, tmp_path: Path, refusal, monkeypatch, on_cpu: None) -> None:
-    """The second run waits, then refuses, and leaves the folder to the first."""
     monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.1)
     folder = tmp_path / "run"
     with own_run_folder(folder):

@@ -78,11 +78,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 
 def test_the_loaders_processes_end_with_the_run(image_folder: Path, tmp_path: Path) -> None:
     """They ignore SIGTERM, which Python sends them at its exit before it waits for them."""
-    process = subprocess.run(
-        [sys.executable, "-c", DISTURBED, *arguments(image_folder, tmp_path / "run"), "--num-workers=1"],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
+    command = [sys.executable, "-c", DISTURBED, *arguments(image_folder, tmp_path / "run"), "--num-workers=1"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert process.returncode in (-signal.SIGINT, 130), process.stderr

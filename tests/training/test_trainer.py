@@ -130,7 +130,6 @@ def test_half_precision(accelerator: Accelerator, batches: list[torch.Tensor]) -
 
 
 def test_averaged_weights_are_lent(accelerator: Accelerator, batches: list[torch.Tensor]) -> None:
-    """The training continues with its own weights, even after an exception."""
     trainer = tiny_trainer(accelerator)
     trainer.step(batches[0])
     before = [parameter.detach().clone() for parameter in trainer.parameters]
@@ -145,7 +144,6 @@ def test_averaged_weights_are_lent(accelerator: Accelerator, batches: list[torch
 def test_goes_on_in_another_memory_format(
     accelerator: Accelerator, batches: list[torch.Tensor], before: int, after: int, optimizer: str
 ) -> None:
-    """A state that is resumed in the other memory format gives the same weights, except for rounding."""
     options = {"optimizer": optimizer, "more_ema_decays": (OTHER_DECAY,)}
     whole = tiny_trainer(accelerator, channels_last=bool(before), **options)
     for images in batches[:4]:
