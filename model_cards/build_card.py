@@ -67,7 +67,7 @@ MODELS: dict[str, dict[str, Any]] = {
             "learning rate over time": "cosine, whose end was moved: planned for 150,000 examples, from 38,656 on for 100,000, from "
             "57,600 on for 120,000, where it was 0; then for 300,000, from 142,528 on for 232,000, from 202,432 on for 224,000, "
             "where it was 0 again; then from 224,000 on for 332,000, from 225,088 on for 290,000; then anew over the last 44,800",
-            "the last 44,800 examples": "mirrored at random, the loss weighted by sigma (none before), EMA decay 0.9999 (0.9995 before)",
+            "the last 44,800 examples": "mirrored at random, the loss weighted by sigma (none before, so the curve of the loss jumps), EMA decay 0.9999 (0.9995 before)",
             "attributes": "logistic regression (penalty 1,000) on the codes of the training images; edits follow the mean "
             "difference of pairs with the same subject and other attributes",
             "latent code model": "velocity prediction on SC-1, on the codes of the training images and of their mirror images; "

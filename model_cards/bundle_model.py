@@ -24,7 +24,7 @@ def main() -> None:
     for path in folder.rglob("*.json"):  # the folder of the training is not published
         configuration = json.loads(path.read_text())
         configuration.pop("_name_or_path", None)
-        if isinstance(configuration.get("_class_name"), list):  # names the loader file, which repositories on the Hub need
+        if isinstance(configuration.get("_class_name"), list):  # with the loader file, which only the Hub needs
             configuration["_class_name"] = configuration["_class_name"][-1]
         path.write_text(json.dumps(configuration, indent=2) + "\n")
     (folder / "pipeline.py").unlink(missing_ok=True)
