@@ -109,7 +109,7 @@ def test_closing_does_not_wait_for_a_block() -> None:
     batches = iter(StreamedBatches(dataset, "image", ImageTransform(4, 1), **options))
     next(batches)
     batches.close()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # those of earlier tests may have ended
     assert 6 < len(read) < 100
 
 
