@@ -17,7 +17,11 @@ def perceptual_path_length(
     """Computes `PPL = N sum_i d(G(i / N), G((i + 1) / N))` of a path G.
 
     In the paper, G(f) decodes the slerp of two codes and of two noises at fraction f, d is LPIPS-VGG16, and N = 100.
-    `image_at` is G: fractions (B,), float64, in [0, 1] -> images (B, C, H, W) in [0, 1]. `distance` is d: (B,) of two.
+
+    Args:
+        image_at: G: fractions (B,), float64, in [0, 1] -> images (B, C, H, W) in [0, 1].
+        distance: d: (images, images) -> (B,).
+        batch_size: Images at a time; one more is kept in memory.
     """
     length, last = 0.0, None
     fractions = torch.arange(num_intervals + 1, dtype=torch.float64) / num_intervals
