@@ -28,6 +28,16 @@ def flat(images: torch.Tensor) -> np.ndarray:
     return images.flatten(1).double().numpy()
 
 
+@pytest.mark.parametrize("count", [400, 60])
+def test_pca_equals_the_truncated_svd(count: int) -> None:
+    train, test = (
+        photographs(count, 8, 8),
+        photographs(20, 8, 8, seed=1),
+    )  # 192 numbers each: more and fewer images than that
+    reconstruct = fit_pca(flat(train), 24)
+    np.testing.assert_allclose(reconstruct(test).numpy(), truncated_svd(train, test, 24), atol=2e-5)
+
+
 def test_randomised_pca_of_large_images(monkeypatch) -> None:
     monkeypatch.setattr(baselines, "_EXACT_PIXELS", 50)
     train, test = photographs(150, 8, 8), photographs(20, 8, 8, seed=1)

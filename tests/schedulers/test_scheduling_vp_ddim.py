@@ -15,8 +15,14 @@ from diffae_hub import VPDDIMInverseScheduler, VPDDIMScheduler
 BOTH = pytest.mark.parametrize("scheduler_class", [VPDDIMScheduler, VPDDIMInverseScheduler])
 PREDICTION_TYPES = pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-CONFIG = {"num_train_timesteps": 500, "noise_schedule": "inverted", "scaling_factor": 2.0, "prediction_type": "sample"}
-CONFIG |= {"timestep_spacing": "leading", "clip_sample": True}
+CONFIG = {
+    "num_train_timesteps": 500,
+    "noise_schedule": "inverted",
+    "scaling_factor": 2.0,
+    "prediction_type": "sample",
+    "timestep_spacing": "leading",
+    "clip_sample": True,
+}
 
 
 def official(prediction_type: str = "epsilon") -> VPDDIMScheduler:
@@ -70,8 +76,15 @@ def test_leading_grid_is_the_official_stride_rule_and_exists_for_no_other_counts
 
 @PREDICTION_TYPES
 def test_official_decoding_equals_diffusers_ddim(prediction_type, rng):
-    rule = {"clip_sample": True, "set_alpha_to_one": True, "timestep_spacing": "leading", "steps_offset": 0}
-    theirs = DDIMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type, **rule)
+    theirs = DDIMScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        prediction_type=prediction_type,
+        clip_sample=True,
+        set_alpha_to_one=True,
+        timestep_spacing="leading",
+        steps_offset=0,
+    )
     theirs.alphas_cumprod = torch.from_numpy(ALPHA_BAR)  # their table is float32
     ours = official(prediction_type)
     for steps in (20, 50):
@@ -228,16 +241,24 @@ def test_save_and_load(scheduler_class, tmp_path):
     assert (bundled.config.prediction_type, bundled.config.scaling_factor) == ("v_prediction", 4.0)
 
 
-@BOTH
-def test_bad_configuration(scheduler_class, tmp_path):
-    bad = {"noise_schedule": ("cosine", None), "prediction_type": ("noise",), "timestep_spacing": ("linspace",)}
-    bad |= {"num_train_timesteps": (0, 100_001)}
-    bad |= dict.fromkeys(("scaling_factor", "time_exponent"), (0, math.nan, math.inf))
-    for argument, value in ((argument, value) for argument, values in bad.items() for value in values):
-        config = {"_class_name": scheduler_class.__name__, argument: value}  # from a file, where it is most likely
-        (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=argument):
-            scheduler_class.from_pretrained(tmp_path)
+BAD = {
+    "noise_schedule": ("cosine", None),
+    "prediction_type": ("noise",),
+    "timestep_spacing": ("linspace",),
+    "scaling_factor": (0, math.nan, math.inf),
+    "num_train_timesteps": (0, 100_001),
+    "time_exponent": (0, math.nan, math.inf),
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_configuration(argument, tmp_path):
+    for scheduler_class in (VPDDIMScheduler, VPDDIMInverseScheduler):
+        for value in BAD[argument]:  # from a file, where it is most likely
+            config = {"_class_name": scheduler_class.__name__, argument: value}
+            (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+            with pytest.raises(ValueError, match=argument):
+                scheduler_class.from_pretrained(tmp_path)
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
