@@ -141,7 +141,7 @@ def benchmark_size(
     torch._dynamo.reset()  # else later configurations reach the limit on recompilations and run eagerly
     preset = preset_named(SIZES[size])
     torch.manual_seed(0)
-    encoder, decoder = preset.build_encoder(), preset.build_decoder()
+    encoder, decoder = preset.build("encoder"), preset.build("decoder")
     for parameter in decoder.parameters():  # zero-initialised layers would hide differences
         torch.nn.init.normal_(parameter, std=0.02) if not parameter.any() else None
     encoder, decoder = encoder.to(device).eval(), decoder.to(device).eval()

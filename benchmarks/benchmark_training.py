@@ -48,8 +48,8 @@ MIB = 2**20
 
 def plain_step(preset: TrainingPreset, batch_size: int, device: torch.device) -> Callable[[torch.Tensor], None]:
     """Builds the step of a first simple loop."""
-    model = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder()).to(device).train()
-    scheduler = preset.build_scheduler()
+    model = DiffusionAutoencoder(preset.build("encoder"), preset.build("decoder")).to(device).train()
+    scheduler = preset.build("scheduler")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     ema = EMAModel(model.parameters(), decay=preset.ema_decay)
 
@@ -111,7 +111,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def step_operations(preset: TrainingPreset) -> float:
     """Counts floating-point operations of forward and backward pass per example, without computing anything."""
     with torch.device("meta"):
-        model = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
+        model = DiffusionAutoencoder(preset.build("encoder"), preset.build("decoder"))
         size, channels = preset.encoder["sample_size"], preset.encoder.get("in_channels", 3)
         images = torch.empty(1, channels, size, size)
         with FlopCounterMode(display=False) as counter:

@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from diffae_hub import AttributeClassifier, DiffusionAutoencoderPipeline
-from diffae_hub.codes.fingerprints import weights_fingerprint
+from diffae_hub.codes import weights_fingerprint
 from diffae_hub.evaluation.paper_tables import TABLE_4, TWO_PHASE
 from diffae_hub.evaluation.report import METRIC_NAMES, baseline_title
 from diffae_hub.files import read_json_lines, write_text
@@ -339,7 +339,7 @@ def comparison_with_the_paper(preset: str, pipeline: DiffusionAutoencoderPipelin
     """Describes the paper's CIFAR-10 model and its figures."""
     paper = preset_named(preset)
     with torch.device("meta"):
-        paper_parameters = paper.build_encoder().num_parameters() + paper.build_decoder().num_parameters()
+        paper_parameters = paper.build("encoder").num_parameters() + paper.build("decoder").num_parameters()
     own_parameters = pipeline.encoder.num_parameters() + pipeline.decoder.num_parameters()
     psnr = {mode: figures[0] for mode, figures in zip(METHODS, TABLE_4["CIFAR-10 32"][TWO_PHASE], strict=True)}
     return (

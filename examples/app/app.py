@@ -21,8 +21,7 @@ from parts import PICTURES, Pipeline, animated, connect, picture_input, picture_
 from PIL import Image
 
 from diffae_hub import list_models, load_codes, nearest_codes
-from diffae_hub.codes.fingerprints import check_encoder
-from diffae_hub.codes.shards import codes_summary
+from diffae_hub.codes import check_encoder, codes_summary
 from diffae_hub.data.open_dataset import load_rows
 from diffae_hub.data.transform import ImageTransform
 from diffae_hub.devices import load_pipeline

@@ -25,8 +25,8 @@ _LAZY = {
     "VPDDIMScheduler": "diffae_hub.schedulers.scheduling_vp_ddim",
     "list_models": "diffae_hub.pretrained",
     "VPDPMSolverMultistepScheduler": "diffae_hub.schedulers.scheduling_vp_dpmsolver_multistep",
-    "load_codes": "diffae_hub.codes.shards",
-    "nearest_codes": "diffae_hub.codes.neighbours",
+    "load_codes": "diffae_hub.codes",
+    "nearest_codes": "diffae_hub.codes",
 }
 
 __all__ = ["__version__", *_LAZY]
@@ -35,8 +35,8 @@ if TYPE_CHECKING:  # `X as X` tells type checkers that the name is public
     from diffusers import ModelMixin as ModelMixin
     from diffusers import SchedulerMixin as SchedulerMixin
 
-    from diffae_hub.codes.neighbours import nearest_codes as nearest_codes
-    from diffae_hub.codes.shards import load_codes as load_codes
+    from diffae_hub.codes import load_codes as load_codes
+    from diffae_hub.codes import nearest_codes as nearest_codes
     from diffae_hub.models.attribute_classifier import AttributeClassifier as AttributeClassifier
     from diffae_hub.models.conditioned_unet_2d import ConditionedUNet2DModel as ConditionedUNet2DModel
     from diffae_hub.models.latent_code_model import LatentCodeModel as LatentCodeModel

@@ -12,23 +12,23 @@ from .publishing import card_figures, publish
 
 
 def push_pipeline(
-    folder: str | Path,
+    model: str | Path,
     repo_id: str,
     *,
     private: bool = False,
-    commit_message: str = "Upload diffusion autoencoder",
+    message: str = "Upload diffusion autoencoder",
     card: str | Path | None = None,
     license: str | None = None,
     evaluation: str | Path | None = None,
 ) -> str:
-    """Uploads a pipeline folder by [`publish`] after loading it and reconstructing one image. Returns the full id.
+    """Uploads a model by [`publish`] after loading it and reconstructing one image. Returns the full id.
 
     `license` (an SPDX id in lower case) and the results in `evaluation` (a report.json) are for the card.
     """
-    folder, figures = of_training(Path(bundled_or_own(folder))), card_figures(card, license, evaluation)
+    folder, figures = of_training(Path(bundled_or_own(model))), card_figures(card, license, evaluation)
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.decoder.config
     image = torch.full((1, config.in_channels, config.sample_size, config.sample_size), 0.5)
     pipeline(image, num_inference_steps=1)
-    return publish(folder, repo_id, card, figures, private, commit_message=commit_message).repo_url.repo_id
+    return publish(folder, repo_id, card, figures, private, commit_message=message).repo_url.repo_id

@@ -45,7 +45,7 @@ def render_model_card(figures: Mapping[str, Any]) -> str:
             `class_name`: the class that loads it (default: the pipeline); `variant`: that of the weights, if there are
             no plain ones; `summary`: one paragraph;
             `dataset`: `{"name", "note"}`; only the last part of a local path is shown;
-            `experiment`: a `TrainingPreset.to_dict()`, or `networks`: configurations by component;
+            `experiment`: a `TrainingPreset` as a dictionary, or `networks`: configurations by component;
             `parameters`: number of parameters by component;
             `training`: figures of the training by name, for example `{"examples": 200000, "hours": 0.7}`;
             `results`: list of `{"metric", "mode", "value"}`, optionally with `unit`, `note`, `dataset`, `split` and
@@ -143,7 +143,7 @@ def figures_of_run(
 ) -> dict[str, Any]:
     """Collects a training run's length, speed and last validation, for [`render_model_card`].
 
-    `experiment` is `TrainingPreset.to_dict()`, `metrics` are the records of metrics.jsonl. `num_inference_steps` are
+    `experiment` is a `TrainingPreset` as a dictionary, `metrics` the records of metrics.jsonl, `num_inference_steps`
     the steps of validation, unless the whole training was phase 1.
     """
     one_step = experiment["phase1_fraction"] == 1

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from diffae_hub import AttributeClassifier, LatentCodeModel, VPDDIMScheduler, load_codes
-from diffae_hub.codes.shards import encode_dataset
+from diffae_hub.codes import encode_dataset
 
 from ..conftest import make_tiny_pipeline
 

@@ -23,7 +23,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from diffae_hub import AttributeClassifier, VPDDIMScheduler, list_models
 from diffae_hub.cli import exchange
 from diffae_hub.cli.main import main
-from diffae_hub.data.errors import TrainingError
+from diffae_hub.data import TrainingError
 
 from ..conftest import make_tiny_pipeline
 

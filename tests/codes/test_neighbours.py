@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffae_hub.codes.neighbours import nearest_codes
+from diffae_hub.codes import nearest_codes
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -27,14 +27,14 @@ def test_neighbours_are_those_of_brute_force(metric: str) -> None:
 
 
 def test_bad_arguments() -> None:
-    for name, change in (
-        ("num_neighbours", {"num_neighbours": 0}),
-        ("num_neighbours", {"num_neighbours": 51}),
-        ("queries", {"queries": np.ones((1, 1))}),
-        ("queries", {"queries": np.full((1, 6), np.inf)}),
-        ("codes", {"codes": np.full((50, 6), np.nan)}),
-        ("codes", {"codes": np.ones(50)}),
-        ("metric", {"metric": "manhattan"}),
+    for change in (
+        {"num_neighbours": 0},
+        {"num_neighbours": 51},
+        {"queries": np.ones((1, 1))},
+        {"queries": np.full((1, 6), np.inf)},
+        {"codes": np.full((50, 6), np.nan)},
+        {"codes": np.ones(50)},
+        {"metric": "nonsense"},
     ):
-        with pytest.raises(ValueError, match=f"^{name}"):
+        with pytest.raises(ValueError):
             nearest_codes(**{"codes": np.eye(50, 6), "queries": np.ones((1, 6)), **change})

@@ -203,7 +203,7 @@ def test_parts_that_belong_to_other_encoders_are_warnings(tmp_path: Path) -> Non
         latent_checkpoint=save_lightning(tmp_path / "latent.ckpt", latent_state(MINIATURE, seed=50)),
         classifier_checkpoint=save_lightning(tmp_path / "classifier.ckpt", classifier),
     )
-    assert len(report.warnings) == 2
+    assert len(report["warnings"]) == 2
 
 
 def test_image_size_of_the_noise_buffer_and_the_argument(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffae_hub.data.errors import TrainingError
+from diffae_hub.data import TrainingError
 from diffae_hub.data.loader import ImageTensorDataset, ResumableBatchSampler, TrainingDataLoader
 from diffae_hub.data.open_dataset import load_rows
 from diffae_hub.data.transform import ImageTransform

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffae_hub.data.errors import TrainingError
+from diffae_hub.data import TrainingError
 from diffae_hub.data.loader import Batch
 from diffae_hub.data.open_dataset import open_dataset
 from diffae_hub.data.streaming import StreamedBatches, streaming_loader

@@ -42,7 +42,7 @@ def test_every_row_is_a_valid_experiment_of_its_method(script: ModuleType, optio
     assert len(script.ROWS) == 18
     for name, method in script.ROWS.items():
         _, preset = parsed(script.training_command(name, options)[4:])
-        scheduler = preset.build_scheduler().config
+        scheduler = preset.build("scheduler").config
         assert scheduler.prediction_type == method.prediction_type
         assert scheduler.noise_schedule == method.noise_schedule
         if method.scaling_factor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ METRICS = [
 def figures() -> dict:
     named = {"model_name": "owner/model", "dataset": {"name": "some/data"}}
     named["parameters"] = {"encoder": 123_456, "decoder": 7_654_321}
-    return named | figures_of_run(PRESETS["cifar10-32"].to_dict(), METRICS, 64)
+    return named | figures_of_run(asdict(PRESETS["cifar10-32"]), METRICS, 64)
 
 
 def header_of(card: str) -> dict:
@@ -49,7 +50,7 @@ def test_card_shows_the_measured_figures(tmp_path: Path) -> None:
 
 
 def test_card_of_a_model_that_decodes_in_one_step() -> None:
-    experiment = PRESETS["cifar10-32"].with_overrides({"phase1_fraction": 1}).to_dict()
+    experiment = asdict(PRESETS["cifar10-32"].with_overrides({"phase1_fraction": 1}))
     card = render_model_card({"model_name": "m", **figures_of_run(experiment, METRICS[:1], 64)})
     assert "64 held-out images, one step from t = 1, averaged" in card
     assert "num_inference_steps=1)" in card
@@ -59,7 +60,7 @@ def test_card_of_a_model_that_decodes_in_one_step() -> None:
 
 
 def test_a_card_of_little_shows_what_there_is() -> None:
-    unmeasured = figures_of_run(PRESETS["cifar10-32"].to_dict(), [])
+    unmeasured = figures_of_run(asdict(PRESETS["cifar10-32"]), [])
     assert "nothing was measured" in render_model_card({"model_name": "m", **unmeasured})
     card = render_model_card({"model_name": "me/x", "class_name": "SemanticEncoderModel"})
     assert 'SemanticEncoderModel.from_pretrained("me/x")' in card

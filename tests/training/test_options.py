@@ -63,7 +63,7 @@ def test_one_flag_scales_a_small_preset() -> None:
         parsed([*argv, "--resolution=30"])
     for name in ("small-64", "small-128", "small-256"):
         _, preset = parsed([f"--preset={name}", *argv[1:], "--resolution=192"])
-        assert preset.build_decoder().config.sample_size == 192
+        assert preset.build("decoder").config.sample_size == 192
 
 
 def test_large_numbers_and_a_folder_below_the_home_folder(tmp_path: Path, monkeypatch) -> None:

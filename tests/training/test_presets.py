@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ from diffae_hub.training.presets import PRESETS, preset_named
 def test_sizes(name: str, decoder: float, encoder: float, tolerance: float) -> None:
     """Parameters are counted without allocating the networks."""
     with torch.device("meta"):
-        models = PRESETS[name].build_decoder(), PRESETS[name].build_encoder()
+        models = PRESETS[name].build("decoder"), PRESETS[name].build("encoder")
     counts = [sum(p.numel() for p in model.parameters()) for model in models]
     assert counts == pytest.approx([decoder, encoder], rel=tolerance)
 
@@ -55,7 +56,7 @@ def test_table_8(name: str, lengths: tuple[int, int, int]) -> None:
     preset = PRESETS[name]
     assert (preset.batch_size, preset.training_examples, preset.warmup_examples) == lengths
     assert (preset.learning_rate, preset.ema_decay, preset.phase1_fraction) == (1e-4, 0.9999, 0.25)
-    scheduler = preset.build_scheduler().config
+    scheduler = preset.build("scheduler").config
     assert (scheduler.noise_schedule, scheduler.scaling_factor) == ("shifted_cosine", 4.0)
     assert scheduler.prediction_type == "v_prediction"
 
@@ -65,8 +66,8 @@ def test_every_preset_is_valid_and_json(name: str) -> None:
     """What is built has exactly the configuration of the preset."""
     preset = preset_named(name)
     preset.validate()
-    plain = json.loads(json.dumps(preset.to_dict()))
-    assert json.loads(json.dumps(preset.with_overrides(plain).to_dict())) == plain
+    plain = json.loads(json.dumps(asdict(preset)))
+    assert json.loads(json.dumps(asdict(preset.with_overrides(plain)))) == plain
     for component in ("encoder", "decoder", "scheduler"):
         with torch.device("cpu" if component == "scheduler" else "meta"):
             saved = json.loads(getattr(preset, f"build_{component}")().to_json_string())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_configuration_is_printed_and_saved(image_folder: Path, tmp_path: Path) 
     # The saved file is itself an override file that gives the same experiment, whatever the preset.
     config = tmp_path / "run" / "configuration.json"
     _, again = parsed(["--preset=imagenet-32", f"--config={config}", "--dataset=x", "--output=y"])
-    assert json.loads(json.dumps(again.to_dict())) == experiment
+    assert json.loads(json.dumps(asdict(again))) == experiment
 
 
 def test_options_of_the_machine(image_folder: Path, tmp_path: Path) -> None:

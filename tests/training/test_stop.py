@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffae_hub.data.errors import TrainingError
+from diffae_hub.data import TrainingError
 from diffae_hub.training.stop import LossMonitor, StopSignal
 
 from .runner import SECONDS, arguments

@@ -7,9 +7,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import check_not_replaced, check_output, check_pipeline_output, new_folder, write_png
+from ..files import check_not_replaced, check_pipeline_output, new_folder, write_png
 from ..flags import option
-from . import silence_libraries
 
 
 @dataclass
@@ -39,22 +38,12 @@ def encode(options: EncodeOptions, arguments: Namespace) -> tuple[Any, str] | No
     Run it again to continue where it stopped. `accelerate launch -m diffae_hub.cli encode ...` shares the work between
     processes. `diffae_hub.load_codes` reads the codes.
     """
-    from ..codes.shards import SUMMARY, encode_dataset
+    from ..codes import SUMMARY, encode_dataset
     from ..devices import find_device, join_processes, load_pipeline
 
-    silence_libraries()
-    check_output(options.output, options.dataset)
-    state = join_processes(options.device)
-    names = ("columns", "shard_size", "batch_size", "num_images", "streaming", "split", "image_column", "crop")
-    count = encode_dataset(
-        load_pipeline(options.model, find_device(options.device, state)),
-        options.dataset,
-        options.output,
-        file_format=options.format,
-        state=state,
-        show_progress=state.is_main_process and arguments.show_progress,
-        **{name: getattr(options, name) for name in names},
-    )
+    state, given = join_processes(options.device), vars(options).copy()
+    pipeline = load_pipeline(given.pop("model"), find_device(given.pop("device"), state))
+    count = encode_dataset(pipeline, **given, show_progress=state.is_main_process and arguments.show_progress)
     record = {"output": options.output, "count": count}
     return (record, f"{count:,} codes, {options.output / SUMMARY}") if state.is_main_process else None
 
@@ -63,11 +52,9 @@ def load_for_codes(model: str, *folders: Path):  # noqa: ANN201 - the class is i
     """Loads the pipeline that made the codes in these folders, on the CPU. Raises ValueError if another made them."""
     import torch
 
-    from ..codes.fingerprints import check_encoder
-    from ..codes.shards import codes_summary
+    from ..codes import check_encoder, codes_summary
     from ..devices import load_pipeline
 
-    silence_libraries()
     pipeline = load_pipeline(model, torch.device("cpu"))
     for folder in folders:
         check_encoder(pipeline, codes_summary(folder))
@@ -86,8 +73,7 @@ class NeighboursOptions:
 
 def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, str]:
     """Find the images of an encoded data set that are nearest to an image."""
-    from ..codes.neighbours import nearest_codes
-    from ..codes.shards import codes_summary, load_codes
+    from ..codes import codes_summary, load_codes, nearest_codes
     from ..data.fingerprint import data_fingerprint
     from ..data.open_dataset import load_rows
     from ..data.transform import ImageTransform
@@ -177,7 +163,7 @@ def _fit(options: FitAttributesOptions) -> Any:
     import numpy as np
 
     from .. import AttributeClassifier
-    from ..codes.shards import codes_summary, load_codes
+    from ..codes import codes_summary, load_codes
 
     names = list(options.labels)
     about = {name: getattr(options, name) for name in ("groups", "matched_by")}

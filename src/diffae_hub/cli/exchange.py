@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from argparse import Namespace
 from dataclasses import MISSING, dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..flags import option
-from . import silence_diffusers
 
 
 @dataclass
@@ -37,12 +35,12 @@ def convert(options: ConvertOptions, arguments: Namespace) -> tuple[Any, str]:
     from ..conversion.convert import convert_official_checkpoint
 
     report = convert_official_checkpoint(**vars(options))
-    for warning in report.warnings:
+    for warning in report["warnings"]:
         print(f"diffae-hub: warning: {warning}", file=sys.stderr)
-    decoder = report.configurations["decoder"]
+    decoder = report["configurations"]["decoder"]
     lines = [f"{decoder['sample_size']} pixels, codes of {decoder['latent_dim']}"]
-    lines += [f"  {name}: {parameters:,} parameters" for name, parameters in report.parameters.items()]
-    return dataclasses.asdict(report), "\n".join([*lines, str(report.folder)])
+    lines += [f"  {name}: {parameters:,} parameters" for name, parameters in report["parameters"].items()]
+    return report, "\n".join([*lines, str(report["folder"])])
 
 
 @dataclass
@@ -56,7 +54,6 @@ def export_official(options: ExportOfficialOptions, arguments: Namespace) -> tup
     """Write checkpoints that the official code loads."""
     from ..conversion.export_official import export_official_checkpoints
 
-    silence_diffusers()
     paths = export_official_checkpoints(**vars(options))
     return paths, "\n".join(f"{name}: {path}" for name, path in paths.items())
 
@@ -82,16 +79,7 @@ def push(options: PushOptions, arguments: Namespace) -> tuple[Any, str]:
     """
     from ..hub import push_pipeline
 
-    silence_diffusers()
-    full_id = push_pipeline(
-        options.model,
-        options.repo_id,
-        private=options.private,
-        commit_message=options.message or PushOptions.message,
-        card=options.card,
-        license=options.license,
-        evaluation=options.evaluation,
-    )
+    full_id = push_pipeline(**vars(options))
     return {"repo_id": full_id}, full_id
 
 

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 from .. import __version__
-from ..data.errors import TrainingError
+from ..data import TrainingError
 from ..flags import add_flags, from_values, with_hyphens
 
 # Command -> its module and one line of help. The module is imported when the command is chosen, so that `--help` does
@@ -156,6 +156,12 @@ def _run(argv: list[str]) -> None:
             if name != "train":
                 command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     arguments = parser.parse_args(argv)
+    if arguments.command not in ("train", "models"):  # no progress bars and warnings of diffusers and datasets
+        from diffusers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     arguments.command_line = shlex.join(["diffae-hub", *argv])
     arguments.json = getattr(arguments, "json", False)
     arguments.show_progress = sys.stderr.isatty() and not arguments.json

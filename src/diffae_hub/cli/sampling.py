@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from ..files import check_not_replaced, new_file, write_png
 from ..flags import option
-from . import silence_diffusers
 
 _MAX_ALONG, _MAX_TILES = 64, 4096  # limits of one picture: hours on a CPU
 _PIXELS_TOGETHER = 2**17  # in one batch: larger batches are not faster
@@ -68,7 +67,6 @@ def load_for_sampling(options: Sampling, arguments: Namespace):  # noqa: ANN201 
         if options.solver == "dpm":
             raise ValueError("--solver must be ddim with --exact, got dpm")
         options.mode, options.solver = "inversion", "ddim"
-    silence_diffusers()
     device = devices.torch_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline = devices.load_pipeline(options.model, device)
     trained = trained_scheduler(pipeline.scheduler)

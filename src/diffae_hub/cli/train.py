@@ -14,7 +14,6 @@ from ..evaluation.options import EvaluationOptions
 from ..flags import from_values, option
 from ..training.latent import LatentOptions
 from ..training.options import TrainingOptions
-from . import silence_libraries
 from .codes import load_for_codes
 
 
@@ -60,7 +59,7 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    from ..codes.shards import load_codes
+    from ..codes import load_codes
     from ..files import check_pipeline_output, new_folder, read_json_lines
     from ..training.latent import train_latent
     from ..training.run_folder import METRICS
@@ -98,6 +97,5 @@ def evaluate(options: EvaluationOptions, arguments: Namespace) -> tuple[Any, str
     """
     from ..evaluation import evaluate as steps
 
-    silence_libraries()
     figures = steps.evaluate(options, show_progress=arguments.show_progress, command=arguments.command_line)
     return (figures, (options.output / "report.md").read_text(encoding="utf-8")) if figures else None

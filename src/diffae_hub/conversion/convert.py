@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +40,6 @@ _LATENT = "latent_net."
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass
-class ConversionReport:
-    """What a conversion has written, by component, and what the user should know."""
-
-    folder: Path
-    parameters: dict[str, int]
-    configurations: dict[str, dict[str, Any]]
-    warnings: list[str]
-
-
 def convert_official_checkpoint(
     checkpoint: str | Path,
     output: str | Path,
@@ -64,11 +53,12 @@ def convert_official_checkpoint(
     num_attention_heads: int = 1,
     encoder_layers_per_block: int | None = None,
     overwrite: bool = False,
-) -> ConversionReport:
+) -> dict[str, Any]:
     """Writes a folder that `DiffusionAutoencoderPipeline.from_pretrained` loads, with the official conventions.
 
-    Nothing in the files is executed, and their values are memory-mapped, not loaded. Raises ValueError for damaged
-    files, tensors that are unknown, missing, misshapen or not finite, and networks that do not fit together.
+    Returns `folder`, `parameters` and `configurations` by component, and `warnings`. Nothing in the files is executed,
+    and their values are memory-mapped, not loaded. Raises ValueError for damaged files, tensors that are unknown,
+    missing, misshapen or not finite, and networks that do not fit together.
 
     Args:
         checkpoint: Official Lightning checkpoint of an autoencoder, perhaps with a latent code model or a classifier.
@@ -150,7 +140,7 @@ def convert_official_checkpoint(
         for name, network in networks.items()
     }
     parameters = {name: network.num_parameters() for name, network in networks.items()}
-    return ConversionReport(output, parameters, configurations, warnings)
+    return {"folder": output, "parameters": parameters, "configurations": configurations, "warnings": warnings}
 
 
 def _read(path: Path, argument: str) -> Tensors:

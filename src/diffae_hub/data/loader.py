@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from .errors import TrainingError
+from . import TrainingError
 from .transform import ImageTransform
 
 

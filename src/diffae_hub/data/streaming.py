@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from .errors import TrainingError
+from . import TrainingError
 from .loader import Batch, TrainingDataLoader, unreadable_image
 from .open_dataset import image_of
 from .transform import ImageTransform

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..images import to_uint8
 
+BYTES_PER_NUMBER = 2  # of a latent code, without entropy coding and without the noise x_T of inversion
 _EXACT_PIXELS = 4096  # up to here PCA is exact (a covariance of 128 MiB), above it randomised with a fixed seed
 
 Reconstruct = Callable[[torch.Tensor], torch.Tensor]  # images (B, C, H, W), float32, in [0, 1] -> the same
@@ -41,11 +42,6 @@ def fit_pca(train: np.ndarray, num_components: int) -> Reconstruct:
         return (code @ components + mean).clamp(0, 1).reshape(images.shape)
 
     return reconstruct
-
-
-def latent_code_bytes(latent_dim: int) -> int:
-    """Bytes of a latent code at 16 bits per number, without entropy coding and without the noise x_T of inversion."""
-    return 2 * latent_dim
 
 
 def jpeg_reconstruct(images: torch.Tensor, bytes_per_image: int) -> tuple[torch.Tensor, torch.Tensor]:

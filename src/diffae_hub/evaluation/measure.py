@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..codes.shards import codes_summary, load_codes
+from ..codes import codes_summary, load_codes
 from ..devices import find_device, join_processes
 from ..files import read_json, write_text
 from ..metrics import frechet, linear_probe
 from ..metrics.bootstrap import bootstrap_interval
 from ..metrics.lpips import PerceptualDistance
 from ..metrics.weights import WeightsUnavailable
-from .baselines import latent_code_bytes
+from .baselines import BYTES_PER_NUMBER
 from .evaluation_folder import ORIGINALS, EvaluationFolder, batches
 from .options import IMAGE_METRICS, PATH_LENGTH, EvaluationOptions
 
@@ -80,7 +80,7 @@ def _from_scores(scores: Sequence[dict[str, float]], seed: int, latent_dim: int)
     energy, of_originals = (sum(score[name] for score in scores) for name in ("high_pass", "high_pass_original"))
     results["sharpness"] = {"value": energy / of_originals if of_originals else math.nan, "count": len(scores)}
     if "bytes" in scores[0]:
-        sizes, budget = [score["bytes"] for score in scores], latent_code_bytes(latent_dim)
+        sizes, budget = [score["bytes"] for score in scores], BYTES_PER_NUMBER * latent_dim
         over = sum(size > budget for size in sizes)
         results["bytes"] = {"mean": float(np.mean(sizes)), "budget": budget, "over_budget": over}
     return results

@@ -21,8 +21,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ..codes.fingerprints import weights_fingerprint
-from ..codes.shards import encode_dataset, encode_images
+from ..codes import encode_dataset, encode_images, weights_fingerprint
 from ..data.fingerprint import data_fingerprint, warn_if_same_data
 from ..data.open_dataset import load_rows, open_dataset
 from ..data.transform import ImageTransform
@@ -35,7 +34,7 @@ from ..metrics.weights import WeightsUnavailable
 from ..pipelines.interpolation import lerp, slerp
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..schedulers.compatibility import with_solver
-from .baselines import fit_mean_image, fit_pca, jpeg_reconstruct, latent_code_bytes
+from .baselines import BYTES_PER_NUMBER, fit_mean_image, fit_pca, jpeg_reconstruct
 from .evaluation_folder import EvaluationFolder, batches, image_pairs
 from .options import EvaluationOptions
 
@@ -134,7 +133,6 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
             crop=options.crop,
             num_images=limit,
             shard_size=5_000,
-            state=state,
             show_progress=run.show_progress,
         )
     for mode in options.modes:
@@ -290,7 +288,7 @@ def _baselines(run: _Run, train: _Images | None, fitted: Mapping[str, Any] | Non
         for batch in tqdm(list(batches(waiting, 500)), desc=name, disable=not run.show_progress):
             originals, sizes = run.images[batch] / 2 + 0.5, None
             if name == "jpeg":
-                reconstructions, sizes = jpeg_reconstruct(originals, latent_code_bytes(latent_dim))
+                reconstructions, sizes = jpeg_reconstruct(originals, BYTES_PER_NUMBER * latent_dim)
             else:
                 reconstructions = method(originals)
             run.folder.add(name, batch, originals, reconstructions, sizes)

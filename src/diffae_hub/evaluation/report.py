@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from ..files import new_file, read_json, write_png, write_text
 from ..images import image_grid
@@ -94,7 +94,7 @@ def baseline_title(name: str, figures: Mapping[str, Any]) -> str:
 
 
 def _pictures(folder: EvaluationFolder, options: EvaluationOptions, figures: Mapping[str, Any]) -> dict[str, str]:
-    """Writes originals above reconstructions and errors, interpolations and, if matplotlib is installed, plots."""
+    """Writes originals above reconstructions and errors, interpolations and plots."""
     count = figures["num_images"]
     indices = range(min(_NUM_PICTURES, count))
     originals = folder.read(ORIGINALS, indices)
@@ -108,28 +108,25 @@ def _pictures(folder: EvaluationFolder, options: EvaluationOptions, figures: Map
     if "inversion" in options.modes:
         name = folder.interpolation(count).name
         pictures[name] = "Interpolation of code and noise between the images at both ends"
-    with suppress(ImportError):
-        from matplotlib.figure import Figure
-
-        psnr = Figure(figsize=(7, 3.2), layout="constrained")
-        axes = psnr.subplots()
-        for method in options.methods:
-            values = [score["psnr_db"] for index, score in folder.scores(method).items() if index < count]
-            axes.hist(values, bins=40, histtype="step", label=method.replace("_", " "))
-        axes.set(xlabel="PSNR (dB)", ylabel="images")
-        axes.legend()
-        plots = {"psnr.png": ("PSNR per image", psnr)}
-        if aurocs := _aurocs(figures["results"].get("probe", {"task": None})):
-            auroc = Figure(figsize=(7, 1 + 0.2 * len(aurocs)), layout="constrained")
-            axes = auroc.subplots()
-            axes.barh(list(aurocs), [value or 0 for value in aurocs.values()])
-            axes.set(xlabel="AUROC", xlim=(0.5, 1))
-            axes.invert_yaxis()
-            plots["auroc.png"] = "AUROC of linear probes", auroc
-        for name, (caption, plot) in plots.items():
-            with new_file(folder.path / name) as temporary:
-                plot.savefig(temporary, format="png", dpi=110)
-            pictures[name] = caption
+    psnr = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = psnr.subplots()
+    for method in options.methods:
+        values = [score["psnr_db"] for index, score in folder.scores(method).items() if index < count]
+        axes.hist(values, bins=40, histtype="step", label=method.replace("_", " "))
+    axes.set(xlabel="PSNR (dB)", ylabel="images")
+    axes.legend()
+    plots = {"psnr.png": ("PSNR per image", psnr)}
+    if aurocs := _aurocs(figures["results"].get("probe", {"task": None})):
+        auroc = Figure(figsize=(7, 1 + 0.2 * len(aurocs)), layout="constrained")
+        axes = auroc.subplots()
+        axes.barh(list(aurocs), [value or 0 for value in aurocs.values()])
+        axes.set(xlabel="AUROC", xlim=(0.5, 1))
+        axes.invert_yaxis()
+        plots["auroc.png"] = "AUROC of linear probes", auroc
+    for name, (caption, plot) in plots.items():
+        with new_file(folder.path / name) as temporary:
+            plot.savefig(temporary, format="png", dpi=110)
+        pictures[name] = caption
     return pictures
 
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
 from itertools import chain
@@ -20,7 +21,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..data.errors import TrainingError
+from ..data import TrainingError
 from ..files import append_json_lines, new_folder, read_json_lines, write_png, write_text
 from ..hub import push_pipeline
 from ..images import image_grid
@@ -105,7 +106,7 @@ class _Run:
             )
         self.configuration = {
             "preset": options.preset,
-            "experiment": preset.to_dict(),
+            "experiment": asdict(preset),
             "run": options.to_dict(),
             "num_processes": accelerator.num_processes,
             "diffae_hub": __version__,
@@ -114,7 +115,7 @@ class _Run:
         accelerator.print(json.dumps(self.configuration, indent=2))
         self.trainer = TwoPhaseTrainer(preset, options, accelerator, pretrained)
         # Settings that a resumed run must keep.
-        self.experiment = {**preset.to_dict(), "seed": options.seed, "more_ema_decays": options.more_ema_decays}
+        self.experiment = {**asdict(preset), "seed": options.seed, "more_ema_decays": options.more_ema_decays}
         state = self._resume()
         self.loader, self.data = open_batches(options, preset, accelerator, state)
         self.position = state["stream_positions"][accelerator.process_index] if state and options.streaming else None
@@ -137,7 +138,7 @@ class _Run:
             self.accelerator.print(f"resumed from {wanted} at {state['examples_seen']} examples")
         # A run may be made longer.
         length = max(state["experiment"]["training_examples"], self.preset.training_examples)
-        defaults = {**TrainingPreset({}, {}).to_dict(), "more_ema_decays": []}  # of options newer than the checkpoint
+        defaults = {**asdict(TrainingPreset({}, {})), "more_ema_decays": []}  # of options newer than the checkpoint
         saved = {**defaults, **state["experiment"], "training_examples": length}
         check_equal(saved, self.experiment)
         self.trainer.load_state_dict(state)
@@ -339,7 +340,7 @@ class _Run:
         if trainer.examples_seen <= trainer.phase1_examples:
             phase1_fraction = 1.0  # so far
         validated = 0 if self.validation_images is None else len(self.validation_images)
-        experiment = {**self.preset.to_dict(), "phase1_fraction": phase1_fraction}
+        experiment = {**asdict(self.preset), "phase1_fraction": phase1_fraction}
         figures = figures_of_run(experiment, read_json_lines(self.metrics), validated, self.options.validation_steps)
         figures["training"]["examples"] = trainer.examples_seen
         if not trainer.finished:

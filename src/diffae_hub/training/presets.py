@@ -72,9 +72,9 @@ class TrainingPreset:
 
     def validate(self) -> None:
         """Checks that networks and scheduler can be built and fit together, without allocating weights."""
-        prediction_type = self.build_scheduler().config.prediction_type
+        prediction_type = self.build("scheduler").config.prediction_type
         with torch.device("meta"):
-            encoder, decoder = self.build_encoder().config, self.build_decoder().config
+            encoder, decoder = self.build("encoder").config, self.build("decoder").config
         for name in ("sample_size", "latent_dim", "in_channels"):
             if encoder[name] != decoder[name]:
                 raise ValueError(f"{name} of the encoder must be the decoder's {decoder[name]}, got {encoder[name]}")
@@ -109,21 +109,9 @@ class TrainingPreset:
             decoder["latent_spatial_size"] = resolution * spatial // before
         return self.with_overrides({"encoder": {"sample_size": resolution}, "decoder": decoder})
 
-    def build_encoder(self) -> SemanticEncoderModel:
-        """Builds an encoder with random weights."""
-        return SemanticEncoderModel(**self.encoder)
-
-    def build_decoder(self) -> ConditionedUNet2DModel:
-        """Builds a decoder with random weights."""
-        return ConditionedUNet2DModel(**self.decoder)
-
-    def build_scheduler(self) -> VPDDIMScheduler:
-        """Builds the noise schedule and sampler."""
-        return VPDDIMScheduler(**self.scheduler)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain containers, for JSON."""
-        return dataclasses.asdict(self)
+    def build(self, component: str) -> Any:
+        """Builds the "encoder" or "decoder", with random weights, or the "scheduler"."""
+        return COMPONENTS[component](**getattr(self, component))
 
 
 # The file holds only what differs from the defaults above. "cifar10-32", "celeba-64", "bedroom-128" and "imagenet-32"

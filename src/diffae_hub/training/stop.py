@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.errors import TrainingError
+from ..data import TrainingError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -146,11 +146,11 @@ class TwoPhaseTrainer(Trainer):
         accelerator: Accelerator,
         pretrained: DiffusionAutoencoderPipeline | None = None,
     ) -> None:
-        self.preset, self.options, self.scheduler = preset, options, preset.build_scheduler()
+        self.preset, self.options, self.scheduler = preset, options, preset.build("scheduler")
         # A run that is made longer keeps the number that it began with.
         self.phase1_examples = round(preset.phase1_fraction * preset.training_examples)
         torch.manual_seed(options.seed)
-        network = DiffusionAutoencoder(preset.build_encoder(), preset.build_decoder())
+        network = DiffusionAutoencoder(preset.build("encoder"), preset.build("decoder"))
         if pretrained is not None:
             network.encoder.load_state_dict(pretrained.encoder.state_dict())
             network.decoder.load_state_dict(pretrained.decoder.state_dict())
@@ -213,7 +213,7 @@ class TwoPhaseTrainer(Trainer):
 
     def pipeline(self) -> DiffusionAutoencoderPipeline:
         """Returns a pipeline with the networks as they are and a new scheduler."""
-        return DiffusionAutoencoderPipeline(self.network.encoder, self.network.decoder, self.preset.build_scheduler())
+        return DiffusionAutoencoderPipeline(self.network.encoder, self.network.decoder, self.preset.build("scheduler"))
 
     def state_dict(self) -> dict[str, Any]:
         """See [`Trainer`]; also has the number of examples of phase 1."""

@@ -11,9 +11,9 @@ shards. The last shard grows if more images are asked for. Memory does not grow 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from ..data.fingerprint import data_fingerprint
-from ..data.open_dataset import image_of, open_dataset
-from ..data.transform import ImageTransform
-from ..files import SETTINGS, check_output, keep_settings, new_file, read_json, write_text
-from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
-from .fingerprints import encoder_fingerprint
+from .data.fingerprint import data_fingerprint
+from .data.open_dataset import image_of, open_dataset
+from .data.transform import ImageTransform
+from .files import SETTINGS, check_output, keep_settings, new_file, read_json, write_text
+from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 
 SUMMARY = "codes.json"
 _SETTINGS = ("encoder", "columns", "class_names", "dataset", "data", "split", "image_column", "crop")
@@ -39,8 +38,8 @@ _OWN_COLUMNS = ("index", "source", "latent_code")
 
 def encode_dataset(
     pipeline: DiffusionAutoencoderPipeline,
-    source: str | Path,
-    folder: str | Path,
+    dataset: str | Path,
+    output: str | Path,
     *,
     split: str = "train",
     image_column: str = "image",
@@ -48,67 +47,66 @@ def encode_dataset(
     crop: str = "center",
     streaming: bool = False,
     num_images: int | None = None,
-    file_format: str = "parquet",
+    format: str = "parquet",
     shard_size: int = 10_000,
     batch_size: int = 100,
-    state: PartialState | None = None,
     show_progress: bool = False,
 ) -> int:
     """Writes the codes of a data set, without those that the folder has already. Returns their number in all.
 
+    The processes of `accelerate launch` share the work.
+
     Args:
-        source: Folder of images, parquet, `datasets` folder or Hub data set.
-        folder: Folder for the shards: new, empty, or with codes of the same settings to continue.
+        dataset: Folder of images, parquet, `datasets` folder or Hub data set.
+        output: Folder for the shards: new, empty, or with codes of the same settings to continue.
         split, image_column, streaming: See [`~diffae_hub.data.open_dataset.open_dataset`].
         columns: Columns to store with the codes; with safetensors, numbers or lists of numbers. A folder of images
             whose subfolders are classes has the column "label".
         crop: How an image becomes square; see [`ImageTransform`].
         num_images: Encode only so many images, the first ones; None for all.
-        file_format: "parquet" or "safetensors".
+        format: "parquet" or "safetensors".
         shard_size, batch_size: Images per shard, and images at a time.
-        state: The processes that share the work; None for this one alone.
     """
     for name, value in (("num_images", num_images), ("shard_size", shard_size), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    source, folder = str(source), Path(folder)
+    source, folder, state = str(dataset), Path(output), PartialState()
     check_output(folder, source)
     config = pipeline.encoder.config
     transform = ImageTransform(config.sample_size, config.in_channels, crop=crop)
     taken = (*_OWN_COLUMNS, image_column)
     if len({*columns, *taken}) < len(columns) + len(taken):
         raise ValueError(f"columns must differ from one another and from {', '.join(taken)}, got {list(columns)}")
-    dataset = open_dataset(source, split, image_column, streaming, columns)
-    features = dataset.features or {}
-    rows = islice(dataset, num_images)
+    opened = open_dataset(source, split, image_column, streaming, columns)
+    features = opened.features or {}
+    rows = islice(opened, num_images)
     first = next(rows, None)
     if first is None:
         raise ValueError(f"dataset must hold at least one image, got none in {source}")
     transform(_image(0, first, image_column))  # an error of every image is raised before the folder gets its settings
-    if file_format == "safetensors":
+    if format == "safetensors":
         _as_tensors({name: [first[name]] for name in columns})
     settings = {
         "encoder": encoder_fingerprint(pipeline),
         "dtype": str(pipeline.encoder.dtype),
         "dataset": source,
-        "data": data_fingerprint(source, split, dataset),
+        "data": data_fingerprint(source, split, opened),
         "split": split,
         "image_column": image_column,
         "crop": crop,
         "columns": list(columns),
         "class_names": {name: features[name].names for name in columns if hasattr(features.get(name), "names")},
         "shard_size": shard_size,
-        "format": file_format,
+        "format": format,
     }
-    process_index, num_processes = (state.process_index, state.num_processes) if state else (0, 1)
-    with state.main_process_first() if state else nullcontext():
-        keep_settings(folder / SETTINGS, settings, "codes", write=process_index == 0)
+    with state.main_process_first():
+        keep_settings(folder / SETTINGS, settings, "codes", write=state.is_main_process)
 
     count = 0
     with tqdm(unit="img", disable=not show_progress, mininterval=1) as progress:
         for number, shard in groupby(enumerate(chain([first], rows)), lambda item: item[0] // shard_size):
-            path = folder / f"codes-{number:07d}.{file_format}"
-            mine = number % num_processes == process_index
+            path = folder / f"codes-{number:07d}.{format}"
+            mine = number % state.num_processes == state.process_index
             names = ("index", "source", *columns)
             kept = _read_shard(path, names) if mine and path.is_file() else {name: [] for name in names}
             stored = len(kept["index"])
@@ -128,9 +126,8 @@ def encode_dataset(
                 progress.update(len(batch))
             if len(kept["index"]) > stored:
                 _write_shard(path, np.concatenate(codes), kept)
-    if state:
-        state.wait_for_everyone()
-    if process_index == 0:
+    state.wait_for_everyone()
+    if state.is_main_process:
         path = Path(source).expanduser()
         if path.exists():  # so that it is found from other working directories, too
             settings["dataset"] = str(path.absolute())
@@ -180,19 +177,62 @@ def codes_summary(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / SUMMARY
     if not path.is_file():
         raise ValueError(f"codes must be a folder with a {SUMMARY}, made by `diffae-hub encode`, got {folder}")
-    summary = read_json(path, (*_SETTINGS, "count"))
-    if not isinstance(summary["count"], int) or summary["count"] < 1:
-        raise ValueError(f"{path} must hold a count of at least 1, got {summary['count']!r}")
-    return summary
+    return read_json(path, (*_SETTINGS, "count"))
+
+
+def nearest_codes(
+    codes: Any, queries: Any, num_neighbours: int = 8, metric: str = "cosine"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the codes (N, latent_dim) nearest to each query (Q, latent_dim), by an exact search of scikit-learn.
+
+    Both are normalised with the mean and standard deviation of `codes`. The usual metrics are "cosine" (1 - cosine of
+    the angle) and "euclidean". Returns distances and row numbers in `codes`, each (Q, num_neighbours), nearest first.
+    """
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(codes)
+    index = NearestNeighbors(n_neighbors=num_neighbours, metric=metric, algorithm="brute").fit(scaler.transform(codes))
+    return index.kneighbors(scaler.transform(queries))
+
+
+# ---- fingerprints: codes or reconstructions of two states of a model must not be mixed -------------------------------
+
+
+def encoder_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
+    """Fingerprint of the encoder's weights: codes with another fingerprint are from another model."""
+    return _fingerprint("", pipeline.encoder)
+
+
+def check_encoder(pipeline: DiffusionAutoencoderPipeline, summary: Mapping[str, Any]) -> None:
+    """Raises ValueError if the codes of a [`codes_summary`] are not from this pipeline's encoder."""
+    if summary["encoder"] != encoder_fingerprint(pipeline):
+        raise ValueError("codes must be from the encoder of --model, but they are from another model")
+
+
+def weights_fingerprint(pipeline: DiffusionAutoencoderPipeline) -> str:
+    """Fingerprint of the weights of both networks and of the scheduler."""
+    saved = json.loads(pipeline.scheduler.to_json_string())
+    scheduler = {name: value for name, value in saved.items() if not name.startswith("_")}
+    return _fingerprint(json.dumps(scheduler, sort_keys=True), pipeline.encoder, pipeline.decoder)
+
+
+def _fingerprint(text: str, *networks: torch.nn.Module) -> str:
+    digest = hashlib.sha256(text.encode())
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
 
 
 def _image(index: int, row: dict[str, Any], image_column: str) -> dict[str, Any]:
     """Returns `{"path", "bytes", "source"}`: the image of a row, undecoded, and where it is from."""
     image = image_of(row, image_column, index)
     return {**image, "source": image["path"] if image["bytes"] is not None else str(Path(image["path"]).absolute())}
-
-
-# ---- shards ----------------------------------------------------------------------------------------------------------
 
 
 def _write_shard(path: Path, codes: np.ndarray, columns: dict[str, list[Any]]) -> None:

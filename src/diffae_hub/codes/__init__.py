@@ -1,1 +1,0 @@
-"""Latent codes of whole data sets."""
