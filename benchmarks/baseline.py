@@ -4,8 +4,6 @@ It is eager, in float32 and NCHW, with a materialised softmax in attention. Ever
 code again at each step, and applies the scale and shift of the time and of the code one after the other.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -8,8 +8,6 @@ includes mapped pages of the data file. Without `--dataset`, PNG files of random
 shard stays in memory until it is written, so all runs use one shard size.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

@@ -13,8 +13,6 @@ encoder in float32 and NCHW. PyTorch counts the operations that are executed. Me
 during the operation on the CPU, and the allocator's peak on CUDA.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json
@@ -25,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import psutil
 import torch
@@ -65,7 +64,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> Self:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.start = torch.cuda.memory_allocated()

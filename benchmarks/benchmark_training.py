@@ -13,8 +13,6 @@ dtype. The last table times only the loader, on images of the preset's size or J
 with random access, and a parquet file as a stream, where `--num-workers` are threads of one process.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

@@ -8,8 +8,6 @@ batch 0, the memory that does not depend on the batch. The last column extends t
 estimate.
 """
 
-from __future__ import annotations
-
 import argparse
 import platform
 

@@ -8,8 +8,6 @@ than 0 and 2, a crash, more than 30 seconds of processor time, more than 2 GB ab
 or the marker that hostile pickles write when they run. Findings are kept in `--output`, with the file that caused them.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import json

@@ -12,8 +12,6 @@ edited towards it and encoded again; the pipeline's classifier reads the new cod
 `auroc` is measured for the classifier on all images. Needs the extra `eval`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -6,8 +6,6 @@ Each figure is the mean PSNR, in dB, of images that were inverted and decoded in
 The second table inverts in ten steps and decodes with other numbers of steps and solvers.
 """
 
-from __future__ import annotations
-
 import argparse
 
 import torch

@@ -10,8 +10,6 @@ far below 1 says that the model copies. Writes figures.json and samples.png, whi
 image of the nearest code. Needs the extra `eval`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -5,8 +5,6 @@
 Each figure is the mean PSNR, in dB, between images decoded in K steps and in 100 steps from the same codes and noise.
 """
 
-from __future__ import annotations
-
 import argparse
 
 import torch

@@ -7,8 +7,6 @@ noise. "3M" extrapolates x0_hat from three levels (Lu et al., DPM-Solver++, mult
 assumes x0_hat = 0, grey, in the short step from pure noise, which leaves one more evaluation for the rest.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -9,8 +9,6 @@ first `--num-long` images. A round trip inverts in K steps and decodes in K step
 LPIPS-Alex and VGG16. `python docs/figures.py` then draws the plot of the page "How many steps".
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

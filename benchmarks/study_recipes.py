@@ -10,8 +10,6 @@ the code and the inverted noise. The probe learns the classes from the first 10,
 means over the seeds, with 95 % t-intervals if there are several. Needs the extras `train` and `eval`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

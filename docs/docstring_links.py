@@ -1,7 +1,5 @@
 """Turns public names in docstrings, written as in diffusers, [`Class.method`], into links on the site."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -7,8 +7,6 @@ Three of them are the paper's figures 1, 9 and 10, computed by `diffae_hub.sched
 `eval`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -5,8 +5,6 @@ place of a part. No figure in a table is typed by hand: all come from the JSON f
 write.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -11,8 +11,6 @@ Six emoji that `noto-emoji-64` has never seen are reconstructed, given another s
 six new ones are drawn.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

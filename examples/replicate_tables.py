@@ -8,8 +8,6 @@ interrupted ones continue, so you can repeat the command until the tables are co
 Spearman's rank correlation of the two for each metric.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -10,8 +10,6 @@ model_cards/. `--further` names more evaluations, of other modes or fewer images
 for the options beyond the paper.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -3,8 +3,6 @@
 python model_cards/bundle_model.py runs/small/pipeline cifar10-32-small
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -8,8 +8,6 @@ with its variants in skin tone and hair; families are never split. Nothing is tr
 The column `subject` is what a name says besides attributes: "cook" of "woman cook dark skin tone".
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import re

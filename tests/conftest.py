@@ -1,7 +1,5 @@
 """Fixtures shared by all tests: tiny real components with random, non-zero weights."""
 
-from __future__ import annotations
-
 import os
 
 # Before torch is imported: the suite must not reach for a network, and tiny models run fastest on few threads.

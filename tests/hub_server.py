@@ -5,8 +5,6 @@ imported. `HubServer.fault = (mode, pattern)` makes it misbehave where "METHOD p
 those of `_Handler._misbehave` and `_Handler._send`.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The bundled model on real photographs that scikit-learn ships: it loads by name, reconstructs, and uses its code."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reading image files: every bad file is one clear ValueError that names it."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct

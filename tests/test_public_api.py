@@ -1,7 +1,5 @@
 """The public names: they don't change, they load lazily, and diffusers finds classes by them."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tomllib

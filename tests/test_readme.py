@@ -1,7 +1,5 @@
 """The README's Python blocks run as pasted, one after another, and its pictures and links to files exist."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import re

@@ -1,7 +1,5 @@
 """What is published works where no checkout is: wheel and source distribution, each in an empty environment."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

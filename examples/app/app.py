@@ -6,8 +6,6 @@
 On a Hugging Face Space the variables MODEL and CODES replace the two options.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os

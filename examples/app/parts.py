@@ -1,7 +1,5 @@
 """What the tabs of the app share: pictures in and out, and functions that the page may call."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

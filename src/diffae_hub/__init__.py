@@ -3,8 +3,6 @@
 The public API is flat and lazy: `from diffae_hub import DiffusionAutoencoderPipeline` loads only what it needs.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING
 

@@ -9,8 +9,6 @@ of a fixed range of indices. So a run that was interrupted, or is shared by seve
 shards. The last shard grows if more images are asked for. Memory does not grow with the number of images.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The processes that share an encoding or an evaluation, their devices, and the model on a device."""
 
-from __future__ import annotations
-
 import platform
 from datetime import timedelta
 from pathlib import Path

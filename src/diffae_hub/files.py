@@ -1,19 +1,16 @@
 """Writes files and folders that appear whole or not at all (written aside, then renamed), and checks outputs."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from .network import CONFIGURATIONS, INDEX, WEIGHTS
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 SETTINGS = "settings.json"
 

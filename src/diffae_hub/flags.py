@@ -5,8 +5,6 @@ choices, tuples take several values, booleans have a `--no-` form, and whole num
 dataclass is the argument of the Python function, and a run keeps it as JSON.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import typing

@@ -1,7 +1,5 @@
 """Uploads a pipeline folder after a check that it works."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Pictures: reads all image files, converts PIL images of any mode to floats, makes tiles, grids and 8-bit pixels."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -4,8 +4,6 @@ The document (see [`render_model_card`]) is kept beside the model. Every number 
 page omits what it lacks. The header is huggingface_hub's, with the results as the Hub's `model-index`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

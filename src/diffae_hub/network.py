@@ -4,8 +4,6 @@ huggingface_hub trusts its server: some requests wait forever, an answer may nev
 that is written. [`hub_requests`] adds limits to its HTTP client, whose hooks see every request.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -4,8 +4,6 @@ It sends the configurations and safetensors of the components, our card with its
 Python files through which plain diffusers finds our classes, with `trust_remote_code=True`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """The app in a browser, on a tiny model: every tab shows its result, and what it refuses it refuses in words."""
 
-from __future__ import annotations
-
 import base64
 import io
 import os

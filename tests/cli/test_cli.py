@@ -1,7 +1,5 @@
 """The command line, run for real on tiny pipelines: files, figures, exit codes, one-line errors."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """The commands that lead from a folder of images to edits, neighbours and new images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

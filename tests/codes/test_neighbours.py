@@ -1,7 +1,5 @@
 """Neighbours against distances written out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

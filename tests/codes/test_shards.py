@@ -1,7 +1,5 @@
 """`diffae-hub encode`: codes of whole data sets in shards."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Fixtures of the conversion's tests."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Official checkpoints with random tensors, as Lightning lays them out."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any

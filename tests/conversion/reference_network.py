@@ -4,8 +4,6 @@ The forward passes, with the official name and the shape of each tensor where it
 written down here from the description of the official implementation.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

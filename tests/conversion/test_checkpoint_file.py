@@ -1,7 +1,5 @@
 """Files of torch.save that nobody vouches for: nothing in them runs, and what is no good is one sentence, soon."""
 
-from __future__ import annotations
-
 import builtins
 import enum
 import io

@@ -1,7 +1,5 @@
 """Conversion of official checkpoints: configuration, names, and numbers against a reference in plain float64."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

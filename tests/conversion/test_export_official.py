@@ -1,7 +1,5 @@
 """Export of pipelines as official checkpoints, and the way there and back."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The guide docs/official_checkpoints.md: its blocks run one after another, on miniature checkpoints with few steps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Small pictures, as files and encoded, and how to tell them apart."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

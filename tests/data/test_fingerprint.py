@@ -1,7 +1,5 @@
 """The fingerprint changes with the data, and with nothing else."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The order of the examples, and what happens to images that cannot be read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

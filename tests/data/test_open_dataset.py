@@ -1,7 +1,5 @@
 """Which images and columns a source, a split and a slice select, and what is refused."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

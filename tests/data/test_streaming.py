@@ -1,7 +1,5 @@
 """Streams: every image once per epoch, shared out over processes, resumed exactly at any batch."""
 
-from __future__ import annotations
-
 import gc
 import json
 import multiprocessing

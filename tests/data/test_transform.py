@@ -1,7 +1,5 @@
 """Image files of every kind become tensors of the model's size."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Runs the blocks of a page of the documentation as a reader does: one after another, in one folder, on tiny data."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The pages of the documentation that tell how something is done: their blocks run, and leave what they promise."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

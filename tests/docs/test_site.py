@@ -1,7 +1,5 @@
 """The site: it builds strictly, its tables hold the figures of the JSON files, its pictures are drawn."""
 
-from __future__ import annotations
-
 import json
 import re
 import runpy

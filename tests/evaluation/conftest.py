@@ -1,7 +1,5 @@
 """One model, its data and one evaluation of it with all that needs no weights, for all tests here, to be left alone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Baselines against closed forms, numpy's singular value decomposition and an exhaustive search over JPEG qualities."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

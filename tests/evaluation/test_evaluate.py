@@ -1,7 +1,5 @@
 """`diffae-hub evaluate`, run for real on a tiny model: figures, continuation, several processes, the report."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The notebooks run from top to bottom on the CPU, and stay small files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

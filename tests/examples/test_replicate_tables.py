@@ -1,7 +1,5 @@
 """`examples/replicate_tables.py`: its rows are the paper's, its tables hold both figures, and a row runs for real."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

@@ -1,7 +1,5 @@
 """Loading and pushing through a Hub that misbehaves: one line, within seconds and bytes, nothing half-written."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Model cards: every number on the page is one of the document's."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Pushing a pipeline with the real Hub client, to a server on loopback: what is sent, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Crops of photographs."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from sklearn.datasets import load_sample_image

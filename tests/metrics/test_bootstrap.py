@@ -1,7 +1,5 @@
 """Bootstrap intervals against the binomial distribution."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

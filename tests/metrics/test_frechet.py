@@ -1,7 +1,5 @@
 """Fréchet distances on locally made networks, against closed forms and features computed another way."""
 
-from __future__ import annotations
-
 import urllib.request
 import warnings
 from pathlib import Path

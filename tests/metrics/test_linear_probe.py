@@ -1,7 +1,5 @@
 """Linear probes against scipy's minimiser, counted pairs and numpy's least squares."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """LPIPS against torchmetrics' own, with locally made random trunks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Perceptual path length against closed forms of the slerp."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

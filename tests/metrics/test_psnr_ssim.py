@@ -1,7 +1,5 @@
 """PSNR against scikit-image, SSIM and high-pass energy against scipy's filters."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The attribute classifier: arithmetic in float64, directions planted in synthetic codes, and bad input."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

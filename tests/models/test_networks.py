@@ -1,7 +1,5 @@
 """The networks: arithmetic against plain torch, robustness. Their sizes are tests of the presets."""
 
-from __future__ import annotations
-
 import copy
 import math
 

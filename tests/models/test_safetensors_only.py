@@ -1,7 +1,5 @@
 """The four model classes read and write safetensors only, and only complete files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

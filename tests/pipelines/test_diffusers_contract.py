@@ -1,7 +1,5 @@
 """What diffusers expects of a pipeline: saving, loading, variants, dtypes, callbacks, offloading, components."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

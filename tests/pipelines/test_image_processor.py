@@ -1,7 +1,5 @@
 """Image preparation: modes, ranges, resizing, and every kind of bad input."""
 
-from __future__ import annotations
-
 import io
 import logging
 

@@ -1,7 +1,5 @@
 """Interpolation, editing, variations and new images, against formulas written out."""
 
-from __future__ import annotations
-
 import math
 
 import diffusers

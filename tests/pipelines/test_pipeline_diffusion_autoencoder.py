@@ -1,7 +1,5 @@
 """The pipeline on tiny real components: arithmetic against a float64 loop, round trips, threads, tiles, gradients."""
 
-from __future__ import annotations
-
 import doctest
 import math
 from concurrent.futures import ThreadPoolExecutor

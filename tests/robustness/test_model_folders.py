@@ -1,7 +1,5 @@
 """Folders of models that are malformed or hostile: one line, at once, and nothing but regular files is opened."""
 
-from __future__ import annotations
-
 import json
 import os
 import struct

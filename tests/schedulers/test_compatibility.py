@@ -1,7 +1,5 @@
 """diffusers' solvers in place of ours: they walk the model's noise schedule, or are refused."""
 
-from __future__ import annotations
-
 import json
 
 import diffusers

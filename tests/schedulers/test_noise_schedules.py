@@ -1,7 +1,5 @@
 """The noise schedules against closed forms, numpy, high-precision arithmetic and diffusers."""
 
-from __future__ import annotations
-
 import math
 from decimal import Decimal, localcontext
 

@@ -11,8 +11,6 @@ inverted schedule phi is about (2 / pi)^(1/2) t^(1/4) near 0 (and mirrored near 
 dominate with d = K^(-1/4): the error is of order K^(-1/2), and the ratio sqrt(2), which it approaches slowly.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

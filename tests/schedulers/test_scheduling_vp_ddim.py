@@ -1,7 +1,5 @@
 """VPDDIMScheduler: grids, equality with diffusers' DDIM, training formulas, diffusers' conventions and bad input."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """VPDDIMInverseScheduler: plain inversion, predictor-corrector. The official rule is the test of the conversion."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """VPDPMSolverMultistepScheduler: its grid, its order on Gaussian data, and swapping."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -3,8 +3,6 @@
 A fork server imports the libraries once; each run is a real process, forked from it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """Checkpoints come back as written, damage is found, and older ones stay until the newer one is complete."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The training takes 19,200 examples (13 epochs) of 1,500 images of 8 x 8 pixels; 150 others are reconstructed.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Runs that begin with a trained model, and runs that are continued beyond their end."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Latent code models: a mixture that no Gaussian can fit, resuming, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The loss against the paper's formula in float64, and the distribution of its timesteps."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Muon against torch's Muon, and learning rates against their formulas."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Command lines of `diffae-hub train`: what is refused, and what the defaults are."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The presets against tables 6-8 of the paper and the measured official networks."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 

@@ -1,7 +1,5 @@
 """Two processes give the same result as one, and end together."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """A run that is killed or stopped, or whose newest checkpoint is damaged, ends with an undisturbed run's weights."""
 
-from __future__ import annotations
-
 import json
 import random
 import resource

@@ -1,7 +1,5 @@
 """Whole runs: arithmetic, as read from checkpoints, options and files."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from functools import partial

@@ -1,7 +1,5 @@
 """A run's folder belongs to one run at a time."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

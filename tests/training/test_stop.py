@@ -1,7 +1,5 @@
 """What ends a run early: signals and losses that are not finite."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

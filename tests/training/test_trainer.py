@@ -1,7 +1,5 @@
 """TwoPhaseTrainer's steps against a plain float64 loop of the paper's formulas."""
 
-from __future__ import annotations
-
 import copy
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands for latent codes."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from dataclasses import MISSING, dataclass
 from pathlib import Path

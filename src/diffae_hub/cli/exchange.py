@@ -1,7 +1,5 @@
 """Commands that convert, export, publish and list models."""
 
-from __future__ import annotations
-
 import sys
 from argparse import Namespace
 from dataclasses import MISSING, dataclass

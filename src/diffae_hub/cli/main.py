@@ -6,8 +6,6 @@ print, as a JSON document and as text. Errors end here, with one line on stderr 
 characters, which could steer the terminal: they are replaced here, too.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """Commands that decode, with their shared options, the loading of the model and the writing of pictures."""
 
-from __future__ import annotations
-
 import math
 import re
 from argparse import Namespace

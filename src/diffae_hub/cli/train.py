@@ -1,7 +1,5 @@
 """Commands that train and evaluate."""
 
-from __future__ import annotations
-
 import os
 import signal
 from argparse import Namespace

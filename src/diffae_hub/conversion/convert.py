@@ -1,7 +1,5 @@
 """Converts official DiffAE checkpoints to a pipeline folder: read, match every tensor, write."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

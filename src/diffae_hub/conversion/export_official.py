@@ -1,7 +1,5 @@
 """Exports a pipeline as official DiffAE checkpoints, for the code at github.com/phizaz/diffae."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ decoder dropout 0.1, 32 groups, attention at resolution 16. The last gives the i
 which level the attention is. Whether all tensors fit is checked by the conversion.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Names of the tensors in official DiffAE checkpoints: one table, used to export and, read backwards, to convert."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Fingerprints, which tell whether a data set has changed."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

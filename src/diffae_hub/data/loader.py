@@ -5,8 +5,6 @@ exactly the batches of an uninterrupted one, whatever the number of processes. `
 not fit on the disk.
 """
 
-from __future__ import annotations
-
 import atexit
 import gc
 import signal

@@ -4,8 +4,6 @@ The rules of `datasets` do not work for images: it takes `photo test 1.png` for 
 the other images of the folder, and linked folders, too.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import warnings

@@ -1,7 +1,5 @@
 """One encoded image -> one tensor in [-1, 1] of the model's size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 PSNR means little without them: on small images a linear code of 512 numbers is hard to beat.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The three steps of an evaluation, one after the other."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..devices import find_device, join_processes

@@ -14,8 +14,6 @@
 An evaluation can be continued: an image counts as done if its scores are there, which are written after its files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Step 2 of an evaluation: from the files in its folder to the figures of report.json. The model is not needed."""
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

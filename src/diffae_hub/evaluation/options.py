@@ -1,14 +1,12 @@
 """The options of an evaluation: flags of `diffae-hub evaluate`, and options.json in the evaluation's folder."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import typing
 from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from ..files import read_json, write_text
 from ..flags import check_minimums, from_values, option
@@ -112,7 +110,7 @@ class EvaluationOptions:
         write_text(folder / _FILE, json.dumps(self.as_json(), indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> EvaluationOptions:
+    def load(cls, folder: Path) -> Self:
         """Reads options.json."""
         names = [field.name for field in dataclasses.fields(cls)]
         return from_values(cls, {**read_json(folder / _FILE, names), "output": folder})

@@ -4,8 +4,6 @@ The rows of paper_tables.json are named after its "methods", which say how a mod
 are in the order of `METRICS`, lists of three figures of a probe in the order of its averages.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@ depend neither on the batch size nor on the number of processes, which may diffe
 folder has already is kept.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import sys

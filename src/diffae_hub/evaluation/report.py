@@ -3,8 +3,6 @@
 The page has tables of our figures and the paper's, plots and pictures. Neither the model nor a metric is needed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Bootstrap interval of a mean."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -8,8 +8,6 @@ equal features; rounding errors may make it slightly negative. Its bias grows as
 functions raise `WeightsUnavailable` if the network's weights are not available.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

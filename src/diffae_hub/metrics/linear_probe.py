@@ -8,8 +8,6 @@ against half the squared norm of the weights, so it matters less with more codes
 with only one value, such as a class that no test code has. Their figures are NaN and not in the mean.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """LPIPS, the learned perceptual image patch similarity (Zhang et al., 2018), by the lpips package."""
 
-from __future__ import annotations
-
 import torch
 
 from .psnr import check_pair

@@ -1,7 +1,5 @@
 """Perceptual path length (section 10 of the paper, after Karras et al., 2019)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Peak signal-to-noise ratio."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -1,7 +1,5 @@
 """High-pass energy, which shows blur; PSNR rewards blur."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -1,7 +1,5 @@
 """Structural similarity index."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

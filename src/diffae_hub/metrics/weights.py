@@ -1,7 +1,5 @@
 """Loading of metrics' pretrained weights, which may not be available."""
 
-from __future__ import annotations
-
 import io
 import socket
 import warnings

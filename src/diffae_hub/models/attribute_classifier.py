@@ -1,7 +1,5 @@
 """AttributeClassifier: latent code -> attributes, and the direction in which an attribute grows (official DiffAE)."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """ConditionedUNet2DModel: (x_t, timestep, z) -> noise, x_0 or velocity; an ADM U-Net (section 8, table 6)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """LatentCodeModel: (z_t, timestep) -> noise or velocity, a model of the distribution of codes (official DiffAE)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config

@@ -4,8 +4,6 @@ The blocks follow the ADM architecture (Dhariwal and Nichol, 2021) as Preechakul
 that architecture (section 8, tables 6 and 7).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the four model classes share: weights are read and written as safetensors only, and files must be complete."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Self
 

@@ -1,7 +1,5 @@
 """SemanticEncoderModel: image -> latent code z, the downsampling half of an ADM U-Net (section 8, table 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Converts users' images (PIL, numpy, torch) to batches in [-1, 1], and back."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Interpolation between vectors or images: linear, and spherical (section 5.2; Karras et al.'s Slerp in section 10)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

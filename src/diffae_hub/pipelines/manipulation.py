@@ -1,7 +1,5 @@
 """Uses of codes: interpolation, editing and variations of images, and new images (section 5.2)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,5 +1,6 @@
 """DiffusionAutoencoderPipeline: image -> latent code z and noise x_T -> image, and uses of codes."""
 
+# Annotations stay strings: diffusers would compare real ones with the classes of the components that it is given.
 from __future__ import annotations
 
 import logging

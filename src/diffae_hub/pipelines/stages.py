@@ -1,7 +1,5 @@
 """The stages of the pipeline, tensors in and tensors out: image -> z, image -> x_T, (z, x_T) -> image."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

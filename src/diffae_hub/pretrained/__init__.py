@@ -1,7 +1,5 @@
 """Bundled models, which ship with the package and load by name, and the folders of all other models."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """diffusers' schedulers in place of ours: their noise schedule, and the timesteps that the network gets."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import re

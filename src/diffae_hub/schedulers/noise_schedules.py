@@ -6,8 +6,6 @@ is computed in float64, and alpha and sigma each from their own well-conditioned
 lose every digit of sigma near t = 0, where DDIM inversion starts.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -1,7 +1,5 @@
 """VPDDIMScheduler: DDIM sampling from noise to image, x_T -> x_0, on a variance-preserving noise schedule."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, Self

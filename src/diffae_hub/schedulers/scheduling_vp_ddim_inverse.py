@@ -1,7 +1,5 @@
 """VPDDIMInverseScheduler: DDIM inversion from image to noise, x_0 -> x_T, the reverse of VPDDIMScheduler."""
 
-from __future__ import annotations
-
 import torch
 from diffusers.configuration_utils import register_to_config
 

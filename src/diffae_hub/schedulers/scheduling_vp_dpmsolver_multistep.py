@@ -1,7 +1,5 @@
 """VPDPMSolverMultistepScheduler: about ten evaluations of the network in place of fifty (DPM-Solver++ 2M)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,11 +1,10 @@
 """The data of a training run: this process's batches, and the check that a resumed run has the same data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data.fingerprint import data_fingerprint
@@ -16,9 +15,6 @@ from ..data.transform import ImageTransform
 from .checkpoints import check_equal
 from .options import TrainingOptions
 from .presets import TrainingPreset
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def open_batches(

@@ -1,7 +1,5 @@
 """Checkpoints of a training run: files `checkpoint-<examples>.pt`, written aside, then renamed; read weights-only."""
 
-from __future__ import annotations
-
 import json
 import re
 import zipfile

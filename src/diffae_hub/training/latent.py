@@ -4,8 +4,6 @@ The recipe "official" predicts noise with a constant beta of 0.008, "velocity" p
 schedule. Both use an L1 loss and AdamW, as the official DiffAE does.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from dataclasses import dataclass

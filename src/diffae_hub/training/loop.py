@@ -1,7 +1,5 @@
 """The training loop, which `diffae-hub train` and `examples/train_two_phase.py` run in each of their processes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

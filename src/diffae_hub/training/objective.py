@@ -1,7 +1,5 @@
 """The training objective: Algorithms 1 and 2 of the paper (supplementary section 7)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Optimizers and learning-rate schedules by name. The paper uses "adam" and "constant" (section 8)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

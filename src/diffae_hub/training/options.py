@@ -1,7 +1,5 @@
 """Options of a training run, declared once: for the flags, the run's JSON file and calls from Python."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import json
@@ -10,17 +8,15 @@ import shutil
 from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..data.transform import CROPS
 from ..files import check_output, read_json
 from ..flags import check_minimums, option
+from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from .objective import LOSS_WEIGHTINGS
 from .optimizers import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 from .presets import COMPONENTS, PRESETS, TrainingPreset, preset_named
-
-if TYPE_CHECKING:
-    from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 
 # On a fast GPU, shorter intervals would spend much of the time on checkpoints of 2 GB and on validations.
 _EVERY = "default: a hundredth of the training, but at least 100000"

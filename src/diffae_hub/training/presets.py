@@ -1,7 +1,5 @@
 """Training configurations: tables 6-8 of the paper, the official networks, and small ones beyond the paper."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json
@@ -9,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -85,7 +83,7 @@ class TrainingPreset:
         if prediction_type == "epsilon" and self.phase1_fraction > 0:  # at t = 1 the target is the input
             raise ValueError(f"phase1_fraction must be 0 with prediction_type 'epsilon', got {self.phase1_fraction}")
 
-    def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingPreset:
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
         """Returns a copy with other values; those of `encoder`, `decoder` and `scheduler` are merged key by key."""
         values, names = dict(overrides), [field.name for field in dataclasses.fields(self)]
         for name, value in overrides.items():
@@ -99,7 +97,7 @@ class TrainingPreset:
                 values[name] = int(value)  # JSON's 64e6 is a float
         return dataclasses.replace(self, **values)
 
-    def at_resolution(self, resolution: int) -> TrainingPreset:
+    def at_resolution(self, resolution: int) -> Self:
         """Returns a copy for images of another size. The feature map of the latent code grows with it."""
         decoder: dict[str, Any] = {"sample_size": resolution}
         before, spatial = self.decoder["sample_size"], self.decoder["latent_spatial_size"]

@@ -1,7 +1,5 @@
 """The folder of a run: a lock, so that it belongs to one run at a time, and the record of figures."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -1,21 +1,17 @@
 """What ends a training run early: a signal, or a loss or a weight that is not finite."""
 
-from __future__ import annotations
-
 import math
 import os
 import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Self
 
 import torch
+from accelerate import Accelerator
 
 from ..data import TrainingError
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 class StopSignal:
@@ -28,7 +24,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.name: str | None = None
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> Self:
         self.ordinary = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 

@@ -1,7 +1,5 @@
 """Validation during training: PSNR and SSIM of held-out reconstructions, and the run's curves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
