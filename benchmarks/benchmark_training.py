@@ -71,7 +71,7 @@ def script_step(
     """Builds the step of training/trainer.py, with the options named in `variant`."""
     AcceleratorState._reset_state(reset_partial_state=True)  # the last variant may have had another precision
     accelerator = Accelerator(mixed_precision="bf16" if "bf16" in variant else "no", cpu=device.type == "cpu")
-    preset = preset.with_overrides({"batch_size": batch_size, "phase1_fraction": 0.0})
+    preset = preset.with_overrides({"batch_size": batch_size, "phase1_fraction": 0.0, "optimizer": "adam"})
     words = {"compile": "compile" in variant, "gradient_checkpointing": "checkpointing" in variant}
     options = TrainingOptions(dataset="none", output=Path("none"), **words)
     return TwoPhaseTrainer(preset, options, accelerator).step

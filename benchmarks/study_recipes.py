@@ -24,7 +24,7 @@ from scipy.stats import t as student
 
 from diffae_hub import DiffusionAutoencoderPipeline
 from diffae_hub.evaluation.report import markdown_table
-from diffae_hub.files import read_json_lines, write_text
+from diffae_hub.files import SETTINGS, keep_settings, read_json_lines, write_text
 from diffae_hub.metrics.linear_probe import multiclass_probe
 from diffae_hub.metrics.lpips import PerceptualDistance
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
@@ -63,7 +63,7 @@ PROBE_IMAGES = 10_000
 def train(recipe: str, seed: int, folder: Path, options: argparse.Namespace) -> None:
     """Runs `diffae-hub train`, or the rest of an interrupted run."""
     command = [sys.executable, "-m", "diffae_hub.cli", "train", "--preset", "cifar10-32-small"]
-    command += ["--optimizer", "muon", "--lr-scheduler", "cosine", "--seed", str(seed), "--num-workers", "0"]
+    command += ["--loss-weighting", "none", "--seed", str(seed), "--num-workers", "0"]
     command += ["--dataset", options.train, "--split", "train", "--output", str(folder), "--keep-checkpoints", "1"]
     command += ["--training-examples", str(options.training_examples), "--resume-from-checkpoint", "latest"]
     command += ["--warmup-examples", str(options.training_examples // 20), *RECIPES[recipe]]
@@ -146,6 +146,8 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=500, help="test images (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="steps of DDIM (default: %(default)s)")
     options = parser.parse_args()
+    same = {name: getattr(options, name) for name in ("train", "test", "training_examples", "num_images", "steps")}
+    keep_settings(options.output / SETTINGS, same, "runs")
     for seed in options.seeds:
         for recipe in options.recipes:
             folder = options.output / f"{recipe}-seed{seed}"

@@ -69,6 +69,7 @@ def training_command(name: str, options: argparse.Namespace) -> list[str]:
     command += ["--training-examples", str(options.training_examples), "--seed", str(options.seed)]
     command += ["--warmup-examples", str(options.training_examples // 20)]
     command += ["--prediction-type", method.prediction_type, "--noise-schedule", method.noise_schedule]
+    command += ["--optimizer", "adam", "--lr-scheduler", "constant", "--loss-weighting", "none"]
     command += ["--phase1-fraction", "0.25" if method.two_phase else "0", "--keep-checkpoints", "1"]
     command += ["--mixed-precision", options.mixed_precision, "--num-workers", str(options.num_workers)]
     if method.scaling_factor:

@@ -46,6 +46,7 @@ def test_every_row_is_a_valid_experiment_of_its_method(script: ModuleType, optio
         if method.scaling_factor:
             assert scheduler.scaling_factor == method.scaling_factor
         assert preset.phase1_fraction == (0.25 if method.two_phase else 0)
+        assert (preset.optimizer, preset.lr_scheduler, preset.loss_weighting) == ("adam", "constant", "none")
         beyond = name == script.BEYOND
         assert (preset.encoder["latent_head"] == "flatten") == beyond
         assert (preset.decoder["latent_spatial_size"] is not None) == beyond

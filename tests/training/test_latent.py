@@ -42,11 +42,19 @@ def test_a_resumed_run_is_the_same_and_another_is_refused(accelerator: Accelerat
     whole, _ = train_latent(two_modes(), options, tmp_path, accelerator)
     (tmp_path / "checkpoint-2560.pt").unlink()
     resumed, _ = train_latent(two_modes(), options, tmp_path, accelerator)
-    for ours, theirs in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs)
+    longer = tmp_path / "longer"
+    train_latent(two_modes(), replace(options, training_examples=1280), longer, accelerator)
+    for run in (resumed, train_latent(two_modes(), options, longer, accelerator)[0]):
+        for ours, theirs in zip(run.state_dict().values(), whole.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["examples"] for line in lines] == [1280, 2560]
-    for name, change in (("seed", {"seed": 1}), ("recipe", {"recipe": "velocity"}), ("codes", {})):
+    for name, change in (
+        ("training_examples", {"training_examples": 1280}),
+        ("seed", {"seed": 1}),
+        ("recipe", {"recipe": "velocity"}),
+        ("codes", {}),
+    ):
         codes = two_modes(1999) if name == "codes" else two_modes()
         with pytest.raises(ValueError, match=name):
             train_latent(codes, replace(options, **change), tmp_path, accelerator)

@@ -52,7 +52,7 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
       diffae-hub train-latent codes --output mine
       diffae-hub sample --model mine --output samples
 
-    Run it again to continue where it stopped.
+    Run it again to continue where it stopped, or with more --training-examples to make it longer.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -77,10 +77,8 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     pipeline.latent_code_model, pipeline.latent_scheduler = model.cpu(), scheduler
     with new_folder(options.output) as partial:
         pipeline.save_pretrained(partial)
-    figures = (read_json_lines(folder / METRICS) or [{}])[
-        -1
-    ]  # none if the run was killed between checkpoint and figures
-    return {"output": options.output, **figures}, str(options.output)
+    records = read_json_lines(folder / METRICS)  # none if the run was killed between its first checkpoint and figures
+    return {"output": options.output, **(records or [{}])[-1]}, str(options.output)
 
 
 def evaluate(options: EvaluationOptions, arguments: Namespace) -> tuple[Any, str] | None:

@@ -117,7 +117,7 @@ class TrainingOptions:
                 f"got {preset.batch_size}"
             )
         try:
-            preset.build_scheduler().set_timesteps(self.validation_steps)
+            preset.build("scheduler").set_timesteps(self.validation_steps)
         except ValueError as error:
             raise ValueError(f"validation_steps: {error}") from error
         check_output(self.output, self.dataset, self.validation_dataset)

@@ -1,4 +1,4 @@
-"""`diffae-hub encode`: codes of whole data sets in shards."""
+"""Codes of whole data sets in shards, and neighbours against distances written out."""
 
 import io
 import json
@@ -11,11 +11,11 @@ from PIL import Image
 
 from diffae_hub import load_codes
 from diffae_hub.cli.main import main
-from diffae_hub.codes import codes_summary, encode_dataset, encoder_fingerprint
+from diffae_hub.codes import codes_summary, encode_dataset, encoder_fingerprint, nearest_codes
 from diffae_hub.data.open_dataset import load_rows
 
-from ..conftest import write_classes
-from ..training import runner
+from .conftest import write_classes
+from .training import runner
 
 
 def encode(dataset: str, model: str, output: Path, *more: str) -> list[str]:
@@ -132,3 +132,35 @@ def test_number_of_images_may_change_and_shards_be_missing(file_format, model, t
 def test_two_processes_share_the_shards(model: str, test_images: str, expected: np.ndarray, tmp_path: Path) -> None:
     runner.run(encode(test_images, model, tmp_path / "codes"), processes=2)
     np.testing.assert_allclose(load_codes(tmp_path / "codes")["latent_code"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_neighbours_are_those_of_brute_force(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    codes, queries = (rng.normal(size=(count, 6)) * np.arange(1, 7) + 3 for count in (50, 4))
+    mean, std = codes.mean(axis=0), codes.std(axis=0)
+    distances = []
+    for query in (queries - mean) / std:
+        others = (codes - mean) / std
+        if metric == "cosine":
+            distance = 1 - others @ query / np.linalg.norm(others, axis=1) / np.linalg.norm(query)
+        else:
+            distance = np.sqrt(((others - query) ** 2).sum(axis=1))
+        distances.append(distance)
+    found, rows = nearest_codes(codes, queries, 5, metric)
+    np.testing.assert_array_equal(rows, np.argsort(distances, axis=1)[:, :5])
+    np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :5], atol=1e-5)
+
+
+def test_bad_arguments_of_neighbours() -> None:
+    for change in (
+        {"num_neighbours": 0},
+        {"num_neighbours": 51},
+        {"queries": np.ones((1, 1))},
+        {"queries": np.full((1, 6), np.inf)},
+        {"codes": np.full((50, 6), np.nan)},
+        {"codes": np.ones(50)},
+        {"metric": "nonsense"},
+    ):
+        with pytest.raises(ValueError):
+            nearest_codes(**{"codes": np.eye(50, 6), "queries": np.ones((1, 6)), **change})
