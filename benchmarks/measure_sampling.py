@@ -20,7 +20,7 @@ from datasets import load_dataset
 
 from diffae_hub import DiffusionAutoencoderPipeline, VPDPMSolverMultistepScheduler, load_codes, nearest_codes
 from diffae_hub.images import image_grid, to_pil
-from diffae_hub.metrics.frechet import fd_vgg16
+from diffae_hub.metrics.frechet import frechet_distance, vgg16_features
 
 BATCH_SIZE = 50
 
@@ -71,7 +71,8 @@ def main() -> None:
     sets = {"latent_code_model": torch.cat([output.images for output in sampled]), "gaussian": torch.cat(decoded)}
     vectors = {"latent_code_model": codes, "gaussian": gaussian, "held_out": test_codes}
     files = {name: saved(images, options.output / name) for name, images in (sets | {"held_out": test}).items()}
-    references = saved(train, options.output / "train")
+    features = vgg16_features()
+    references = features(saved(train, options.output / "train"))
 
     figures = {"model": Path(options.model).name, "steps": options.steps}
     typical = np.median(nearest_codes(train_codes, test_codes, 1, "euclidean")[0])
@@ -79,7 +80,7 @@ def main() -> None:
         distances, rows = nearest_codes(train_codes, vectors[name], 1, "euclidean")
         figures[name] = {
             "num_images": len(paths),
-            "fd_vgg16": fd_vgg16(paths, references),
+            "fd_vgg16": frechet_distance(features(paths), references),
             "nearest": float(np.median(distances) / typical),
         }
         print(name, figures[name], flush=True)

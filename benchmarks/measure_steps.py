@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from diffae_hub import DiffusionAutoencoderPipeline, VPDDIMScheduler, VPDPMSolverMultistepScheduler
 from diffae_hub.images import to_pil
-from diffae_hub.metrics.frechet import fd_vgg16
+from diffae_hub.metrics.frechet import Features, frechet_distance, vgg16_features
 from diffae_hub.metrics.lpips import PerceptualDistance
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
 from diffae_hub.metrics.sharpness import high_pass_energy
@@ -44,7 +44,9 @@ def invert(pipe: DiffusionAutoencoderPipeline, images, codes, inversion: str, st
     return torch.cat([pipe.invert(*batch, num_inference_steps=steps, inversion=inversion) for batch in batches])
 
 
-def figures(images: torch.Tensor, originals: torch.Tensor, lpips: PerceptualDistance) -> dict[str, float]:
+def figures(
+    images: torch.Tensor, originals: torch.Tensor, lpips: PerceptualDistance, features: Features
+) -> dict[str, float]:
     """Measures reconstructions, rounded to 8 bits as in files."""
     images = (images * 255).round() / 255
     distances = [lpips(*pair) for pair in zip(images.split(100), originals.split(100), strict=True)]
@@ -54,7 +56,7 @@ def figures(images: torch.Tensor, originals: torch.Tensor, lpips: PerceptualDist
             folder.mkdir()
             for index, image in enumerate(batch):
                 to_pil(image).save(folder / f"{index:05}.png")
-        distance = fd_vgg16(*(sorted(folder.iterdir()) for folder in folders))
+        distance = frechet_distance(*(features(sorted(folder.iterdir())) for folder in folders))
     return {
         "psnr_db": float(peak_signal_to_noise_ratio(images, originals).mean()),
         "lpips": float(torch.cat(distances).mean()),
@@ -85,7 +87,7 @@ def main() -> None:
     noise = torch.randn(originals.shape, generator=torch.Generator().manual_seed(0))
     long = slice(options.num_long)
     converged = decode(pipe, codes[long], noise[long], "dpmsolver", CONVERGED_STEPS)
-    lpips = PerceptualDistance()
+    lpips, features = PerceptualDistance(), vgg16_features()
     document = {
         "model": options.model,
         "dataset": options.dataset or Path(options.data).name,
@@ -95,7 +97,7 @@ def main() -> None:
     }
 
     def add(mode: str, solver: str, evaluations: int, images: torch.Tensor, **more: float) -> None:
-        measured = figures(images, originals[: len(images)], lpips)
+        measured = figures(images, originals[: len(images)], lpips, features)
         row = {"mode": mode, "solver": solver, "evaluations": evaluations, "num_images": len(images)}
         document["rows"].append({**row, **measured, **more})
         options.output.write_text(json.dumps(document, indent=2) + "\n")

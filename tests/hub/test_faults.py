@@ -123,9 +123,9 @@ def test_a_cached_pipeline_needs_no_hub(mode: str, hub, client: Client, stored: 
 
 
 DINOV2 = """
-from diffae_hub.metrics.frechet import fd_dinov2
+from diffae_hub.metrics.frechet import dinov2_features
 try:
-    fd_dinov2([], [])
+    dinov2_features()
 except OSError as error:
     print(error)
 """

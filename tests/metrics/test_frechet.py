@@ -18,13 +18,18 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from transformers import Dinov2Config, Dinov2Model
 
 from diffae_hub.images import to_pil
-from diffae_hub.metrics.frechet import fd_dinov2, fd_vgg16, fid_clean_fid, fid_torch_fidelity, frechet_distance
+from diffae_hub.metrics.frechet import FEATURES, frechet_distance
 from diffae_hub.metrics.lpips import PerceptualDistance
 from diffae_hub.metrics.weights import WeightsUnavailable
 
 from .conftest import photographs
 
 COUNT = 4
+
+
+def distance_of(metric: str, files: tuple[list[Path], list[Path]], **options: object) -> float:
+    features = FEATURES[metric](**options)
+    return frechet_distance(*map(features, files))
 
 
 def read(files: list[Path]) -> torch.Tensor:
@@ -82,7 +87,7 @@ def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_fid_torch_fidelity(files, inception_weights, monkeypatch, capfd) -> None:
     monkeypatch.setenv("TORCH_HOME", str(inception_weights.parents[2]))
-    distance = fid_torch_fidelity(*files)
+    distance = distance_of("fid_torch_fidelity", files)
     assert capfd.readouterr() == ("", "")
     network = FeatureExtractorInceptionV3("local", ["2048"], feature_extractor_weights_path=str(inception_weights))
     features = [network(read(paths))[0].numpy() for paths in files]
@@ -116,7 +121,7 @@ def test_fid_clean_fid(files, tmp_path, monkeypatch, capfd) -> None:
     torch.jit.script(Patches()).save(tmp_path / "inception-2015-12-05.pt")
     extractor = InceptionV3W(str(tmp_path), download=False)  # the library itself looks in /tmp only
     monkeypatch.setattr("cleanfid.features.build_feature_extractor", lambda *_, **options: extractor)
-    distance = fid_clean_fid(*files)
+    distance = distance_of("fid_clean_fid", files)
     assert capfd.readouterr() == ("", "")
     options = {"mode": "clean", "num_workers": 0, "device": torch.device("cpu"), "verbose": False}
     features = [clean_fid.get_folder_features(str(paths[0].parent), extractor, **options)[:, :96] for paths in files]
@@ -132,8 +137,8 @@ def test_fd_vgg16(files, torch_home, tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     Image.new("RGB", (20, 15)).save(tmp_path / "small.png")
     with pytest.raises(ValueError, match="images"):
-        fd_vgg16([tmp_path / "small.png"], files[0])
-    distance = fd_vgg16(*files)
+        distance_of("fd_vgg16", ([tmp_path / "small.png"], files[0]))
+    distance = distance_of("fd_vgg16", files)
     assert capfd.readouterr() == ("", "")
 
     with warnings.catch_warnings():
@@ -149,8 +154,8 @@ def test_fd_vgg16(files, torch_home, tmp_path, monkeypatch, capfd) -> None:
 
 
 def test_fd_dinov2(files, dinov2, capfd) -> None:
-    distance = fd_dinov2(*files, model=dinov2)
-    assert abs(fd_dinov2(files[0], files[0], model=str(dinov2))) < 1e-3 * distance
+    distance = distance_of("fd_dinov2", files, model=dinov2)
+    assert abs(distance_of("fd_dinov2", (files[0], files[0]), model=str(dinov2))) < 1e-3 * distance
     assert capfd.readouterr() == ("", "")
 
     def resized(channel: torch.Tensor) -> np.ndarray:
@@ -168,28 +173,24 @@ def test_fd_dinov2(files, dinov2, capfd) -> None:
     assert distance > 1e-2
 
 
-def lpips_distance(*files: list[Path]) -> None:
-    PerceptualDistance("alex")
-
-
-@pytest.mark.parametrize("function", [fid_torch_fidelity, fid_clean_fid, fd_dinov2, lpips_distance])
-def test_no_weights(function, files, tmp_path, monkeypatch, capfd) -> None:
-    if function is fid_clean_fid and Path("/tmp/inception-2015-12-05.pt").exists():
+@pytest.mark.parametrize("load", [*FEATURES.values(), PerceptualDistance])
+def test_no_weights(load, tmp_path, monkeypatch, capfd) -> None:
+    if load is FEATURES["fid_clean_fid"] and Path("/tmp/inception-2015-12-05.pt").exists():
         pytest.skip("clean-fid has its weights here")
     proxy = urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), "http://127.0.0.1:9"))  # refuses connections
     monkeypatch.setattr(urllib.request, "_opener", urllib.request.build_opener(proxy))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    more = {"model": "somebody/no-such-dinov2"} if function is fd_dinov2 else {}
+    more = {"model": "somebody/no-such-dinov2"} if load is FEATURES["fd_dinov2"] else {}
     with pytest.raises(WeightsUnavailable, match="weights") as error:
-        function(*files, **more)
+        load(**more)
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
 
 
-def test_incomplete_weights_of_dinov2(files, dinov2, tmp_path) -> None:
+def test_incomplete_weights_of_dinov2(dinov2, tmp_path) -> None:
     """transformers would leave them random."""
     state = load_file(dinov2 / "model.safetensors")
     (tmp_path / "config.json").write_bytes((dinov2 / "config.json").read_bytes())
     save_file(dict(list(state.items())[1:]), tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsUnavailable, match="DINOv2"):
-        fd_dinov2(*files, model=tmp_path)
+        FEATURES["fd_dinov2"](model=tmp_path)

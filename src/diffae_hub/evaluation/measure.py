@@ -2,26 +2,25 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..codes import codes_summary, load_codes
 from ..devices import find_device, join_processes
 from ..files import read_json, write_text
-from ..metrics import frechet, linear_probe
+from ..metrics import linear_probe
 from ..metrics.bootstrap import bootstrap_interval
+from ..metrics.frechet import FEATURES, frechet_distance
 from ..metrics.lpips import PerceptualDistance
 from ..metrics.weights import WeightsUnavailable
 from .baselines import BYTES_PER_NUMBER
 from .evaluation_folder import ORIGINALS, EvaluationFolder, batches
-from .options import IMAGE_METRICS, PATH_LENGTH, EvaluationOptions
+from .options import PATH_LENGTH, EvaluationOptions
 
 _FACTS = ("weights", "num_images", "latent_dim", "sample_size", "baselines_fitted_on", "parameters", "machine")
 
@@ -42,10 +41,7 @@ def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
         results[method] = _from_scores(scores, options.seed, facts["latent_dim"])
     for metric in options.metrics:
         try:
-            measured = {
-                method: _metric(metric, folder, method, range(count), options, device, show_progress)
-                for method in options.methods
-            }
+            measured = _metric(metric, folder, range(count), options, device, show_progress)
         except (WeightsUnavailable, ImportError, ValueError) as error:  # ValueError: images that are too small
             measured = dict.fromkeys(options.methods, _unavailable(metric, error, options))
         for method, figure in measured.items():
@@ -59,17 +55,18 @@ def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
 
 def check_required(options: EvaluationOptions, device: torch.device) -> None:
     """Loads the weights of the required metrics, so that missing ones are found before the sampling."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = EvaluationFolder(Path(name))
-        (folder.path / ORIGINALS).mkdir()
-        for index in range(2):
-            Image.new("RGB", (32, 32), (100 * index,) * 3).save(folder.file(ORIGINALS, index))
-        for metric in options.require:
-            try:
-                loaded = "lpips_vgg" if metric == PATH_LENGTH else metric
-                _metric(loaded, folder, ORIGINALS, range(2), options, device, False)
-            except (WeightsUnavailable, ImportError) as error:
-                _unavailable(metric, error, options)
+    for metric in options.require:
+        try:
+            _load(metric, options, device)
+        except (WeightsUnavailable, ImportError) as error:
+            _unavailable(metric, error, options)
+
+
+def _load(metric: str, options: EvaluationOptions, device: torch.device) -> Any:
+    """Loads the network of a metric: a function of image files for Fréchet distances, of pairs of images for others."""
+    if metric in FEATURES:
+        return FEATURES[metric](device, **({"model": options.dinov2_model} if metric == "fd_dinov2" else {}))
+    return PerceptualDistance("vgg" if metric == PATH_LENGTH else metric.removeprefix("lpips_"), device)
 
 
 def _from_scores(scores: Sequence[dict[str, float]], seed: int, latent_dim: int) -> dict[str, Any]:
@@ -87,22 +84,25 @@ def _from_scores(scores: Sequence[dict[str, float]], seed: int, latent_dim: int)
 def _metric(
     metric: str,
     folder: EvaluationFolder,
-    method: str,
     indices: range,
     options: EvaluationOptions,
     device: torch.device,
     show_progress: bool,
-) -> dict[str, Any]:
-    """Computes a metric on the PNG files."""
-    if metric in IMAGE_METRICS:
-        distance = PerceptualDistance(metric.removeprefix("lpips_"), device=device)
+) -> dict[str, dict[str, Any]]:
+    """Computes a metric of all methods on the PNG files."""
+    network, figures = _load(metric, options, device), {}
+    if metric in FEATURES:
+        features = {
+            name: network([folder.file(name, index) for index in indices]) for name in (ORIGINALS, *options.methods)
+        }
+        originals = features.pop(ORIGINALS)
+        return {name: {"value": frechet_distance(of, originals), "count": len(of)} for name, of in features.items()}
+    for method in options.methods:
         values: list[float] = []
         for batch in tqdm(list(batches(indices, 100)), desc=f"{metric} {method}", disable=not show_progress):
-            values += distance(*(folder.read(name, batch).to(device) for name in (method, ORIGINALS))).tolist()
-        return _summary(values, options.seed)
-    more = {"model": options.dinov2_model} if metric == "fd_dinov2" else {}
-    files = ([folder.file(name, index) for index in indices] for name in (method, ORIGINALS))
-    return {"value": getattr(frechet, metric)(*files, device=device, **more), "count": len(indices)}
+            values += network(*(folder.read(name, batch).to(device) for name in (method, ORIGINALS))).tolist()
+        figures[method] = _summary(values, options.seed)
+    return figures
 
 
 def _path_length(

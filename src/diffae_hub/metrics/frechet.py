@@ -3,12 +3,13 @@
 FID is computed by torch-fidelity and by clean-fid, each with its own Inception weights. They resize differently, so
 both are reported. Distances on other features, FD-VGG16 and FD-DINOv2, are other figures and must not be called FID.
 
-All functions take two lists of image files of one size, at least two in each, and return the distance. It is 0 for
-equal features; rounding errors may make it slightly negative. Its bias grows as the number of images falls. The
-functions raise `WeightsUnavailable` if the network's weights are not available.
+Each function of `FEATURES` loads a network and returns its features as a function: files of images of one size -> (N,
+D), float32, on the CPU. It raises `WeightsUnavailable` if the network's weights are not available.
+[`frechet_distance`] compares the features of two sets.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +23,22 @@ from .weights import fetching_weights
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _BATCH_SIZE = 64
 
-Files = Sequence[Path]
+Features = Callable[[Sequence[Path]], torch.Tensor]
 Device = torch.device | str
 
 
-def fid_torch_fidelity(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float:
-    """Computes FID by torch-fidelity, on 2048 features of its Inception; images are resized as TensorFlow 1 does."""
+def torch_fidelity_features(device: Device = "cpu") -> Features:
+    """Returns the 2048 features of torch-fidelity's Inception; images are resized as TensorFlow 1 does."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     with fetching_weights("Inception (torch-fidelity)"):
         network = FeatureExtractorInceptionV3("inception", ["2048"])
     network = network.to(device).eval()
-    return _distance((files_a, files_b), lambda images: network(images)[0], device)
+    return partial(_features, lambda images: network(images)[0], device)
 
 
-def fid_clean_fid(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float:
-    """Computes FID on the features of clean-fid, in its mode "clean" (bicubic resizing with antialiasing).
+def clean_fid_features(device: Device = "cpu") -> Features:
+    """Returns the 2048 features of clean-fid, in its mode "clean" (bicubic resizing with antialiasing).
 
     clean-fid keeps its downloaded weights in the system's folder for temporary files.
     """
@@ -48,15 +49,14 @@ def fid_clean_fid(files_a: Files, files_b: Files, *, device: Device = "cpu") -> 
     with fetching_weights("Inception (clean-fid)"):
         extractor = build_feature_extractor("clean", device, use_dataparallel=False)
     options = {"num_workers": 0, "batch_size": _BATCH_SIZE, "device": device, "mode": "clean", "verbose": False}
-    features = (get_files_features([str(path) for path in paths], extractor, **options) for paths in (files_a, files_b))
-    return frechet_distance(*map(torch.from_numpy, features))
+    return lambda files: torch.from_numpy(get_files_features([str(path) for path in files], extractor, **options))
 
 
-def fd_vgg16(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float:
-    """Computes FD-VGG16, on the 512 channels of VGG16's last convolution, each averaged over the image after its ReLU.
+def vgg16_features(device: Device = "cpu") -> Features:
+    """Returns the 512 channels of VGG16's last convolution, each averaged over the image after its ReLU.
 
     The convolutions are those of LPIPS-VGG (torchvision's ImageNet weights). Images keep their size, at least 16 x 16.
-    It is a relative figure for machines without the Inception weights.
+    FD-VGG16 is a relative figure for machines without the Inception weights.
     """
     import torchvision
     from torchvision.transforms.functional import normalize
@@ -70,13 +70,11 @@ def fd_vgg16(files_a: Files, files_b: Files, *, device: Device = "cpu") -> float
             raise ValueError(f"files must be images of at least 16 x 16 pixels, got {tuple(images.shape[-2:])}")
         return network(normalize(images / 255, **_IMAGENET)).mean(dim=(2, 3))
 
-    return _distance((files_a, files_b), features, device)
+    return partial(_features, features, device)
 
 
-def fd_dinov2(
-    files_a: Files, files_b: Files, *, model: str | Path = "facebook/dinov2-large", device: Device = "cpu"
-) -> float:
-    """Computes FD-DINOv2 (Stein et al., 2023), on the class token of a DINOv2 network.
+def dinov2_features(device: Device = "cpu", model: str | Path = "facebook/dinov2-large") -> Features:
+    """Returns the class token of a DINOv2 network, for FD-DINOv2 (Stein et al., 2023).
 
     Images are resized to 224 x 224 pixels (bicubic, with antialiasing) and normalised as for ImageNet. `model` is the
     Hub id or folder of a `transformers.Dinov2Model` with safetensors weights.
@@ -89,25 +87,33 @@ def fd_dinov2(
         resized = F.interpolate(images / 255, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
         return network(pixel_values=normalize(resized, **_IMAGENET)).last_hidden_state[:, 0]
 
-    return _distance((files_a, files_b), features, device)
+    return partial(_features, features, device)
+
+
+FEATURES: dict[str, Callable[..., Features]] = {
+    "fid_torch_fidelity": torch_fidelity_features,
+    "fid_clean_fid": clean_fid_features,
+    "fd_vgg16": vgg16_features,
+    "fd_dinov2": dinov2_features,
+}
 
 
 @torch.no_grad()
-def _distance(files: tuple[Files, Files], network: Callable[[torch.Tensor], torch.Tensor], device: Device) -> float:
-    """Computes the distance on the features of `network`: images (B, 3, H, W), uint8 -> (B, D)."""
-    sets = []
-    for paths in files:
-        features = []
-        for first in range(0, len(paths), _BATCH_SIZE):
-            arrays = [np.array(Image.open(path).convert("RGB")) for path in paths[first : first + _BATCH_SIZE]]
-            images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-            features.append(network(images.to(device)).float().cpu())
-        sets.append(torch.cat(features))
-    return frechet_distance(*sets)
+def _features(network: Callable[[torch.Tensor], torch.Tensor], device: Device, files: Sequence[Path]) -> torch.Tensor:
+    """Collects what `network` returns, (B, D), for images (B, 3, H, W), uint8."""
+    features = []
+    for first in range(0, len(files), _BATCH_SIZE):
+        arrays = [np.array(Image.open(path).convert("RGB")) for path in files[first : first + _BATCH_SIZE]]
+        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+        features.append(network(images.to(device)).float().cpu())
+    return torch.cat(features)
 
 
 def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
-    """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features (N1, D) and (N2, D), computed in float64."""
+    """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features (N1, D) and (N2, D), at least two of each, in float64.
+
+    It is 0 for equal features; rounding errors may make it slightly negative. Its bias grows as N falls.
+    """
     means, roots = [], []
     for features in (first.double(), second.double()):
         means.append(features.mean(dim=0))
