@@ -42,6 +42,14 @@ MODELS: dict[str, dict[str, Any]] = {
             "note": "each re-encoded as JPEG of quality about 75 (30.4 dB from the true image on average), so figures "
             "are not comparable with published CIFAR-10 figures to the last decimal",
         },
+        "training": {
+            "the first 560,000 examples": "Adam at a constant rate, batch size 64, bfloat16 where autocast allows it, EMA "
+            "decay 0.9995; the first 140,000 with t = 1",
+            "the last 230,400 examples": "Muon, the loss weighted by sigma (none before)",
+            "curves": "they jump where the second part begins: another loss weighting, and validation on 128 images by the "
+            "predictor-corrector (before, on 32 by the plain rule)",
+        },
+        "phase1_examples": 140_000,
         "test data": "CIFAR-10, test images (JPEG-recompressed)",
         "test images": "the CIFAR-10 test split (JPEG-recompressed like the training images)",
         "paper": "cifar10-32",
