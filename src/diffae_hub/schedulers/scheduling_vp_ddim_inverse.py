@@ -17,7 +17,7 @@ class VPDDIMInverseScheduler(VPDDIMScheduler):
     step from x_1 down to x_0 evaluates the network at x_1, so its inverse is implicit: x_0 = c x_1 + d f(x_1, t_1),
     where f is v or, for noise prediction, eps. Each `step` *corrects*: it solves this equation for x_1, with f at the
     guess of x_1. Then it *predicts*: it guesses the next sample with f extrapolated from its last two values. This is
-    about as exact as plain inversion with five times as many steps. The first evaluation, at t = 0, is used only for
+    about as exact as plain inversion with four times as many steps. The first evaluation, at t = 0, is used only for
     the first guess. Where f is not defined at t = 0 (x-prediction, `clip_sample`), it is half a step later.
 
     **Plain** (the paper, the official code) evaluates the network at x_0 instead, K times. With "uniform" spacing it
