@@ -189,6 +189,8 @@ def nearest_codes(
     from sklearn.neighbors import NearestNeighbors
     from sklearn.preprocessing import StandardScaler
 
+    if not 1 <= num_neighbours <= len(codes):
+        raise ValueError(f"num_neighbours must be between 1 and {len(codes)}, got {num_neighbours}")
     scaler = StandardScaler().fit(codes)
     index = NearestNeighbors(n_neighbors=num_neighbours, metric=metric, algorithm="brute").fit(scaler.transform(codes))
     return index.kneighbors(scaler.transform(queries))
