@@ -44,23 +44,22 @@ def invert(pipe: DiffusionAutoencoderPipeline, images, codes, inversion: str, st
     return torch.cat([pipe.invert(*batch, num_inference_steps=steps, inversion=inversion) for batch in batches])
 
 
-def figures(
-    images: torch.Tensor, originals: torch.Tensor, lpips: PerceptualDistance, features: Features
-) -> dict[str, float]:
+def features_of(images: torch.Tensor, features: Features) -> torch.Tensor:
+    """Computes features, which are those of image files."""
+    with tempfile.TemporaryDirectory() as name:
+        paths = [Path(name) / f"{index:05}.png" for index in range(len(images))]
+        for path, image in zip(paths, images, strict=True):
+            to_pil(image).save(path)
+        return features(paths)
+
+
+def figures(images: torch.Tensor, originals: torch.Tensor, lpips: PerceptualDistance) -> dict[str, float]:
     """Measures reconstructions, rounded to 8 bits as in files."""
     images = (images * 255).round() / 255
     distances = [lpips(*pair) for pair in zip(images.split(100), originals.split(100), strict=True)]
-    with tempfile.TemporaryDirectory() as name:
-        folders = [Path(name) / part for part in ("images", "originals")]
-        for folder, batch in zip(folders, (images, originals), strict=True):
-            folder.mkdir()
-            for index, image in enumerate(batch):
-                to_pil(image).save(folder / f"{index:05}.png")
-        distance = frechet_distance(*(features(sorted(folder.iterdir())) for folder in folders))
     return {
         "psnr_db": float(peak_signal_to_noise_ratio(images, originals).mean()),
         "lpips": float(torch.cat(distances).mean()),
-        "fd_vgg16": distance,
         "high_pass_energy": float(high_pass_energy(images).sum() / high_pass_energy(originals).sum()),
     }
 
@@ -88,6 +87,7 @@ def main() -> None:
     long = slice(options.num_long)
     converged = decode(pipe, codes[long], noise[long], "dpmsolver", CONVERGED_STEPS)
     lpips, features = PerceptualDistance(), vgg16_features()
+    references = features_of(originals, features)
     document = {
         "model": options.model,
         "dataset": options.dataset or Path(options.data).name,
@@ -97,7 +97,8 @@ def main() -> None:
     }
 
     def add(mode: str, solver: str, evaluations: int, images: torch.Tensor, **more: float) -> None:
-        measured = figures(images, originals[: len(images)], lpips, features)
+        measured = figures(images, originals[: len(images)], lpips)
+        measured["fd_vgg16"] = frechet_distance(features_of(images, features), references[: len(images)])
         row = {"mode": mode, "solver": solver, "evaluations": evaluations, "num_images": len(images)}
         document["rows"].append({**row, **measured, **more})
         options.output.write_text(json.dumps(document, indent=2) + "\n")

@@ -79,12 +79,15 @@ def load_latest_checkpoint(run_folder: Path, report: Callable[[str], None]) -> d
 
 
 def check_equal(saved: dict[str, Any], current: dict[str, Any], hint: str = "", parent: str = "") -> None:
-    """Raises ValueError if settings differ from the checkpoint's; the message names the first that differs."""
+    """Raises ValueError if settings differ from the checkpoint's; the message names the first that differs.
+
+    A run may be made longer: `training_examples` may be more than the checkpoint's.
+    """
     saved, current = (json.loads(json.dumps(settings)) for settings in (saved, current))  # tuples become lists
     for name, value in current.items():
         if isinstance(value, dict):
             check_equal(saved.get(name) or {}, value, hint, f"{name}.")
-        elif saved.get(name) != value:
+        elif saved.get(name) != value and not (name == "training_examples" and value > saved[name]):
             raise ValueError(
                 f"{parent}{name} must be {saved.get(name)!r}, as in the checkpoint to resume, got {value!r}{hint}"
             )

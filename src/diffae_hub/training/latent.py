@@ -156,9 +156,7 @@ def train_latent(
     run_folder.mkdir(parents=True, exist_ok=True)
     state = load_latest_checkpoint(run_folder, report)
     if state is not None:
-        length = max(state["experiment"]["training_examples"], options.training_examples)  # a run may be made longer
-        saved = {"experiment": {**state["experiment"], "training_examples": length}, "data": state["data"]}
-        check_equal(saved, settings)
+        check_equal({name: state[name] for name in settings}, settings)
         trainer.load_state_dict(state)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

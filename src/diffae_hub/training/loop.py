@@ -134,11 +134,8 @@ class _Run:
         else:
             state = load_checkpoint(Path(wanted))
             self.accelerator.print(f"resumed from {wanted} at {state['examples_seen']} examples")
-        # A run may be made longer.
-        length = max(state["experiment"]["training_examples"], self.preset.training_examples)
         defaults = {**asdict(TrainingPreset({}, {})), "more_ema_decays": []}  # of options newer than the checkpoint
-        saved = {**defaults, **state["experiment"], "training_examples": length}
-        check_equal(saved, self.experiment)
+        check_equal({**defaults, **state["experiment"]}, self.experiment)
         self.trainer.load_state_dict(state)
         return state
 
