@@ -134,11 +134,12 @@ class FitAttributesOptions:
 def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple[Any, str]:
     """Find attributes in latent codes, for `diffae-hub edit`.
 
-    diffae-hub fit-attributes codes --labels label --output mine              from labels
-    diffae-hub fit-attributes smiling --without serious --name smile --method means --output mine
-    diffae-hub fit-attributes codes --principal 10 --output mine              from nothing
-    """
+      diffae-hub fit-attributes codes --labels label --output mine              from labels
+      diffae-hub fit-attributes smiling --without serious --name smile --method means --output mine
+      diffae-hub fit-attributes codes --principal 10 --output mine              from nothing
 
+    Each attribute is a direction in the space of the codes.
+    """
     if sum((bool(options.labels), options.without is not None, options.principal is not None)) != 1:
         raise ValueError("exactly one of --labels, --without and --principal must be given")
     codes = [folder for folder in (options.codes, options.without) if folder]

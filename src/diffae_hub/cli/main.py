@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("diffae_hub"):
             raise
-        message, code = f"this command needs {error.name}: pip install 'diffae_hub[train,eval]'", 2
+        message, code = f"this command needs {error.name}: pip install 'diffae_hub[train,eval,video]'", 2
     except Exception as error:
         if sys.flags.dev_mode:
             raise

@@ -193,6 +193,8 @@ def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any,
     """Walk from one image to another. Writes the frames, and one picture of all frames."""
     from ..images import film_strip, image_grid, read_image
 
+    if options.mp4:
+        from imageio.v3 import imwrite  # missing without the extra: fails before the work starts
     own_name = re.compile(r"(frame_\d+|strip|grid)\.png|frames\.(gif|mp4)")
     check_not_replaced(
         options.images, (options.output / path.name for path in options.images if own_name.fullmatch(path.name))
@@ -212,8 +214,6 @@ def interpolate(options: InterpolateOptions, arguments: Namespace) -> tuple[Any,
         with new_file(document["gif"]) as temporary:
             enlarged[0].save(temporary, "GIF", save_all=True, append_images=enlarged[1:], duration=100, loop=0)
     if options.mp4:
-        from imageio.v3 import imwrite
-
         document["mp4"] = options.output / "frames.mp4"
         with new_file(document["mp4"]) as temporary:
             temporary.write_bytes(imwrite("<bytes>", enlarged, extension=".mp4", plugin="FFMPEG", fps=10))

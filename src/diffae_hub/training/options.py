@@ -20,7 +20,8 @@ from .presets import COMPONENTS, PRESETS, TrainingPreset, preset_named
 
 # On a fast GPU, shorter intervals would spend much of the time on checkpoints of 2 GB and on validations.
 _EVERY = "default: a hundredth of the training, but at least 100000"
-_experiment = partial(option, None, group="experiment")  # None: as in the preset
+_EXPERIMENT = "experiment (by default as in the preset, or as in the pretrained model)"
+_experiment = partial(option, None, group=_EXPERIMENT)
 _data, _machine, _output = (partial(option, group=group) for group in ("data", "machine", "output"))
 
 
@@ -54,7 +55,7 @@ class TrainingOptions:
     horizontal_flip: bool | None = _experiment("flip images with probability 1/2")
     crop: Literal[*CROPS] | None = _experiment("crop to a square; d2c: the official networks' crop of CelebA")
     set: tuple[str, ...] = option((), "override as KEY=VALUE, e.g. decoder.dropout=0.2; may be repeated", append=True)
-    seed: int = option(0, "seed of the initial weights, the data order and all draws", group="experiment", minimum=0)
+    seed: int = option(0, "seed of the initial weights, the data order and all draws", group=_EXPERIMENT, minimum=0)
 
     dataset: str = _data(MISSING, "folder of images, parquet, `datasets` folder or Hub dataset")
     split: str = _data("train", "split of the data set")
