@@ -169,7 +169,8 @@ def figures_of_run(
 def results_of_evaluation(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Collects the results of an evaluation's report.json, for [`render_model_card`]."""
     where = {"dataset": report["dataset"], "split": report.get("split")}
-    where["note"] = f"{report['num_images']:,} images, {report['steps']} DDIM steps"
+    solver = {"ddim": "DDIM", "dpm": "DPM-Solver++"}[report.get("solver", "ddim")]
+    where["note"] = f"{report['num_images']:,} images, {report['steps']} {solver} steps"
     results = []
     for mode in report["modes"]:
         for metric, figure in report["results"][mode].items():

@@ -85,7 +85,7 @@ def repository_files(
     files, given = model_files(folder), folder / "figures.json"
     measured = {**(read_json(given) if given.is_file() else {}), **figures}
     page = Path(card or folder / "README.md")
-    is_new = page.is_file() or bool(figures)
+    is_new = page.is_file() or bool(figures.keys() - {"class_name"})
     if card is not None or (page.is_file() and not given.is_file()):
         root, text = page.parent, card_with_header(page, {"model_name": repo_id, **measured})
     else:
@@ -103,6 +103,7 @@ def card_figures(card: str | Path | None, license: str | None, evaluation: str |
     if evaluation is not None:
         keys = ("dataset", "num_images", "modes", "results")
         figures["results"] = results_of_evaluation(read_json(Path(evaluation), keys))
+        figures["evaluation"] = None  # the training's sentence about its own results
     return figures
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -116,11 +117,28 @@ def test_the_papers_figures_stand_beside_its_own_classes(evaluated) -> None:
     """Ten classes are those of the paper if the data set says so by their names."""
     figures, _ = evaluated
     probe = figures["results"]["probe"]
-    assert probe["class_names"] == ["dark", "bright"]
-    probe = {**probe, "class_names": list(paper.TABLE_11), "auroc_per_class": [0.5 + 0.01 * k for k in range(10)]}
+    assert probe["classes"] == ["bright", "dark"]
+    probe = {**probe, "classes": list(paper.TABLE_11), "auroc_per_class": [0.5 + 0.01 * k for k in range(10)]}
     page = render_report({**figures, "results": {**figures["results"], "probe": probe}})
     assert "| AUROC, frog | 0.5600 | 0.9785 | 0.9781 | 0.9812 |\n" in page
     assert "0.7271 | 0.7061 | 0.7227" in page
+
+
+def test_probe_compares_classes_by_name(model: str, tmp_path: Path, capsys) -> None:
+    """Each data set numbers its classes for itself; here the second test set numbers them the other way round."""
+    train, test = (write_parquet(tmp_path / f"{seed}.parquet", 20, seed) for seed in (1, 2))
+    columns = Dataset.from_parquet(test).to_dict()
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["bright", "dark"])})
+    columns["label"] = [1 - label for label in columns["label"]]
+    Dataset.from_dict(columns, features).to_parquet(tmp_path / "swapped.parquet")
+    probes = []
+    for name in (test, tmp_path / "swapped.parquet"):
+        arguments = run(model, "--dataset", name, "--train-dataset", train, "--mode", "stochastic", "--metrics")
+        arguments += ["--probe", "multiclass", "--label-columns", "label", "--output", tmp_path / Path(name).stem]
+        assert main(list(map(str, arguments))) == 0
+        probes.append(json.loads(capsys.readouterr().out)["results"]["probe"])
+    assert probes[0] == probes[1]
+    assert probes[0]["accuracy"] > 0.5
 
 
 def test_probe_of_a_column_of_lists(model: str, tmp_path: Path, capsys) -> None:

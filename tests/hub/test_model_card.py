@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from diffae_hub.model_card import figures_of_run, public_name, render_model_card, write_model_card
+from diffae_hub.publishing import card_figures
 from diffae_hub.training.presets import PRESETS
 
 METRICS = [
@@ -26,6 +27,15 @@ def figures() -> dict:
 
 def header_of(card: str) -> dict:
     return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+
+
+def test_an_evaluation_replaces_what_the_training_measured(tmp_path: Path) -> None:
+    report = {"dataset": "some/data", "num_images": 10, "steps": 7, "solver": "dpm", "modes": ["stochastic"]}
+    (tmp_path / "report.json").write_text(json.dumps({**report, "results": {"stochastic": {"ssim": {"mean": 0.75}}}}))
+    card = render_model_card(figures() | card_figures(None, None, tmp_path / "report.json"))
+    assert "| 10 images, 7 DPM-Solver++ steps |" in card
+    assert "21.54 dB" not in card
+    assert figures()["evaluation"] not in card
 
 
 def test_card_shows_the_measured_figures(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ try:
 except TypeError as error:
     assert "licence" in str(error)
 pipeline.push_to_hub("half", variant="fp16", evaluation=sys.argv[3])
-pipeline.encoder.push_to_hub("encoder", commit_message="Mine")
+pipeline.encoder.push_to_hub("encoder", license="mit")
+pipeline.encoder.push_to_hub("encoder", commit_message="Mine")  # here, too
 pipeline.scheduler.push_to_hub("scheduler")
 folder = DiffusionPipeline.download("tester/pushed", trust_remote_code=True)
 names = ["tester/pushed", "tester/saved", sys.argv[2], folder]
@@ -193,6 +194,7 @@ def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
         assert not any(str(tmp_path).encode() in content for content in files.values()), "no local path"
         if name in ("tester/pushed", "tester/saved"):
             assert {path for path in files if ".fp16." not in path} == EXPECTED
+    assert ModelCard(hub.repositories["tester/encoder"].commits[-1][2]["README.md"].decode()).data.license == "mit"
     data = ModelCard(hub.repositories["tester/pushed"].commits[-1][2]["README.md"].decode()).data
     assert (data.license, data.datasets, data.base_model) == ("mit", ["uoft-cs/cifar10"], "tester/other")
     assert hub.repositories["tester/saved"].private

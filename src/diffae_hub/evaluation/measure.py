@@ -122,21 +122,30 @@ def _probe(options: EvaluationOptions) -> dict[str, Any]:
     """Linear probe of the codes."""
     names, folders = list(options.label_columns), [options.output / f"codes_{name}" for name in ("train", "test")]
     train, test = (load_codes(folder, names) for folder in folders)
-    classes = codes_summary(folders[1])["class_names"].get(names[0])
     learnt, expected = (
         codes[names[0]] if len(names) == 1 else np.stack([codes[name] for name in names], axis=1)
         for codes in (train, test)
     )
+    if options.probe == "multiclass":  # each data set numbers its classes for itself
+        learnt, expected = (_named(*pair, names[0]) for pair in zip((learnt, expected), folders, strict=True))
     if len(names) == 1 and learnt.ndim == 2:  # a column of lists
         names = [f"{names[0]}[{position}]" for position in range(learnt.shape[1])]
     probe = getattr(linear_probe, f"{options.probe}_probe")
     result = probe(train["latent_code"], learnt, test["latent_code"], expected)
     if options.probe == "multilabel":
         result["left_out"] = [names[position] for position in result["left_out"]]
-    if options.probe == "multiclass" and classes:
-        result["class_names"] = [classes[label] for label in result["classes"]]
     sizes = {"train_codes": len(train["index"]), "test_codes": len(test["index"])}
     return {"task": options.probe, "labels": names, **sizes, **result}
+
+
+def _named(labels: np.ndarray, folder: Path, column: str) -> np.ndarray:
+    """Names the classes of codes, if their data set does."""
+    classes = codes_summary(folder)["class_names"].get(column)
+    if not classes:
+        return labels
+    if not np.isin(labels, range(len(classes))).all():  # -1 is unlabelled
+        raise ValueError(f"labels must be 0 to {len(classes) - 1} in {column!r}, got others")
+    return np.array(classes)[labels]
 
 
 def _summary(values: Sequence[float], seed: int) -> dict[str, Any]:

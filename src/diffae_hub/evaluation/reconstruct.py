@@ -107,7 +107,10 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
     settings = {"weights": weights, "dataset_images": len(images.rows), "data": data}
     for name in ("dataset", "split", "image_column", "crop", "solver", "steps", "seed", "dtype"):
         settings[name] = getattr(options, name)
-    parts = {SETTINGS: settings, "settings_compare.json": compared, "settings_baselines.json": fitted}
+    parts = {SETTINGS: settings, "settings_compare.json": compared}
+    if fitted:
+        data = data_fingerprint(options.train_dataset, options.train_split, train.rows)
+        parts["settings_baselines.json"] = {**fitted, "data": data}
     with state.main_process_first():
         for name, part in parts.items():
             if part is not None:

@@ -218,7 +218,7 @@ def _path_length_table(figures: Mapping[str, Any], dataset: str) -> str:
 def _aurocs(probe: Mapping[str, Any]) -> dict[str, float | None]:
     """The AUROC of each label."""
     if probe["task"] == "multiclass":
-        names = map(str, probe.get("class_names", probe["classes"]))
+        names = map(str, probe["classes"])
         return dict(zip(names, probe["auroc_per_class"], strict=True))
     if probe["task"] == "multilabel":
         return dict(zip(probe["labels"], probe["auroc_per_attribute"], strict=True))
