@@ -19,8 +19,7 @@ from parts import PICTURES, Pipeline, animated, connect, picture_input, picture_
 from PIL import Image
 
 from diffae_hub import list_models, load_codes, nearest_codes
-from diffae_hub.codes import check_encoder, codes_summary
-from diffae_hub.data.open_dataset import load_rows
+from diffae_hub.codes import check_encoder, codes_summary, encoded_rows
 from diffae_hub.data.transform import ImageTransform
 from diffae_hub.devices import load_pipeline
 from diffae_hub.images import film_strip, image_grid
@@ -237,9 +236,9 @@ def neighbours_tab(pipeline: Pipeline, inputs: list[gr.Component], codes: str) -
         )
 
     def search(pipe: Pipeline, options: dict[str, Any], path: str | None, count: int) -> list[tuple[Image.Image, str]]:
-        stored, query = codes_once(codes, ("source",)), pipe.encode(read(path)).float().cpu().numpy()
+        stored, query = codes_once(codes), pipe.encode(read(path)).float().cpu().numpy()
         distances, rows = nearest_codes(stored["latent_code"], query, count)
-        data = load_rows(*(summary[name] for name in ("dataset", "split", "image_column", "columns")))
+        data = encoded_rows(summary)
         transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
         pictures = [image_grid([transform(data[int(stored["index"][row])]) / 2 + 0.5], 1) for row in rows[0]]
         return [(image, f"{distance:.3f}") for image, distance in zip(pictures, distances[0], strict=True)]

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .data.fingerprint import data_fingerprint
-from .data.open_dataset import image_of, open_dataset
+from .data.open_dataset import image_of, load_rows, open_dataset
 from .data.transform import ImageTransform
 from .files import SETTINGS, check_output, keep_settings, new_file, read_json, write_text
 from .pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
@@ -176,6 +176,15 @@ def codes_summary(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"codes must be a folder with a {SUMMARY}, made by `diffae-hub encode`, got {folder}")
     return read_json(path, (*_SETTINGS, "count"))
+
+
+def encoded_rows(summary: Mapping[str, Any]) -> Any:
+    """Opens the data set of a [`codes_summary`], as [`load_rows`] does. Raises ValueError if it has changed."""
+    data = load_rows(*(summary[name] for name in ("dataset", "split", "image_column", "columns")))
+    if data_fingerprint(summary["dataset"], summary["split"], data) != summary["data"]:
+        changed = f"but {summary['dataset']} has changed, or was a stream from the Hub"
+        raise ValueError(f"pictures of codes (as for --sheet) need the data set as it was encoded, {changed}")
+    return data
 
 
 def nearest_codes(

@@ -23,8 +23,8 @@ logger = logging.get_logger("diffusers.diffae_hub")  # follows diffusers' verbos
 
 _KINDS = (*CONFIGURATIONS, f"{WEIGHTS}*.safetensors", f"{WEIGHTS}.safetensors.index*.json")
 _PICTURES_AND_PAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".md")
-# The file that a Markdown image or link points to, unless it is an address or a place in the page.
-_MARKDOWN_TARGET = re.compile(r"\]\(([^)\s:#]+)\)")
+# The file that a Markdown image or link points to, with a place in it or a title, unless it is an address.
+_MARKDOWN_TARGET = re.compile(r"\]\(([^)\s:#]+)(?:#[^)\s]*)?(?:\s+\"[^\"]*\")?\)")
 # Arguments of diffusers' `save_pretrained`; the others are for `push_to_hub`.
 _SAVING = {"is_main_process", "save_function", "safe_serialization", "variant", "max_shard_size"}
 _LIBRARIES = ("diffae_hub", "diffusers")

@@ -77,6 +77,8 @@ def test_from_images_to_edits_neighbours_and_new_images(
     principal = output_of("fit-attributes", codes, "--principal", 2, "--output", tmp_path / "principal")["attributes"]
     assert list(principal) == ["component 0", "component 1"]
     assert "--labels" in refusal("fit-attributes", codes, "--model", model, "--output", mine)
+    no_labels = ("--principal", 2, "--matched-by", "source", "--model", model, "--output", mine)
+    assert "--matched-by" in refusal("fit-attributes", codes, *no_labels)
     for output in (codes, tmp_path, photos):  # what it read, or what others wrote, is not its to replace
         assert "output" in refusal("fit-attributes", codes, "--principal", 2, "--model", model, "--output", output)
         assert "output" in refusal("train-latent", codes, "--model", model, "--output", output)

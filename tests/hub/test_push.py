@@ -75,7 +75,7 @@ def test_push_sends_fixed_kinds_of_files_and_the_card(
         (cards / name).parent.mkdir(exist_ok=True)
         (cards / name).write_text(name)
     (cards / "leak.png").symlink_to(tmp_path / "secret.png")
-    (cards / "images" / "b.md").write_text("[beside](c.png) [back](../card.md) [out](../../secret.png)")
+    (cards / "images" / "b.md").write_text('[beside](c.png "C") [back](../card.md#top) [out](../../secret.png)')
     (cards / "images" / "c.png").write_text("of the linked page")
     links = "images/a.png images/b.md model_index.json encoder/config.json leak.png ../secret.png gone.md pipeline.py"
     body = "# Card\n" + " ".join(f"[x]({link})" for link in links.split()) + " [y](https://example.org)\n"

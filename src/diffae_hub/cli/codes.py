@@ -71,9 +71,7 @@ class NeighboursOptions:
 
 def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, str]:
     """Find the images of an encoded data set that are nearest to an image."""
-    from ..codes import codes_summary, load_codes, nearest_codes
-    from ..data.fingerprint import data_fingerprint
-    from ..data.open_dataset import load_rows
+    from ..codes import codes_summary, encoded_rows, load_codes, nearest_codes
     from ..data.transform import ImageTransform
     from ..images import film_strip, read_image
 
@@ -82,10 +80,7 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     if options.sheet is not None:
         of_its_name = [Path(source) for source in codes["source"] if source.endswith(options.sheet.name)]
         check_not_replaced([options.image, *of_its_name], [options.sheet])
-        data = load_rows(*(summary[name] for name in ("dataset", "split", "image_column", "columns")))
-        if data_fingerprint(summary["dataset"], summary["split"], data) != summary["data"]:
-            changed = f"but {summary['dataset']} has changed, or was a stream from the Hub"
-            raise ValueError(f"--sheet needs the data set as it was encoded, {changed}")
+        data = encoded_rows(summary)
     pipeline = load_for_codes(options.model, options.codes)
     query = pipeline.encode(image).float().numpy()
     distances, rows = nearest_codes(codes["latent_code"], query, options.num_neighbours, options.metric)
@@ -142,6 +137,9 @@ def fit_attributes(options: FitAttributesOptions, arguments: Namespace) -> tuple
     """
     if sum((bool(options.labels), options.without is not None, options.principal is not None)) != 1:
         raise ValueError("exactly one of --labels, --without and --principal must be given")
+    for name in ("groups", "matched_by", "alternatives"):
+        if getattr(options, name) and not options.labels:
+            raise ValueError(f"--{name.replace('_', '-')} needs --labels")
     codes = [folder for folder in (options.codes, options.without) if folder]
     check_pipeline_output(options.output, *codes)
     pipeline = load_for_codes(options.model, *codes)
