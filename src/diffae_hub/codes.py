@@ -178,6 +178,19 @@ def codes_summary(folder: str | Path) -> dict[str, Any]:
     return read_json(path, (*_SETTINGS, "count"))
 
 
+def named_classes(labels: np.ndarray, folder: str | Path, column: str) -> np.ndarray:
+    """Replaces class numbers (N,) of stored codes by names, if their data set has some: each numbers its own classes.
+
+    Raises ValueError for a label that is none of them, such as -1 for an image without a label.
+    """
+    classes = codes_summary(folder)["class_names"].get(column)
+    if not classes:
+        return labels
+    if not np.isin(labels, range(len(classes))).all():
+        raise ValueError(f"labels must be 0 to {len(classes) - 1} in {column!r}, got others")
+    return np.array(classes)[labels]
+
+
 def encoded_rows(summary: Mapping[str, Any]) -> Any:
     """Opens the data set of a [`codes_summary`], as [`load_rows`] does. Raises ValueError if it has changed."""
     data = load_rows(*(summary[name] for name in ("dataset", "split", "image_column", "columns")))

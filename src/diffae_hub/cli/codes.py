@@ -160,7 +160,7 @@ def _fit(options: FitAttributesOptions) -> Any:
     import numpy as np
 
     from .. import AttributeClassifier
-    from ..codes import codes_summary, load_codes
+    from ..codes import load_codes, named_classes
 
     names = list(options.labels)
     about = {name: getattr(options, name) for name in ("groups", "matched_by")}
@@ -173,14 +173,9 @@ def _fit(options: FitAttributesOptions) -> Any:
         labels = np.arange(len(codes) + len(others))[:, None] < len(codes)
         codes, names = np.concatenate([codes, others]), [options.name]
     elif len(names) == 1 and options.method != "ridge":
-        classes = codes_summary(options.codes)["class_names"].get(names[0])
-        labels = table[names[0]]
-        if classes or not np.isin(labels, (0, 1)).all():
+        labels = named_classes(table[names[0]], options.codes, names[0])
+        if labels.dtype.kind == "U" or not np.isin(labels, (0, 1)).all():
             names = None  # those of the classes
-        if classes:
-            if any(label not in range(len(classes)) for label in labels.tolist()):  # -1 is unlabelled
-                raise ValueError(f"labels must be 0 to {len(classes) - 1} in {options.labels[0]!r}, got others")
-            labels = np.array(classes)[labels]
     else:
         labels = np.stack([table[name] for name in names], axis=1)
     fit = {name: getattr(options, name) for name in ("method", "held_out", "seed", "regularization", "alternatives")}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..codes import codes_summary, load_codes
+from ..codes import load_codes, named_classes
 from ..devices import find_device, join_processes
 from ..files import read_json, write_text
 from ..metrics import linear_probe
@@ -126,8 +126,8 @@ def _probe(options: EvaluationOptions) -> dict[str, Any]:
         codes[names[0]] if len(names) == 1 else np.stack([codes[name] for name in names], axis=1)
         for codes in (train, test)
     )
-    if options.probe == "multiclass":  # each data set numbers its classes for itself
-        learnt, expected = (_named(*pair, names[0]) for pair in zip((learnt, expected), folders, strict=True))
+    if options.probe == "multiclass":
+        learnt, expected = (named_classes(*pair, names[0]) for pair in zip((learnt, expected), folders, strict=True))
     if len(names) == 1 and learnt.ndim == 2:  # a column of lists
         names = [f"{names[0]}[{position}]" for position in range(learnt.shape[1])]
     probe = getattr(linear_probe, f"{options.probe}_probe")
@@ -136,16 +136,6 @@ def _probe(options: EvaluationOptions) -> dict[str, Any]:
         result["left_out"] = [names[position] for position in result["left_out"]]
     sizes = {"train_codes": len(train["index"]), "test_codes": len(test["index"])}
     return {"task": options.probe, "labels": names, **sizes, **result}
-
-
-def _named(labels: np.ndarray, folder: Path, column: str) -> np.ndarray:
-    """Names the classes of codes, if their data set does."""
-    classes = codes_summary(folder)["class_names"].get(column)
-    if not classes:
-        return labels
-    if not np.isin(labels, range(len(classes))).all():  # -1 is unlabelled
-        raise ValueError(f"labels must be 0 to {len(classes) - 1} in {column!r}, got others")
-    return np.array(classes)[labels]
 
 
 def _summary(values: Sequence[float], seed: int) -> dict[str, Any]:
