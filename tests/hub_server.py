@@ -217,6 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":  # a KeyError, should it be missing
                 files[value["path"]] = self.server.large_files[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         identity = repository.commit(title, files)
         url = f"{self.server.url}/{name}/commit/{identity}"
         self._reply(200, {"success": True, "commitOid": identity, "commitUrl": url, "hookOutput": ""})

@@ -119,8 +119,11 @@ def card_data(figures: Mapping[str, Any]) -> Any:
     )
 
 
-def card_with_header(page: Path, figures: Mapping[str, Any]) -> str:
-    """Reads a Markdown page, and adds to its header what it lacks of ours and the given licence."""
+def card_with_header(page: Path, figures: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Reads a Markdown page, and adds to its header what it lacks of ours.
+
+    What is also in `given`, by the names of `figures`, replaces what the page has.
+    """
     import yaml
     from huggingface_hub import CardData, ModelCard
 
@@ -128,8 +131,8 @@ def card_with_header(page: Path, figures: Mapping[str, Any]) -> str:
         card = ModelCard(page.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"card {page} must be UTF-8 text with a YAML header, if any: {error}") from error
-    given = {"license": figures["license"]} if figures.get("license") else {}
-    header = card_data(figures).to_dict() | card.data.to_dict() | given
+    own, names = card_data(figures).to_dict(), {"model-index": "results"}
+    header = own | card.data.to_dict() | {name: own[name] for name in own if names.get(name, name) in given}
     return f"---\n{CardData(**header).to_yaml()}\n---\n{card.text}"
 
 
@@ -203,7 +206,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _number(value: Any) -> str:
-    """Formats a number for readers: integers with separators, floats with four significant digits and no exponent."""
+    """Formats a number for readers: integers with separators, floats with four significant digits."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ _MOST_BYTES = 64 * 2**20  # of an answer without a declared length, and of any a
 _BYTES_PER_SECOND = 1000  # a server that sends less is taken to stall on purpose
 _ATTEMPTS = 4  # failed requests of one kind to one address
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_ONE_THREAD = threading.RLock()  # all share the client and its settings
 
 
 class _Limits:
@@ -79,28 +81,29 @@ def hub_requests(what: str) -> Iterator[None]:
     """Limits huggingface_hub's client, and turns its failures into a ConnectionError that begins with `what`.
 
     A name that is not allowed raises ValueError, and errors of the local disk are raised as they are. Timeouts follow
-    huggingface_hub's `HF_HUB_DOWNLOAD_TIMEOUT`.
+    huggingface_hub's `HF_HUB_DOWNLOAD_TIMEOUT`. Other threads wait for their turn.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import get_session
 
-    limits, hooks, disable_xet = _Limits(), get_session().event_hooks, constants.HF_HUB_DISABLE_XET
-    hooks["request"].append(limits.before)
-    hooks["response"].append(limits.after)
-    constants.HF_HUB_DISABLE_XET = True  # Xet has a client of its own, without these limits
-    try:
-        yield
-    except HFValidationError as error:
-        raise ValueError(f"{what}: {error}") from error
-    except Exception as error:  # of HTTP, of JSON, or from a nonsensical answer
-        if isinstance(error, OSError) and error.errno in _OWN_DISK:
-            raise
-        raise ConnectionError(f"{what}: {str(error) or type(error).__name__}") from error
-    finally:
-        hooks["request"].remove(limits.before)
-        hooks["response"].remove(limits.after)
-        constants.HF_HUB_DISABLE_XET = disable_xet
+    with _ONE_THREAD:
+        limits, hooks, disable_xet = _Limits(), get_session().event_hooks, constants.HF_HUB_DISABLE_XET
+        hooks["request"].append(limits.before)
+        hooks["response"].append(limits.after)
+        constants.HF_HUB_DISABLE_XET = True  # Xet has a client of its own, without these limits
+        try:
+            yield
+        except HFValidationError as error:
+            raise ValueError(f"{what}: {error}") from error
+        except Exception as error:  # of HTTP, of JSON, or from a nonsensical answer
+            if isinstance(error, OSError) and error.errno in _OWN_DISK:
+                raise
+            raise ConnectionError(f"{what}: {str(error) or type(error).__name__}") from error
+        finally:
+            hooks["request"].remove(limits.before)
+            hooks["response"].remove(limits.after)
+            constants.HF_HUB_DISABLE_XET = disable_xet
 
 
 def check_hub_answers() -> None:

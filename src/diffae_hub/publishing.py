@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from diffusers.utils import logging
 
@@ -23,8 +24,16 @@ logger = logging.get_logger("diffusers.diffae_hub")  # follows diffusers' verbos
 
 _KINDS = (*CONFIGURATIONS, f"{WEIGHTS}*.safetensors", f"{WEIGHTS}.safetensors.index*.json")
 _PICTURES_AND_PAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".md")
-# The file that a Markdown image or link points to, with a place in it or a title, unless it is an address.
-_MARKDOWN_TARGET = re.compile(r"\]\(([^)\s:#]+)(?:#[^)\s]*)?(?:\s+\"[^\"]*\")?\)")
+# The file that a Markdown image or link, or an HTML image, points to, unless it is an address. In Markdown a place in
+# the file or a title may follow.
+_TARGETS = (
+    re.compile(r"\]\(([^)\s:#]+)(?:#[^)\s]*)?(?:\s+\"[^\"]*\")?\)"),
+    re.compile(r"<img\s[^>]*\bsrc=\"([^\":#]+)\""),
+)
+# Folder and variant of a file of weights or of an index of their shards (where the variant is at another place).
+_WEIGHTS_FILE = re.compile(
+    rf"(.*/)?{WEIGHTS}(?:\.(?!safetensors)(.+?))?(?:-\d+-of-\d+)?\.safetensors(?:\.index(?:\.(.+))?\.json)?"
+)
 # Arguments of diffusers' `save_pretrained`; the others are for `push_to_hub`.
 _SAVING = {"is_main_process", "save_function", "safe_serialization", "variant", "max_shard_size"}
 _LIBRARIES = ("diffae_hub", "diffusers")
@@ -54,28 +63,31 @@ def publish(
     repo_id: str,
     card: str | Path | None,
     figures: Mapping[str, Any],
-    private: bool | None,
+    private: bool | None = None,
     token: str | None = None,
     **commit: Any,
 ) -> Any:
     """Uploads what `save_pretrained` wrote in one commit, and creates the repository unless it is there.
 
-    Files that cannot be sent, such as links, are refused first; other files are left out. The repository's card stays
+    Files that cannot be sent, such as links, are refused first; other files are left out. Older weights of the same
+    variants, in other files, are deleted: shards would be loaded instead of a whole file. The repository's card stays
     if a new one would only say what the configurations hold. `card` is a page to upload as README.md, with the pictures
     and pages beside it that it links to; None takes the folder's README.md unless there are figures for a new one.
     `figures` are those of [`~diffae_hub.model_card.render_model_card`], in addition to the folder's figures.json.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     repository_files(folder, repo_id, card, figures)
     full_id = ensure_repository(repo_id, private, token)
     files, is_new = repository_files(folder, full_id, card, figures)
     api = HfApi(token=token)
     with hub_requests(f"repo_id {repo_id!r} cannot be written"):
-        if not is_new and api.file_exists(full_id, "README.md"):
+        present, weights = api.list_repo_files(full_id), {*map(_kind_of_weights, files)} - {None}
+        old = [name for name in present if name not in files and _kind_of_weights(name) in weights]
+        if not is_new and "README.md" in present:
             del files["README.md"]
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
-        return api.create_commit(full_id, operations, **commit)
+        return api.create_commit(full_id, [*operations, *map(CommitOperationDelete, old)], **commit)
 
 
 def repository_files(
@@ -87,7 +99,7 @@ def repository_files(
     page = Path(card or folder / "README.md")
     is_new = page.is_file() or bool(figures.keys() - {"class_name"})
     if card is not None or (page.is_file() and not given.is_file()):
-        root, text = page.parent, card_with_header(page, {"model_name": repo_id, **measured})
+        root, text = page.parent, card_with_header(page, {"model_name": repo_id, **measured}, figures)
     else:
         root, text = folder, render_model_card({**_described(files), **measured, "model_name": repo_id})
     files = _linked_files(text, root.resolve()) | files  # a card's files must not replace the model's
@@ -158,10 +170,15 @@ def _described(files: Mapping[str, Path | bytes]) -> dict[str, Any]:
         }
         for name, config in configs.items()
     }
-    variants = {part for name in files for part in re.findall(rf"{WEIGHTS}\.(.+?)(?:-\d+-of-\d+)?\.safetensors$", name)}
-    plain = any(re.search(rf"{WEIGHTS}(-\d+-of-\d+)?\.safetensors$", name) for name in files)
-    described = {"networks": networks} if plain or not variants else {"networks": networks, "variant": min(variants)}
+    variant = min((kind[1] or "" for kind in map(_kind_of_weights, files) if kind), default="")  # "" comes first
+    described = {"networks": networks} | ({"variant": variant} if variant else {})
     return described | ({} if INDEX in files else {"class_name": next(iter(networks))})
+
+
+def _kind_of_weights(name: str) -> tuple[str | None, str | None] | None:
+    """Folder and variant of a file of weights; None for other files."""
+    found = _WEIGHTS_FILE.fullmatch(name)
+    return (found[1], found[2] or found[3]) if found else None
 
 
 def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
@@ -169,7 +186,7 @@ def _linked_files(page: str, root: Path) -> dict[str, Path | bytes]:
     found: dict[str, Path | bytes] = {}
     pages = [(root, page)]
     for folder, text in pages:
-        for target in _MARKDOWN_TARGET.findall(text):
+        for target in (unquote(found) for pattern in _TARGETS for found in pattern.findall(text)):
             path = (folder / target).resolve()
             if target.lower().endswith(_PICTURES_AND_PAGES) and path.is_relative_to(root) and path.is_file():
                 name = path.relative_to(root).as_posix()
@@ -222,15 +239,33 @@ class PublishingMixin:
         """
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
+        header = {"license": license, "datasets": datasets, "tags": tags, "base_model": base_model}
+        commit = {"commit_message": commit_message, "create_pr": create_pr, "private": private, "token": token}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **({"variant": variant} if variant else {}))
+            return self._publish(Path(folder), repo_id, card=card, evaluation=evaluation, **header, **commit)
+
+    def _publish(
+        self,
+        folder: Path,
+        repo_id: str,
+        card: str | Path | None = None,
+        evaluation: str | Path | None = None,
+        license: str | None = None,
+        datasets: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        base_model: str | None = None,
+        commit_message: str | None = None,
+        **commit: Any,
+    ) -> Any:
+        """Uploads what `save_pretrained` wrote; arguments as in `push_to_hub`."""
         datasets, tags = ([given] if isinstance(given, str) else [*given] for given in (datasets, tags))
         header = {"datasets": datasets, "tags": tags, "base_model": base_model}
         figures = card_figures(card, license, evaluation) | {name: value for name, value in header.items() if value}
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **({"variant": variant} if variant else {}))
-            if not Path(folder, INDEX).is_file():
-                figures["class_name"] = _loadable_class(self)[1]
-            commit = {"commit_message": commit_message or f"Upload {type(self).__name__}", "create_pr": create_pr}
-            return publish(Path(folder), repo_id, card, figures, private, token, **commit)
+        if not (folder / INDEX).is_file():
+            figures["class_name"] = _loadable_class(self)[1]
+        message = commit_message or f"Upload {type(self).__name__}"
+        return publish(folder, repo_id, card, figures, commit_message=message, **commit)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves as diffusers does. A pipeline gets the loader file that plain diffusers needs, too."""
@@ -245,10 +280,9 @@ class PublishingMixin:
                     content[name] = _loadable_class(component)
             write_text(index, _json(content).decode())
             write_text(index.with_name("pipeline.py"), _loader(own_name).decode())
-        if push_to_hub:
+        if push_to_hub and kwargs.get("is_main_process", True):
             repo_id, page = publishing.pop("repo_id", Path(save_directory).resolve().name), index.with_name("README.md")
-            publishing.setdefault("card", page if page.is_file() else None)
-            PublishingMixin.push_to_hub(self, repo_id, variant=kwargs.get("variant"), **publishing)
+            self._publish(index.parent, repo_id, **{"card": page if page.is_file() else None} | publishing)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:

@@ -105,6 +105,22 @@ def test_only_what_loading_reads_is_downloaded(
     assert weights == {"diffusion_pytorch_model.fp16.safetensors"}
 
 
+THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from huggingface_hub import constants
+from diffae_hub.network import download
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda number: download("tester/tiny", cache_dir=f"{sys.argv[1]}/{number}"), range(8)))
+print(constants.HF_HUB_DISABLE_XET)
+"""
+
+
+def test_threads_download_at_once_and_leave_the_settings(client: Client, stored: str, tmp_path: Path) -> None:
+    assert client.output("python", THREADS, tmp_path / "caches") == "False\n"
+    assert len(list(tmp_path.glob("caches/**/model_index.json"))) == 8
+
+
 def test_a_damaged_cached_file_is_fetched_anew(hub, client: Client, stored: str, tmp_path: Path) -> None:
     folder = Path(client.output("download", stored, tmp_path / "cache").strip())
     for name in ("encoder/diffusion_pytorch_model.safetensors", "decoder/config.json", "model_index.json"):

@@ -51,8 +51,12 @@ def test_train_push_and_load_by_id(hub: HubServer, client: Client, tmp_path: Pat
     assert files["training.png"][:4] == b"\x89PNG"
 
 
+WHOLE, FP16 = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
 def component_files(*components: str) -> set[str]:
-    names = {"config.json", "diffusion_pytorch_model.safetensors", "diffae_hub.py"}
+    names = {"config.json", WHOLE, "diffae_hub.py"}
     return {f"{component}/{name}" for component in components for name in names}
 
 
@@ -78,7 +82,9 @@ def test_push_sends_fixed_kinds_of_files_and_the_card(
     (cards / "images" / "b.md").write_text('[beside](c.png "C") [back](../card.md#top) [out](../../secret.png)')
     (cards / "images" / "c.png").write_text("of the linked page")
     links = "images/a.png images/b.md model_index.json encoder/config.json leak.png ../secret.png gone.md pipeline.py"
-    body = "# Card\n" + " ".join(f"[x]({link})" for link in links.split()) + " [y](https://example.org)\n"
+    (cards / "a b.png").write_text("of an HTML tag")
+    links = " ".join(f"[x]({link})" for link in links.split())
+    body = f'# Card\n{links} [y](https://example.org) <img width="9" src="a%20b.png">\n'
     (cards / "card.md").write_text(f"---\nlicense: mit\ntags: [mine]\n---\n{body}")
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     flags = ("--card", cards / "card.md", "--evaluation", tmp_path / "report.json", "--license", "cc0-1.0", "--private")
@@ -86,7 +92,7 @@ def test_push_sends_fixed_kinds_of_files_and_the_card(
     assert json.loads(output) == {"repo_id": "tester/tiny"}
     assert hub.repositories["tester/tiny"].private
     files = hub.repositories["tester/tiny"].commits[-1][2]
-    assert set(files) == EXPECTED | {"card.md", "images/a.png", "images/b.md", "images/c.png"}
+    assert set(files) == EXPECTED | {"card.md", "a b.png", "images/a.png", "images/b.md", "images/c.png"}
     for name in ("encoder/config.json", "decoder/diffusion_pytorch_model.safetensors"):
         assert files[name] == (folder / name).read_bytes()
     card = ModelCard(files["README.md"].decode())
@@ -134,6 +140,14 @@ pipeline.push_to_hub("half", variant="fp16", evaluation=sys.argv[3])
 pipeline.encoder.push_to_hub("encoder", license="mit")
 pipeline.encoder.push_to_hub("encoder", commit_message="Mine")  # here, too
 pipeline.scheduler.push_to_hub("scheduler")
+# What is sent is what was saved, but not by other processes than the first.
+pipeline.encoder.save_pretrained(sys.argv[2] + "-fp16", variant="fp16", push_to_hub=True, repo_id="variant")
+pipeline.encoder.save_pretrained(sys.argv[2] + "-none", is_main_process=False, push_to_hub=True, repo_id="never")
+pipeline.save_pretrained(sys.argv[2] + "-shards", max_shard_size="50KB", push_to_hub=True, repo_id="shards")
+pipeline.decoder.conv_in.weight.data += 1
+pipeline.push_to_hub("shards", card=sys.argv[4], tags=["wanted"], base_model="tester/base")
+loaded = DiffusionAutoencoderPipeline.from_pretrained("tester/shards")
+assert (loaded.decoder.conv_in.weight == pipeline.decoder.conv_in.weight).all()
 folder = DiffusionPipeline.download("tester/pushed", trust_remote_code=True)
 names = ["tester/pushed", "tester/saved", sys.argv[2], folder]
 for name in names:
@@ -178,8 +192,17 @@ def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
     hub: HubServer, client: Client, model: str, tmp_path: Path
 ) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
-    client.output("python", EVERY_WAY, model, tmp_path / "saved", tmp_path / "report.json")
-    assert set(hub.repositories) == {f"tester/{name}" for name in ("pushed", "half", "saved", "encoder", "scheduler")}
+    (tmp_path / "card.md").write_text(
+        "---\ntags: [mine]\nbase_model: other/base\n---\n" + 'from_pretrained("tester/shards")'
+    )
+    client.output("python", EVERY_WAY, model, tmp_path / "saved", tmp_path / "report.json", tmp_path / "card.md")
+    names = ("pushed", "half", "saved", "encoder", "scheduler", "variant", "shards")
+    assert set(hub.repositories) == {f"tester/{name}" for name in names}
+    assert [f"decoder/{name}" in hub.repositories["tester/shards"].commits[1][2] for name in (INDEX, WHOLE)] == [
+        True,
+        False,
+    ]
+    assert {*hub.repositories["tester/variant"].commits[-1][2]} == {"config.json", FP16, "README.md", ".gitattributes"}
     half = ModelCard(hub.repositories["tester/half"].commits[-1][2]["README.md"].decode())
     assert 'from_pretrained("tester/half", variant="fp16")' in half.text
     assert "| PSNR | stochastic | 23.25 dB | 1,000 images, 50 DDIM steps |" in half.text
@@ -192,9 +215,11 @@ def test_every_way_of_publishing_gives_our_card_and_loads_in_plain_diffusers(
         assert (card.data.library_name, card.data.pipeline_tag) == ("diffae_hub", "image-to-image")
         assert f'from_pretrained("{name}"' in card.text
         assert not any(str(tmp_path).encode() in content for content in files.values()), "no local path"
-        if name in ("tester/pushed", "tester/saved"):
+        if name in ("tester/pushed", "tester/saved", "tester/shards"):
             assert {path for path in files if ".fp16." not in path} == EXPECTED
     assert ModelCard(hub.repositories["tester/encoder"].commits[-1][2]["README.md"].decode()).data.license == "mit"
+    data = ModelCard(hub.repositories["tester/shards"].commits[-1][2]["README.md"].decode()).data
+    assert ("wanted" in data.tags, "mine" in data.tags, data.base_model) == (True, False, "tester/base")
     data = ModelCard(hub.repositories["tester/pushed"].commits[-1][2]["README.md"].decode()).data
     assert (data.license, data.datasets, data.base_model) == ("mit", ["uoft-cs/cifar10"], "tester/other")
     assert hub.repositories["tester/saved"].private

@@ -94,7 +94,8 @@ def test_a_planted_direction_is_found_and_saved(codes: np.ndarray, method: str, 
 
 def test_numbers_by_ridge(codes: np.ndarray) -> None:
     truth = np.random.default_rng(2).normal(size=16)
-    fitted = AttributeClassifier.fit(codes, (codes - 5) / SCALE @ truth + 40, ["age"], method="ridge")
+    ages, given = (codes - 5) / SCALE @ truth + 40, torch.tensor(codes, requires_grad=True)
+    fitted = AttributeClassifier.fit(given, ages, ["age"], method="ridge")
     assert cosine(fitted.linear.weight[0], truth) > 0.999
     assert fitted.config.attribute_scores[0]["r2"] > 0.999
     assert fitted.linear.bias.item() == pytest.approx(40, abs=0.3)

@@ -239,7 +239,7 @@ def test_one_generator_per_image_and_bad_sampling(generative) -> None:
         ("generator", {"generator": (seeded(),)}),
         ("num_images", {"num_images": 0}),
         ("generator", {"num_images": 2, "generator": [torch.Generator()]}),
-        ("num_inference_steps", {"latent_num_inference_steps": 60}),
+        ("latent_num_inference_steps", {"latent_num_inference_steps": 60}),
     ):
         with pytest.raises(ValueError, match=f"^{named}"):
             generative.sample(**bad)

@@ -67,6 +67,8 @@ def test_call_is_encode_invert_decode_and_takes_its_own_output(tiny_pipeline, im
     decoded = tiny_pipeline.decode(code, noise=noise, num_inference_steps=5, output_type="pt")
     for name in ("latent_code", "noise", "images"):
         assert torch.equal(output[name], decoded[name])
+    from_array = tiny_pipeline.invert(images, latent_code=code.numpy(), num_inference_steps=5)
+    assert torch.equal(tiny_pipeline.decode(code, from_array.numpy(), 5, output_type="pt").images, decoded.images)
     for kind in ("pil", "np", "pt"):
         again = tiny_pipeline.encode(tiny_pipeline.decode(code, noise, 2, output_type=kind).images)
         assert again.shape == code.shape
@@ -207,6 +209,9 @@ def test_bad_arguments_fail_before_any_work(tiny_pipeline, images) -> None:
         ):
             with pytest.raises(ValueError, match=f"^{next(iter(bad))}"):
                 tiny_pipeline(images, **{"mode": mode, "num_inference_steps": 2, **bad})
+    for ignored in ({"tolerance": 1e-6}, {"inversion": "plain"}):
+        with pytest.raises(ValueError, match=f"^{next(iter(ignored))}|inversion"):
+            tiny_pipeline(images, num_inference_steps=2, **ignored)
     assert not worked
 
 

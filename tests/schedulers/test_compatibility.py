@@ -56,6 +56,8 @@ def test_the_model_s_own_schedule_comes_back(name, config, tmp_path) -> None:
 )
 def test_what_cannot_be_known_to_share_the_schedule_is_refused(name, changes) -> None:
     solver = getattr(diffusers, name).from_config(VPDDIMScheduler().config, **changes)
+    with pytest.raises(ValueError, match="config"):
+        VPDDIMScheduler.from_config(getattr(diffusers, name)().config)
     for unknown in (solver, getattr(diffusers, name)(), VPDDIMInverseScheduler()):
         with pytest.raises(ValueError, match="scheduler"):
             trained_scheduler(unknown)

@@ -88,7 +88,7 @@ def convert_official_checkpoint(
             "(--no-ema takes model.*, else ema_model.* is taken)"
         )
     if image_size is None and "x_T" in main:  # noise for as many pictures as were sampled during training
-        image_size = main["x_T"].shape[-1]
+        image_size = next(reversed(main["x_T"].shape), None)
     encoder, decoder = infer_autoencoder_configuration(
         _shapes(found), image_size, num_attention_heads, encoder_layers_per_block
     )

@@ -42,4 +42,5 @@ class SafetensorsOnlyMixin(PublishingMixin):
         """Saves configuration and weights as diffusers does, but as safetensors only."""
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
-        super().save_pretrained(save_directory, is_main_process, save_function, True, variant, max_shard_size, **kwargs)
+        given = {"is_main_process": is_main_process, "save_function": save_function, "variant": variant}
+        super().save_pretrained(save_directory, max_shard_size=max_shard_size, **given, **kwargs)

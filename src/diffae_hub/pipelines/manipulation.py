@@ -189,7 +189,10 @@ class ManipulationMixin(DiffusionAutoencoderStages):
         self.check_inputs(num_images, num_inference_steps, output_type=output_type, generator=generator)
         trained_scheduler(self.latent_scheduler)
         scheduler = scheduler_for_one_walk(self.latent_scheduler)
-        scheduler.set_timesteps(latent_num_inference_steps, device=self._execution_device)
+        try:
+            scheduler.set_timesteps(latent_num_inference_steps, device=self._execution_device)
+        except ValueError as error:
+            raise ValueError(f"latent_num_inference_steps: {error}") from error
 
         def network(codes: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             return model(codes.to(model.dtype), timestep, return_dict=False)[0].to(codes.dtype)

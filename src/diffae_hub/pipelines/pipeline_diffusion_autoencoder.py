@@ -164,7 +164,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
     def invert(
         self,
         image: ImageInput,
-        latent_code: torch.Tensor | None = None,
+        latent_code: torch.Tensor | np.ndarray | None = None,
         num_inference_steps: int = 50,
         tolerance: float | None = None,
         inversion: str | None = None,
@@ -183,7 +183,8 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
                 (the paper's rule, less exact), or None for what the scheduler's configuration says.
         """
         pixels = self.image_processor.preprocess(image, resize_mode)
-        how = {"tolerance": tolerance, "inversion": inversion}
+        how = {"mode": "inversion", "tolerance": tolerance, "inversion": inversion}
+        latent_code = None if latent_code is None else torch.as_tensor(latent_code)
         self.check_inputs(len(pixels), num_inference_steps, latent_code=latent_code, **how)
         if latent_code is None:
             latent_code = self._encode(pixels)
@@ -195,7 +196,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
     def decode(
         self,
         latent_code: torch.Tensor | np.ndarray,
-        noise: torch.Tensor | None = None,
+        noise: torch.Tensor | np.ndarray | None = None,
         num_inference_steps: int = 50,
         generator: Generators = None,
         output_type: str = "pil",
@@ -214,6 +215,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             noise: x_T, (B, C, H, W); None draws it from `generator`, at the model's size.
         """
         latent_code = torch.as_tensor(latent_code)  # `load_codes` gives arrays
+        noise = None if noise is None else torch.as_tensor(noise)
         given = {"generator": generator, "latent_code": latent_code, "noise": noise}
         self.check_inputs(len(latent_code), num_inference_steps, output_type=output_type, **given)
         wants_gradient = latent_code.requires_grad or (noise is not None and noise.requires_grad)

@@ -83,6 +83,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         self.image_processor.check_output_type(output_type)
         check_choice("mode", mode, MODES)
         check_choice("inversion", inversion, (None, "predictor_corrector", "plain"))
+        if mode == "stochastic" and not tolerance is inversion is None:
+            raise ValueError(f"tolerance and inversion need mode 'inversion', got {tolerance} and {inversion!r}")
         if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
             raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
         trained_scheduler(self.scheduler)  # one that walks another schedule would decode to nonsense
@@ -258,9 +260,8 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         self.maybe_free_model_hooks()
         carries_gradient = output_type in ("pt", "latent")
         images = self.image_processor.postprocess(sample if carries_gradient else sample.detach(), output_type)
-        if not return_dict:
-            return images, latent_code, noise
-        return DiffusionAutoencoderPipelineOutput(images=images, latent_code=latent_code, noise=noise, **more)
+        output = DiffusionAutoencoderPipelineOutput(images=images, latent_code=latent_code, noise=noise, **more)
+        return output if return_dict else output.to_tuple()
 
 
 def _corrected(

@@ -1,1 +1,1 @@
-"""Noise schedules and the two DDIM schedulers that walk along them."""
+"""Noise schedules and the three schedulers that walk along them."""

@@ -110,9 +110,14 @@ class VPDDIMScheduler(PublishingMixin, SchedulerMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """Selects what diffusers' `from_config` reads from a configuration of ours, or from one made from ours."""
+        """Selects what diffusers' `from_config` reads from a configuration of ours, or from one made from ours.
+
+        Raises ValueError for the configuration of a scheduler of diffusers' that was not made from ours.
+        """
         config = dict(config_dict)
         trained_as = config.pop("_trained_as", None)
+        if trained_as is None and {"beta_schedule", "shift"} & config.keys():  # ours would get other defaults
+            raise ValueError("config must be that of a scheduler of diffae_hub's, or of one made from it")
         if trained_as is not None and config["_class_name"] not in OWN_CLASSES:
             config = dict(trained_as)
         config.pop("trained_betas", None)
