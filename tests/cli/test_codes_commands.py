@@ -1,9 +1,11 @@
 """The commands that lead from a folder of images to edits, neighbours and new images."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -70,6 +72,14 @@ def test_from_images_to_edits_neighbours_and_new_images(
     output_of("fit-attributes", codes, *words)
     matched = DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "matched").attribute_classifier
     np.testing.assert_allclose(matched.directions, classifier.linear.weight.detach(), atol=1e-6)  # each source once
+    signs = shutil.copytree(codes, tmp_path / "signs")  # labels as in CelebA's annotation file
+    for shard in signs.glob("*.parquet"):
+        rows = pd.read_parquet(shard)
+        rows.assign(label=2 * rows["label"] - 1).to_parquet(shard)
+    summary = json.loads((signs / "codes.json").read_text())
+    (signs / "codes.json").write_text(json.dumps(summary | {"class_names": {}}))
+    signed = output_of("fit-attributes", signs, "--labels", "label", "--output", tmp_path / "signed")["attributes"]
+    assert signed["label"] == fitted["attributes"]["dark"]
     for name in ("bright", "dark"):
         output_of("encode", photos / name, *encode, tmp_path / name)
     two = ["--without", tmp_path / "dark", "--name", "light", "--method", "means", "--output", tmp_path / "light"]

@@ -174,7 +174,7 @@ def _fit(options: FitAttributesOptions) -> Any:
         codes, names = np.concatenate([codes, others]), [options.name]
     elif len(names) == 1 and options.method != "ridge":
         labels = named_classes(table[names[0]], options.codes, names[0])
-        if labels.dtype.kind == "U" or not np.isin(labels, (0, 1)).all():
+        if tuple(np.unique(labels)) not in ((0, 1), (-1, 1)):
             names = None  # those of the classes
     else:
         labels = np.stack([table[name] for name in names], axis=1)
