@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args()
 
-    pipe = DiffusionAutoencoderPipeline.from_pretrained(options.model, torch_dtype=torch.float32)
+    pipe = DiffusionAutoencoderPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = VPDPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     generator = torch.Generator().manual_seed(options.seed)

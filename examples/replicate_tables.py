@@ -85,6 +85,7 @@ def budget_of_run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "preset": configuration["preset"],
         "training_examples": configuration["experiment"]["training_examples"],
         "train_dataset": run["dataset"],
+        "train_split": run["split"],
         "seed": run["seed"],
         "mixed_precision": run["mixed_precision"],
     }

@@ -25,8 +25,8 @@ To read on:
 
 The run folder receives configuration.json, metrics.jsonl, checkpoints, pictures and, at the end, the pipeline with
 averaged (EMA) weights, which `DiffusionAutoencoderPipeline.from_pretrained` loads. SIGTERM and Ctrl-C save and end the
-run. --resume-from-checkpoint latest continues it as if it had not been interrupted, also beyond its end with a larger
---training-examples.
+run. --resume-from-checkpoint latest continues it as if it had not been interrupted. With a larger --training-examples
+it continues beyond the end, with the same first phase; a learning rate that fell to zero rises again.
 """
 
 import sys

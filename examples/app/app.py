@@ -19,7 +19,7 @@ from parts import PICTURES, Pipeline, animated, connect, picture_input, picture_
 from PIL import Image
 
 from diffae_hub import list_models, load_codes, nearest_codes
-from diffae_hub.codes import check_encoder, codes_summary, encoded_rows
+from diffae_hub.codes import check_encoder, codes_summary, encoded_rows, query_code
 from diffae_hub.data.transform import ImageTransform
 from diffae_hub.devices import load_pipeline
 from diffae_hub.images import film_strip, image_grid
@@ -236,7 +236,8 @@ def neighbours_tab(pipeline: Pipeline, inputs: list[gr.Component], codes: str) -
         )
 
     def search(pipe: Pipeline, options: dict[str, Any], path: str | None, count: int) -> list[tuple[Image.Image, str]]:
-        stored, query = codes_once(codes), pipe.encode(read(path)).float().cpu().numpy()
+        read(path)  # says so if there is none
+        stored, query = codes_once(codes), query_code(pipe, path, summary)
         distances, rows = nearest_codes(stored["latent_code"], query, count)
         data = encoded_rows(summary)
         transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])

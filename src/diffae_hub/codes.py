@@ -87,7 +87,6 @@ def encode_dataset(
     settings = {
         "encoder": encoder_fingerprint(pipeline),
         "dtype": str(pipeline.encoder.dtype),
-        "dataset": source,
         "data": data_fingerprint(source, split, opened),
         "split": split,
         "image_column": image_column,
@@ -127,9 +126,8 @@ def encode_dataset(
     state.wait_for_everyone()
     if state.is_main_process:
         path = Path(source).expanduser()
-        if path.exists():  # so that it is found from other working directories, too
-            settings["dataset"] = str(path.absolute())
-        write_text(folder / SUMMARY, json.dumps({**settings, "count": count}) + "\n")
+        where = str(path.absolute()) if path.exists() else source  # found from other working directories, too
+        write_text(folder / SUMMARY, json.dumps({**settings, "dataset": where, "count": count}) + "\n")
     return count
 
 
@@ -183,6 +181,8 @@ def named_classes(labels: np.ndarray, folder: str | Path, column: str) -> np.nda
 
     Raises ValueError for a label that is none of them, such as -1 for an image without a label.
     """
+    if labels.dtype == object:
+        raise ValueError(f"labels must be single values in {column!r}, one for every image, got some without")
     classes = codes_summary(folder)["class_names"].get(column)
     if not classes:
         return labels
@@ -198,6 +198,13 @@ def encoded_rows(summary: Mapping[str, Any]) -> Any:
         changed = f"but {summary['dataset']} has changed, or was a stream from the Hub"
         raise ValueError(f"pictures of codes (as for --sheet) need the data set as it was encoded, {changed}")
     return data
+
+
+def query_code(pipeline: DiffusionAutoencoderPipeline, image: str | Path, summary: Mapping[str, Any]) -> np.ndarray:
+    """Encodes an image file with the crop of a [`codes_summary`], (1, latent_dim), to search those codes."""
+    config = pipeline.encoder.config
+    transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
+    return encode_images(pipeline, transform({"path": image, "bytes": None})[None]).float().cpu().numpy()
 
 
 def nearest_codes(

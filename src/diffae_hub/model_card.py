@@ -136,28 +136,24 @@ def card_with_header(page: Path, figures: Mapping[str, Any], given: Mapping[str,
     return f"---\n{CardData(**header).to_yaml()}\n---\n{card.text}"
 
 
-def figures_of_run(
-    experiment: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]],
-    validation_images: int = 0,
-    num_inference_steps: int = 50,
-) -> dict[str, Any]:
+def figures_of_run(experiment: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Collects a training run's length, speed and last validation, for [`render_model_card`].
 
-    `experiment` is a `TrainingPreset` as a dictionary, `metrics` the records of metrics.jsonl, `num_inference_steps`
-    the steps of validation, unless the whole training was phase 1.
+    `experiment` is a `TrainingPreset` as a dictionary, `metrics` the records of metrics.jsonl.
     """
-    one_step = experiment["phase1_fraction"] == 1
-    steps = _MODES["one_step"] if one_step else f"{num_inference_steps} DDIM steps"
-    evaluation = f"Means over {validation_images:,} held-out images, {steps}, averaged (EMA) weights, images in [0, 1]."
-    validated = (r for r in reversed(metrics) if validation_images and any(key.startswith("psnr_") for key in r))
-    validation = next(validated, {})
-    results = [
-        {"metric": metric.upper(), "mode": shown, "value": validation[f"{metric}_{mode}"], **unit}
-        for metric, unit in (("psnr", {"unit": "dB"}), ("ssim", {}))
-        for mode, shown in _MODES.items()
-        if f"{metric}_{mode}" in validation
-    ]
+    last = next((record for record in reversed(metrics) if "validation" in record), None)
+    results, evaluation = [], "Nothing was measured on held-out images."
+    if last is not None:
+        how = last["validation"]
+        steps = _MODES["one_step"] if "psnr_one_step" in last else f"{how['steps']} DDIM steps"
+        evaluation = f"Means over {how['images']:,} held-out images, {steps}, averaged (EMA) weights, images in [0, 1]."
+        where = {"dataset": how["dataset"], "split": how["split"]}
+        results = [
+            {"metric": metric.upper(), "mode": shown, "value": last[f"{metric}_{mode}"], **unit, **where}
+            for metric, unit in (("psnr", {"unit": "dB"}), ("ssim", {}))
+            for mode, shown in _MODES.items()
+            if f"{metric}_{mode}" in last
+        ]
     training = {"examples": max((record["examples"] for record in metrics), default=0)}
     for record in metrics:
         training |= {key: record[key] for key in ("examples_per_second",) if key in record}
@@ -165,7 +161,7 @@ def figures_of_run(
         "experiment": dict(experiment),
         "training": training,
         "results": results,
-        "evaluation": evaluation if results else "This run had no held-out images: nothing was measured.",
+        "evaluation": evaluation,
     }
 
 

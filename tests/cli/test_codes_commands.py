@@ -25,6 +25,7 @@ def test_a_data_set_that_changed_is_not_continued(photos: Path, model: str, tmp_
     encode = ["encode", str(photos), "--split", "train", "--model", model, "--output", str(tmp_path / "codes")]
     assert main(encode) == 0
     before = load_codes(tmp_path / "codes")["latent_code"]
+    assert main([word if word != str(photos) else f"{photos}/" for word in encode]) == 0  # the same folder
     Image.new("RGB", (16, 16)).save(photos / "bright" / "00.png")  # in front of the others
     assert "output" in refusal(*encode)
     assert np.array_equal(load_codes(tmp_path / "codes")["latent_code"], before)
@@ -32,6 +33,20 @@ def test_a_data_set_that_changed_is_not_continued(photos: Path, model: str, tmp_
     search = [str(photos / "dark" / "5.png"), "--codes", str(tmp_path / "codes"), "--model", model]
     assert "--sheet" in refusal("neighbours", *search, "--sheet", tmp_path / "sheet.png")
     assert main(["neighbours", *search]) == 0
+
+
+def test_the_query_is_cropped_as_the_codes_were(model: str, tmp_path: Path, capsys) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 23, 3), dtype=np.uint8)
+    for number, picture in enumerate(pixels):
+        (tmp_path / "faces").mkdir(exist_ok=True)
+        Image.fromarray(picture).resize((178, 218)).save(tmp_path / "faces" / f"{number}.png")
+    faces, codes = str(tmp_path / "faces"), str(tmp_path / "codes")
+    assert main(["encode", faces, "--split", "train", "--crop", "d2c", "--model", model, "--output", codes]) == 0
+    capsys.readouterr()
+    search = ["neighbours", f"{faces}/1.png", "--codes", codes, "--model", model, "--num-neighbours", "1", "--json"]
+    assert main(search) == 0
+    (found,) = json.loads(capsys.readouterr().out)["neighbours"]
+    assert (found["index"], found["distance"]) == (1, pytest.approx(0, abs=1e-4))
 
 
 def test_neighbours_are_those_that_a_metadata_file_lists(photos: Path, model: str, tmp_path: Path, capsys) -> None:
@@ -80,6 +95,11 @@ def test_from_images_to_edits_neighbours_and_new_images(
     (signs / "codes.json").write_text(json.dumps(summary | {"class_names": {}}))
     signed = output_of("fit-attributes", signs, "--labels", "label", "--output", tmp_path / "signed")["attributes"]
     assert signed["label"] == fitted["attributes"]["dark"]
+    for shard in signs.glob("*.parquet"):
+        rows = pd.read_parquet(shard)
+        rows.assign(label=rows["label"].where(rows.index > 0)).to_parquet(shard)  # the first has none
+    without = ("fit-attributes", signs, "--labels", "label", "--model", model, "--output", tmp_path / "signed")
+    assert "labels" in refusal(*without)
     for name in ("bright", "dark"):
         output_of("encode", photos / name, *encode, tmp_path / name)
     two = ["--without", tmp_path / "dark", "--name", "light", "--method", "means", "--output", tmp_path / "light"]

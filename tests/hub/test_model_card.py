@@ -12,17 +12,25 @@ from diffae_hub.model_card import figures_of_run, public_name, render_model_card
 from diffae_hub.publishing import card_figures
 from diffae_hub.training.presets import PRESETS
 
+HOW = {"validation": {"dataset": "some/test", "split": "test", "images": 64, "steps": 50}}
 METRICS = [
-    {"examples": 64, "phase": 1, "psnr_one_step": 11.5, "ssim_one_step": 0.2},
+    {"examples": 64, "phase": 1, "psnr_one_step": 11.5, "ssim_one_step": 0.2, **HOW},
     {"examples": 128, "phase": 2, "loss": 0.5, "examples_per_second": 88.25},
-    {"examples": 128, "phase": 2, "psnr_stochastic": 21.5432, "ssim_stochastic": 0.8125, "psnr_inversion": 37.25},
+    {
+        "examples": 128,
+        "phase": 2,
+        "psnr_stochastic": 21.5432,
+        "ssim_stochastic": 0.8125,
+        "psnr_inversion": 37.25,
+        **HOW,
+    },
 ]
 
 
 def figures() -> dict:
     named = {"model_name": "owner/model", "dataset": {"name": "some/data"}}
     named["parameters"] = {"encoder": 123_456, "decoder": 7_654_321}
-    return named | figures_of_run(asdict(PRESETS["cifar10-32"]), METRICS, 64)
+    return named | figures_of_run(asdict(PRESETS["cifar10-32"]), METRICS)
 
 
 def header_of(card: str) -> dict:
@@ -59,7 +67,7 @@ def test_card_shows_the_measured_figures(tmp_path: Path) -> None:
 
 def test_card_of_a_model_that_decodes_in_one_step() -> None:
     experiment = asdict(PRESETS["cifar10-32"].with_overrides({"phase1_fraction": 1}))
-    card = render_model_card({"model_name": "m", **figures_of_run(experiment, METRICS[:1], 64)})
+    card = render_model_card({"model_name": "m", **figures_of_run(experiment, METRICS[:1])})
     assert "64 held-out images, one step from t = 1, averaged" in card
     assert "num_inference_steps=1)" in card
     assert "| phases | one; all examples with t = 1 |" in card
@@ -69,7 +77,7 @@ def test_card_of_a_model_that_decodes_in_one_step() -> None:
 
 def test_a_card_of_little_shows_what_there_is() -> None:
     unmeasured = figures_of_run(asdict(PRESETS["cifar10-32"]), [])
-    assert "nothing was measured" in render_model_card({"model_name": "m", **unmeasured})
+    assert not unmeasured["results"]
     card = render_model_card({"model_name": "me/x", "class_name": "SemanticEncoderModel"})
     assert 'SemanticEncoderModel.from_pretrained("me/x")' in card
     assert "##" not in card

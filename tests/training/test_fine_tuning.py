@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from diffae_hub import DiffusionAutoencoderPipeline, VPDDIMScheduler
 from diffae_hub.training.options import TrainingOptions, resolve_experiment
@@ -44,6 +45,13 @@ def test_the_networks_are_the_models_and_a_preset_may_give_the_recipe(model: Pat
     assert preset.encoder["channel_multipliers"] == list(TINY["channel_multipliers"])
     with pytest.raises(ValueError, match=r"decoder\.layers_per_block"):
         resolve_experiment(TrainingOptions(**options, set=("decoder.layers_per_block=2",)), pipeline)
+
+
+def test_the_timesteps_are_those_of_the_training_whatever_solver_is_saved(tiny_pipeline, tmp_path: Path) -> None:
+    trained = VPDDIMScheduler(noise_schedule="linear_beta", prediction_type="epsilon", timestep_spacing="leading")
+    tiny_pipeline.scheduler = DDIMScheduler.from_config(trained.config, timestep_spacing="trailing")
+    preset = resolve_experiment(TrainingOptions(pretrained_model="x", dataset="x", output=Path("y")), tiny_pipeline)
+    assert preset.scheduler["timestep_spacing"] == "leading"
 
 
 def test_a_finished_run_is_prolonged(image_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Latent code models: a mixture that no Gaussian can fit, resuming, and what is refused."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +60,28 @@ def test_a_resumed_run_is_the_same_and_another_is_refused(accelerator: Accelerat
         codes = two_modes(1999) if name == "codes" else two_modes()
         with pytest.raises(ValueError, match=name):
             train_latent(codes, replace(options, **change), tmp_path, accelerator)
+
+
+def test_a_stopped_run_goes_on_where_it_was(accelerator: Accelerator, tmp_path: Path, monkeypatch) -> None:
+    options = LatentOptions(training_examples=1280, checkpoint_every=1280, validation_samples=50, **TINY)
+    whole, _ = train_latent(two_modes(), options, tmp_path / "whole", accelerator)
+    ordinary, step = signal.signal(signal.SIGINT, signal.default_int_handler), LatentTrainer.step
+
+    def disturbed(trainer: LatentTrainer) -> torch.Tensor:
+        if trainer.examples_seen == 256:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer)
+
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(LatentTrainer, "step", disturbed)
+            train_latent(two_modes(), options, tmp_path / "run", accelerator)
+    finally:
+        signal.signal(signal.SIGINT, ordinary)
+    assert (tmp_path / "run" / "checkpoint-384.pt").is_file()
+    resumed, _ = train_latent(two_modes(), options, tmp_path / "run", accelerator)
+    for ours, theirs in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_codes_that_cannot_be_used(accelerator: Accelerator) -> None:

@@ -18,6 +18,10 @@ BAD_COMMAND_LINES = [  # flags, and the word that the message must have
     ("--prediction-type=epsilon --dataset=nowhere", "phase1_fraction"),  # before any data is read
     ("--prediction-type=noise", "--prediction-type"),
     ("--scaling-factor=-1", "scaling_factor"),
+    ("--set=batch_size=8.5", "batch_size"),
+    ("--set=learning_rate=null", "learning_rate"),
+    ("--set=horizontal_flip=1", "horizontal_flip"),
+    ("--hub-model-id=me/x", "hub_model_id"),
     ("--set=decoder.dropout", "set"),
     ("--set=decoder=5", "decoder"),
     ("--set=decoder.base_channels=[1]", "decoder"),

@@ -202,7 +202,12 @@ def test_a_validation_that_was_missed_is_made_up_for(every_step: Path, image_fol
     flags = (LATEST, f"--validation-dataset={image_folder}", "--validation-steps=2", "--more-ema-decays=0.25")
     for _ in range(2):  # once is enough
         run(arguments(image_folder, folder, *flags, training_examples=128, ema_decay=0.5))
-        assert records(folder) == [*others, pytest.approx(last, rel=1e-6)]
+        *before, made = records(folder)
+        assert (before, made["validation"]) == (others, last["validation"] | {"dataset": str(image_folder)})
+        assert made == {
+            **{name: pytest.approx(value) for name, value in last.items()},
+            "validation": made["validation"],
+        }
 
 
 def test_averages_that_are_not_finite_are_not_published(every_step: Path, image_folder: Path, tmp_path: Path) -> None:

@@ -71,18 +71,18 @@ class NeighboursOptions:
 
 def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, str]:
     """Find the images of an encoded data set that are nearest to an image."""
-    from ..codes import codes_summary, encoded_rows, load_codes, nearest_codes
+    from ..codes import codes_summary, encoded_rows, load_codes, nearest_codes, query_code
     from ..data.transform import ImageTransform
     from ..images import film_strip, read_image
 
-    image = read_image(options.image)
+    read_image(options.image)  # or fails before any work
     summary, codes = codes_summary(options.codes), load_codes(options.codes, ["source"])
     if options.sheet is not None:
         of_its_name = [Path(source) for source in codes["source"] if source.endswith(options.sheet.name)]
         check_not_replaced([options.image, *of_its_name], [options.sheet])
         data = encoded_rows(summary)
     pipeline = load_for_codes(options.model, options.codes)
-    query = pipeline.encode(image).float().numpy()
+    query = query_code(pipeline, options.image, summary)
     distances, rows = nearest_codes(codes["latent_code"], query, options.num_neighbours, options.metric)
     found = [
         {"index": int(codes["index"][row]), "source": str(codes["source"][row]), "distance": float(distance)}
@@ -91,7 +91,7 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
     if options.sheet is not None:
         config = pipeline.encoder.config
         transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
-        first = pipeline.image_processor.preprocess(image)[0]
+        first = transform({"path": options.image, "bytes": None})
         pictures = [first, *(transform(data[neighbour["index"]]) for neighbour in found)]
         write_png(options.sheet, film_strip([picture / 2 + 0.5 for picture in pictures]))
     lines = [f"{neighbour['distance']:.4f}  {neighbour['source']}" for neighbour in found]

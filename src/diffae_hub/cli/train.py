@@ -62,7 +62,8 @@ def train_latent(options: TrainLatentOptions, arguments: Namespace) -> tuple[Any
     from ..training.latent import train_latent
     from ..training.run_folder import METRICS
 
-    folder = options.run_dir or options.output.with_name(f"{options.output.name}-training")
+    output = options.output.resolve()
+    folder = options.run_dir or output.with_name(f"{output.name}-training")
     check_pipeline_output(options.output, options.codes, folder)
     pipeline = load_for_codes(options.model, options.codes)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))])

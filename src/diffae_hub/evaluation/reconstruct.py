@@ -105,7 +105,7 @@ def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: 
 
     data = data_fingerprint(options.dataset, options.split, images.rows)
     settings = {"weights": weights, "dataset_images": len(images.rows), "data": data}
-    for name in ("dataset", "split", "image_column", "crop", "solver", "steps", "seed", "dtype"):
+    for name in ("split", "image_column", "crop", "solver", "steps", "seed", "dtype"):
         settings[name] = getattr(options, name)
     parts = {SETTINGS: settings, "settings_compare.json": compared}
     if fitted:

@@ -5,6 +5,7 @@ schedule. Both use an L1 loss and AdamW, as the official DiffAE does.
 """
 
 import dataclasses
+import signal
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
 from .checkpoints import check_equal, load_latest_checkpoint, save_checkpoint
 from .objective import sample_timesteps
 from .run_folder import METRICS, rewind_metrics
+from .stop import LossMonitor, StopSignal
 from .trainer import Trainer
 
 SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -146,8 +148,8 @@ def train_latent(
     """Trains a latent code model, from the newest checkpoint in `run_folder` if there is one.
 
     Writes checkpoints and metrics.jsonl there, and reports progress on stderr. Returns the network with averaged
-    weights, and its scheduler. Raises ValueError if the codes cannot be used, or if the checkpoints are of other codes
-    or options.
+    weights, and its scheduler. SIGTERM and Ctrl-C end it after a checkpoint. Raises ValueError if the codes cannot be
+    used, or if the checkpoints are of other codes or options, and TrainingError for a loss that is not finite.
     """
     report = partial(accelerator.print, file=sys.stderr, flush=True)
     trainer = LatentTrainer(codes, options, accelerator)
@@ -161,20 +163,23 @@ def train_latent(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         rewind_metrics(run_folder, trainer.examples_seen)
-    losses = []
-    while not trainer.finished:
-        losses.append(trainer.step())
-        if not trainer.due(options.checkpoint_every):
-            continue
-        if accelerator.is_main_process:
-            loss = float(torch.stack(losses).mean()) * accelerator.num_processes
-            if not np.isfinite(loss):
-                raise ValueError(f"learning_rate must keep the loss finite, got {options.learning_rate}")
+    with StopSignal() as stop_signal:
+        monitor = LossMonitor(accelerator, stop_signal)
+        while not trainer.finished and not monitor.stopping:
+            monitor.add(1 + trainer.examples_seen // trainer.batch_size, trainer.step())
+            is_due = trainer.due(options.checkpoint_every)
+            if not is_due and not monitor.stopping:
+                continue
+            loss = monitor.mean()
+            if not accelerator.is_main_process:
+                continue
             save_checkpoint(run_folder, {**trainer.state_dict(), **settings}, keep=2)
-            figures = {"loss": loss, **trainer.validate()}
-            append_json_lines(run_folder / METRICS, [{"examples": trainer.examples_seen, **figures}])
-            report(", ".join([f"{trainer.examples_seen} codes", *(f"{k} {v:.4g}" for k, v in figures.items())]))
-        losses = []
+            if is_due:
+                figures = {"loss": loss, **trainer.validate()}
+                append_json_lines(run_folder / METRICS, [{"examples": trainer.examples_seen, **figures}])
+                report(", ".join([f"{trainer.examples_seen} codes", *(f"{k} {v:.4g}" for k, v in figures.items())]))
     accelerator.wait_for_everyone()
+    if not trainer.finished:
+        signal.raise_signal(signal.Signals[stop_signal.name or "SIGTERM"])  # now with its usual effect
     trainer.averages.copy_to(trainer.parameters)
     return trainer.network.eval(), trainer.scheduler

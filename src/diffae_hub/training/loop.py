@@ -64,7 +64,7 @@ def train(options: TrainingOptions) -> str | None:
         log_with=None if options.report_to == "none" else options.report_to,
         project_dir=options.output / "logs",
     )
-    options.check(preset, accelerator.num_processes, accelerator.device.type)
+    options.check(preset, accelerator)
     with own_run_folder(options.output) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()  # until this run has locked the folder
         run = _Run(options, preset, accelerator, pretrained)
@@ -233,9 +233,9 @@ class _Run:
         """Starts to measure the speed, which counts only the steps."""
         self.clock, self.clocked_examples = time.monotonic(), self.trainer.examples_seen
 
-    def _log(self, record: dict[str, float]) -> None:
+    def _log(self, record: dict[str, float], **how: Any) -> None:
         record = {"examples": self.trainer.examples_seen, "phase": self.trainer.phase, **record}
-        append_json_lines(self.metrics, [record])
+        append_json_lines(self.metrics, [{**record, **how}])
         self.accelerator.log(record, step=self.trainer.examples_seen)
 
     def _record(self) -> None:
@@ -277,7 +277,8 @@ class _Run:
             tracker = self.accelerator.get_tracker(options.report_to)
             pixels = np.atleast_3d(np.asarray(picture))
             tracker.log_images({"reconstructions": pixels[None]}, step=examples_seen, **layout)
-        self._log(figures)
+        data = {"dataset": options.validation_dataset, "split": options.validation_split}
+        self._log(figures, validation={**data, "images": len(images), "steps": options.validation_steps})
         draw_curves(self.folder / "training.png", read_json_lines(self.metrics))
         self.progress.write(f"{examples_seen} examples: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
         self._start_clock()
@@ -292,7 +293,7 @@ class _Run:
         if self.is_main:
             pipeline_folder = self._save_pipeline("pipeline", self.trainer.averages)
             for averages in self.trainer.more_averages:
-                self._save_pipeline(f"pipeline-ema-{averages.decay:g}", averages)
+                self._save_pipeline(f"pipeline-ema-{averages.decay}", averages)
             shutil.rmtree(self.folder / _UNFINISHED, ignore_errors=True)
             if self.hub_model_id:
                 try:
@@ -334,14 +335,12 @@ class _Run:
         phase1_fraction = trainer.phase1_examples / length  # not the preset's if the run was made longer
         if trainer.examples_seen <= trainer.phase1_examples:
             phase1_fraction = 1.0  # so far
-        validated = 0 if self.validation_images is None else len(self.validation_images)
         experiment = {**asdict(self.preset), "phase1_fraction": phase1_fraction}
-        figures = figures_of_run(experiment, read_json_lines(self.metrics), validated, self.options.validation_steps)
+        figures = figures_of_run(experiment, read_json_lines(self.metrics))
         figures["training"]["examples"] = trainer.examples_seen
         if not trainer.finished:
-            stopped = f"Stopped after {trainer.examples_seen:,} of {length:,} examples"
-            figures["limitations"] = [f"{stopped}; the figures are of the last validation."]
-        where = {"dataset": self.options.validation_dataset, "split": self.options.validation_split}
+            of_when = "; the figures are of the last validation" if figures["results"] else ""
+            figures["limitations"] = [f"Stopped after {trainer.examples_seen:,} of {length:,} examples{of_when}."]
         return {
             "model_name": self.hub_model_id or self.folder.resolve().name,
             "license": self.options.hub_license,
@@ -349,5 +348,4 @@ class _Run:
             **({"base_model": self.options.pretrained_model} if self.options.pretrained_model else {}),
             "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks},
             **figures,
-            "results": [{**result, **where} for result in figures["results"]],
         }

@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import Accelerator
+
 from ..data.transform import CROPS
 from ..files import check_output, read_json
 from ..flags import check_minimums, option
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
+from ..schedulers.compatibility import trained_scheduler
 from .objective import LOSS_WEIGHTINGS
 from .optimizers import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 from .presets import COMPONENTS, PRESETS, TrainingPreset, preset_named
@@ -71,7 +74,9 @@ class TrainingOptions:
     validation_every: int | None = _data(None, f"examples between validations; {_EVERY}", minimum=1)
     validation_steps: int = _data(50, "DDIM steps of a validation", minimum=2)
 
-    mixed_precision: Literal["no", "bf16", "fp16"] = _machine("no", "precision of the networks' arithmetic")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _machine(
+        None, "precision of the networks' arithmetic (default: as accelerate is configured, else no)"
+    )
     compile: bool = _machine(False, "use torch.compile")
     channels_last: bool = _machine(True, "keep channels innermost in memory")
     gradient_checkpointing: bool = _machine(False, "recompute activations to save memory")
@@ -80,7 +85,7 @@ class TrainingOptions:
     output: Path = _output(MISSING, "folder of the run")
     more_ema_decays: tuple[float, ...] = _output((), "decays of further averages, each saved as pipeline-ema-DECAY")
     checkpoint_every: int | None = _output(
-        None, f"examples between checkpoints; {_EVERY}, and every half hour", minimum=1
+        None, f"examples between checkpoints; {_EVERY}, and in one process every half hour", minimum=1
     )
     keep_checkpoints: int = _output(2, "number of checkpoints to keep", minimum=1)
     resume_from_checkpoint: str | None = _output(None, "'latest' (starts anew if there is none) or a checkpoint file")
@@ -98,20 +103,23 @@ class TrainingOptions:
                 raise ValueError(f"more_ema_decays must be in [0, 1) and differ, got {self.more_ema_decays}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"report_to {self.report_to} needs the package: pip install {self.report_to}")
+        if self.hub_model_id is not None and not self.push_to_hub:
+            raise ValueError("hub_model_id needs push_to_hub (--push-to-hub)")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options that were given or have a default, for JSON."""
         values = {name: value for name, value in vars(self).items() if value is not None}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
-    def check(self, preset: TrainingPreset, num_processes: int, device_type: str) -> None:
+    def check(self, preset: TrainingPreset, accelerator: Accelerator) -> None:
         """Checks what depends on the experiment and the machine, before any data is read."""
-        if self.mixed_precision == "fp16" and device_type == "cpu":
+        on_cpu = accelerator.device.type == "cpu"
+        if accelerator.mixed_precision == "fp16" and on_cpu:
             raise ValueError("mixed_precision must be 'no' or 'bf16' on the CPU, got 'fp16'")
         compiler = os.environ.get("CXX", "g++")
-        if self.compile and device_type == "cpu" and shutil.which(compiler) is None:
+        if self.compile and on_cpu and shutil.which(compiler) is None:
             raise ValueError(f"compile needs a C++ compiler on the CPU (g++ or $CXX), got {compiler!r}, not found")
-        parts = num_processes * self.gradient_accumulation_steps
+        parts = accelerator.num_processes * self.gradient_accumulation_steps
         if preset.batch_size < parts:
             raise ValueError(
                 f"batch_size must be at least the number of processes times the accumulation steps, {parts}, "
@@ -141,8 +149,9 @@ def resolve_experiment(
     if pretrained is not None:
         own = {}
         for component in COMPONENTS:
-            config, known = getattr(pretrained, component).config, getattr(preset, component)
-            own[component] = {name: value for name, value in config.items() if name in known}
+            part = getattr(pretrained, component)
+            config = (trained_scheduler(part) if component == "scheduler" else part).config
+            own[component] = {name: value for name, value in config.items() if name in getattr(preset, component)}
         preset = preset.with_overrides({**own, "phase1_fraction": 0.0})
     if options.config is not None:
         overrides = read_json(options.config)

@@ -50,6 +50,10 @@ class TrainingPreset:
         for name, kind in COMPONENTS.items():
             arguments = {key: argument.default for key, argument in inspect.signature(kind).parameters.items()}
             object.__setattr__(self, name, {**arguments, **getattr(self, name)})  # the class is frozen
+        for field in dataclasses.fields(self)[len(COMPONENTS) :]:
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
         for name, fits, allowed in (
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("training_examples", self.training_examples >= 1, "at least 1"),
@@ -61,8 +65,6 @@ class TrainingPreset:
             ("loss_weighting", self.loss_weighting in LOSS_WEIGHTINGS, f"one of {LOSS_WEIGHTINGS}"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
-            ("ema_warmup", self.ema_warmup in (True, False), "true or false"),
-            ("horizontal_flip", self.horizontal_flip in (True, False), "true or false"),
             ("crop", self.crop in CROPS, f"one of {CROPS}"),
         ):
             if not fits:

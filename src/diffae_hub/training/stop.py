@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterable
 from contextlib import suppress
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Self
 
@@ -25,7 +26,8 @@ class StopSignal:
         self.name: str | None = None
 
     def __enter__(self) -> Self:
-        self.ordinary = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT) if current_thread() is main_thread() else ()  # others get none
+        self.ordinary = {number: signal.signal(number, self.note) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
