@@ -20,22 +20,19 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def join_processes(device: str | None) -> PartialState:
-    """Returns the processes of `accelerate launch` or torchrun, or the only process.
+def join_processes(device: str | None) -> tuple[PartialState, torch.device]:
+    """Returns the processes of `accelerate launch` or torchrun, or the only process, and its device.
 
-    Without an accelerator they share the work on the CPU; accelerate must be told so.
+    None, or "cuda" with several processes, is each process's own device. Without an accelerator they share the work on
+    the CPU; accelerate must be told so.
     """
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not accelerated
     on_cpu = on_cpu if device is None else torch_device(device).type == "cpu"
     # A process that is ready waits for the others, which may have a whole shard of codes to make.
-    return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
-
-
-def find_device(name: str | None, state: PartialState) -> torch.device:
-    """Returns the named device. None, or "cuda" with several processes, is the device of this process."""
-    device = state.device if name is None else torch_device(name)
-    return state.device if device.index is None and device.type == state.device.type else device
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+    own = state.device if device is None else torch_device(device)
+    return state, state.device if own.index is None and own.type == state.device.type else own
 
 
 def load_pipeline(model: str, device: torch.device, dtype: str = "float32") -> DiffusionAutoencoderPipeline:

@@ -14,8 +14,6 @@ RESIZE_MODES = ("crop", "stretch", "none")
 
 # Pillow opens many more, some by running another program (EPS). A GIF gives its first picture.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-# Just below Pillow's own limit. Up to twice its limit Pillow only warns; such pictures are refused here as well.
-MAX_PIXELS = 89_000_000
 
 # Pictures are shown at least this large, each pixel as a square; 32x32 pixels would be a dot on a screen.
 _SHOWN_SIZE = 256
@@ -26,7 +24,7 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Reads and fully decodes a regular image file of one of the `FORMATS`, whatever its extension.
 
     `content` is the content of a file in memory; then `path` is only its name. Raises a ValueError that names the file
-    if it does not exist, is not an image, is damaged or truncated, or has more than `MAX_PIXELS` pixels.
+    if it does not exist, is not an image, is damaged or truncated, or has more pixels than Pillow allows.
     """
     # Reading a pipe or a device might never end. `Path.is_file` fails on a name that is too long.
     if content is None and not os.path.isfile(path):  # noqa: PTH113
@@ -34,16 +32,13 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     Image.init()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # else up to twice the limit is allowed
             source = path if content is None else io.BytesIO(content)
             with Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
                 image.load()
                 return image.copy()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"image must have at most {MAX_PIXELS:,} pixels, but {path} has more") from error
+        raise ValueError(f"image must have at most {Image.MAX_IMAGE_PIXELS:,} pixels, but {path} has more") from error
     except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
         raise ValueError(f"image must be an intact file of one of {', '.join(FORMATS)}, but {path} is not") from error
 

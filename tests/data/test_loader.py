@@ -50,9 +50,8 @@ def bad_folder(tmp_path: Path) -> str:
 
 def test_unreadable_files_are_named_and_replaced(bad_folder: str) -> None:
     dataset = ImageTensorDataset(load_rows(bad_folder), ImageTransform(8, 1), skip_bad_images=True)
-    assert len(dataset) == 6
     for index, (shown, problems) in enumerate([(0, 0), (1, 0), (3, 1), (3, 0), (0, 2), (0, 1)]):
-        image, unreadable = dataset[index, 0]
+        (image,), unreadable, _ = dataset[[(index, 0)]]
         np.testing.assert_allclose(grayscale_values(image), GRADIENT + shown, atol=1e-4)
         assert len(unreadable) == problems
         assert all(f"{(index + offset) % 6}.png" in line for offset, line in enumerate(unreadable))
@@ -61,7 +60,7 @@ def test_unreadable_files_are_named_and_replaced(bad_folder: str) -> None:
 def test_damaged_rows_are_named(tmp_path: Path) -> None:
     table([{"bytes": b"damaged", "path": "inner/name.png"}, BAD, encoded()]).to_parquet(tmp_path / "train.parquet")
     rows = load_rows(str(tmp_path / "train.parquet"))
-    _, (first, second) = ImageTensorDataset(rows, ImageTransform(8, 1), skip_bad_images=True)[0, 0]
+    _, (first, second), _ = ImageTensorDataset(rows, ImageTransform(8, 1), skip_bad_images=True)[[(0, 0)]]
     assert "name.png" in first and "row 1" in second
 
 
@@ -72,7 +71,7 @@ def test_what_stops_the_training_is_raised(bad_folder: str, workers: int) -> Non
     for crop, skip in (("center", False), ("d2c", True)):  # none has the crop's size
         dataset = ImageTensorDataset(rows, ImageTransform(8, 1, crop=crop), skip)
         with pytest.raises(TrainingError, match=r"\d\.png") as caught:
-            list(TrainingDataLoader(dataset, workers, batch_sampler=sampler))
+            list(TrainingDataLoader(dataset, workers, sampler=sampler))
         assert "Traceback" not in str(caught.value)
 
 
@@ -81,8 +80,8 @@ def test_loader_processes_change_nothing(bad_folder: str) -> None:
     for workers in (0, 2):
         transform = ImageTransform(8, 1, horizontal_flip=True, crop="random")
         dataset = ImageTensorDataset(load_rows(bad_folder), transform, skip_bad_images=True)
-        sampler = ResumableBatchSampler(len(dataset), 4, start=0, stop=32, seed=0)
-        batches.append(list(TrainingDataLoader(dataset, workers, batch_sampler=sampler)))
+        sampler = ResumableBatchSampler(len(dataset.rows), 4, start=0, stop=32, seed=0)
+        batches.append(list(TrainingDataLoader(dataset, workers, sampler=sampler)))
     for alone, parallel in zip(*batches, strict=True):
         assert torch.equal(alone.images, parallel.images)
         assert alone.unreadable == parallel.unreadable

@@ -37,10 +37,11 @@ def encode(options: EncodeOptions, arguments: Namespace) -> tuple[Any, str] | No
     processes. `diffae_hub.load_codes` reads the codes.
     """
     from ..codes import SUMMARY, encode_dataset
-    from ..devices import find_device, join_processes, load_pipeline
+    from ..devices import join_processes, load_pipeline
 
-    state, given = join_processes(options.device), vars(options).copy()
-    pipeline = load_pipeline(given.pop("model"), find_device(given.pop("device"), state))
+    given = vars(options).copy()
+    state, device = join_processes(given.pop("device"))
+    pipeline = load_pipeline(given.pop("model"), device)
     count = encode_dataset(pipeline, **given, show_progress=state.is_main_process and arguments.show_progress)
     record = {"output": options.output, "count": count}
     return (record, f"{count:,} codes, {options.output / SUMMARY}") if state.is_main_process else None

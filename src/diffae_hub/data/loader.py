@@ -41,30 +41,27 @@ class ImageTensorDataset(torch.utils.data.Dataset):
     transform: ImageTransform
     skip_bad_images: bool = False
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch | Exception:
+        """Returns the images at pairs (index, position in the training).
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
-        """Returns the image at (index, position in the training), and one line for each unreadable image before it."""
-        index, position = key
+        The error that stops the training is returned, too: see [`TrainingDataLoader`].
+        """
         unreadable: list[str] = []
+        try:
+            return Batch(torch.stack([self._image(*key, unreadable) for key in keys]), unreadable)
+        except TrainingError as error:
+            return error
+
+    def _image(self, index: int, position: int, unreadable: list[str]) -> torch.Tensor:
+        """Returns the first readable image from `index` on, and adds a line to `unreadable` for each before it."""
         for offset in range(len(self.rows)):
             try:
-                row = self.rows[(index + offset) % len(self.rows)]
-                return self.transform(row, (position,)), unreadable
+                return self.transform(self.rows[(index + offset) % len(self.rows)], (position,))
             except ValueError as error:
                 if not self.skip_bad_images:
                     raise unreadable_image(error) from error
                 unreadable.append(str(error))
-        raise TrainingError(f"none of the {len(self.rows)} images can be read; the first: {unreadable[0]}")
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | Exception:
-        """Returns a batch, or the error that stops the training: see [`TrainingDataLoader`]."""
-        try:
-            images, unreadable = zip(*(self[key] for key in keys), strict=True)
-        except TrainingError as error:
-            return error
-        return Batch(torch.stack(images), [line for lines in unreadable for line in lines])
+        raise TrainingError(f"none of the {len(self.rows)} images can be read; the last: {unreadable[-1]}")
 
 
 def unreadable_image(error: ValueError) -> TrainingError:
@@ -118,8 +115,8 @@ class TrainingDataLoader(DataLoader):
     def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, **options: Any) -> None:
         super().__init__(
             dataset,
+            batch_size=None,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if num_workers else None,
             worker_init_fn=_prepare_worker,
@@ -138,10 +135,6 @@ def _end_processes(batches: weakref.ref, processes: list[Any]) -> None:
         batches()._shutdown_workers()
     for process in processes:
         process.kill()  # it may hang while reading
-
-
-def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
-    return batch
 
 
 def _raising(batches: Iterator[Batch | Exception]) -> Iterator[Batch]:

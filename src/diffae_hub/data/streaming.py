@@ -156,4 +156,4 @@ def streaming_loader(stream: StreamedBatches, num_workers: int) -> DataLoader:
     Without workers, the training process decodes.
     """
     stream.decoding_threads = max(1, num_workers)
-    return TrainingDataLoader(stream, min(1, num_workers), batch_size=None)
+    return TrainingDataLoader(stream, min(1, num_workers))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..devices import find_device, join_processes
+from ..devices import join_processes
 from .measure import check_required, measure
 from .options import EvaluationOptions
 from .reconstruct import reconstruct
@@ -15,9 +15,9 @@ def evaluate(options: EvaluationOptions, show_progress: bool = False, command: s
     The processes of `accelerate launch` share the sampling. The first one measures and reports; the others return an
     empty dictionary. `command` is the command line, for the report.
     """
-    state = join_processes(options.device)
-    check_required(options, find_device(options.device, state))
-    reconstruct(options, state, show_progress)
+    state, device = join_processes(options.device)
+    check_required(options, device)
+    reconstruct(options, state, device, show_progress)
     if not state.is_main_process:
         return {}
     measure(options.output, show_progress)

@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..codes import load_codes, named_classes
-from ..devices import find_device, join_processes
+from ..devices import join_processes
 from ..files import read_json, write_text
 from ..metrics import linear_probe
 from ..metrics.bootstrap import bootstrap_interval
@@ -32,7 +32,7 @@ def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
     """
     options, facts = EvaluationOptions.load(path), read_json(path / "run.json", _FACTS)
     folder, count = EvaluationFolder(path), facts["num_images"]
-    device = find_device(options.device, join_processes(options.device))
+    _, device = join_processes(options.device)
     results: dict[str, Any] = {}
     if options.probe:
         results["probe"] = _probe(options)

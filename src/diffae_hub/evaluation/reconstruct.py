@@ -23,7 +23,7 @@ from ..codes import encode_dataset, encode_images, weights_fingerprint
 from ..data.fingerprint import data_fingerprint, warn_if_same_data
 from ..data.open_dataset import load_rows, open_dataset
 from ..data.transform import ImageTransform
-from ..devices import find_device, load_pipeline, processor_name
+from ..devices import load_pipeline, processor_name
 from ..files import SETTINGS, check_output, keep_settings, write_png, write_text
 from ..images import image_grid
 from ..metrics.lpips import PerceptualDistance
@@ -66,11 +66,12 @@ class _Run:
         return [item for item in items[self.state.process_index :: self.state.num_processes] if item not in done]
 
 
-def reconstruct(options: EvaluationOptions, state: PartialState, show_progress: bool = False) -> None:
+def reconstruct(
+    options: EvaluationOptions, state: PartialState, device: torch.device, show_progress: bool = False
+) -> None:
     """Fills the evaluation's folder with what `measure.py` reads."""
     # Check all input before the folder gets its settings and the sampling begins.
     check_output(options.output, options.dataset, options.train_dataset)
-    device = find_device(options.device, state)
     pipeline, weights = _load(options.model, options, device)
     config, other, compared = pipeline.encoder.config, None, None
     if options.compare:

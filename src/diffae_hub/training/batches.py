@@ -52,7 +52,7 @@ def open_batches(
         dataset = ImageTensorDataset(rows, transform, options.skip_bad_images)
         length = {"start": state["examples_seen"] if state is not None else 0, "stop": preset.training_examples}
         sampler = ResumableBatchSampler(len(rows), preset.batch_size, **length, seed=options.seed, **process)
-        return TrainingDataLoader(dataset, options.num_workers, batch_sampler=sampler), data
+        return TrainingDataLoader(dataset, options.num_workers, sampler=sampler), data
 
     accelerator.print(f"training on {rows.num_shards} shards of {options.dataset}, split {options.split}")
     positions = state["stream_positions"] if state is not None else [None] * accelerator.num_processes

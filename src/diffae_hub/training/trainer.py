@@ -33,6 +33,8 @@ class Trainer:
     processes.
     """
 
+    phase1_examples = 0
+
     def __init__(
         self,
         network: torch.nn.Module,
@@ -102,6 +104,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         return {
             "examples_seen": self.examples_seen,
+            "phase1_examples": self.phase1_examples,
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.averages.state_dict(),
@@ -129,7 +132,7 @@ class Trainer:
             averages.shadow_params = [torch.empty_like(a).copy_(b) for a, b in zip(before, after, strict=True)]
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.examples_seen = state["examples_seen"]
+        self.examples_seen, self.phase1_examples = state["examples_seen"], state["phase1_examples"]
 
 
 class TwoPhaseTrainer(Trainer):
@@ -214,12 +217,3 @@ class TwoPhaseTrainer(Trainer):
     def pipeline(self) -> DiffusionAutoencoderPipeline:
         """Returns a pipeline with the networks as they are and a new scheduler."""
         return DiffusionAutoencoderPipeline(self.network.encoder, self.network.decoder, self.preset.build("scheduler"))
-
-    def state_dict(self) -> dict[str, Any]:
-        """See [`Trainer`]; also has the number of examples of phase 1."""
-        return {**super().state_dict(), "phase1_examples": self.phase1_examples}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores a [`state_dict`]."""
-        super().load_state_dict(state)
-        self.phase1_examples = state["phase1_examples"]
