@@ -115,8 +115,8 @@ def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
 CHECKPOINTS = {"alexnet": "alexnet-owt-7be5be79.pth", "vgg16": "vgg16-397923af.pth"}  # torchvision's names
 
 
-def pattern(rng: np.random.Generator, brightness: float) -> Image.Image:
-    y, x = np.mgrid[:16, :16] / 16
+def pattern(rng: np.random.Generator, brightness: float, size: int = 16) -> Image.Image:
+    y, x = np.mgrid[:size, :size] / size
     channels = [np.sin(rng.uniform(-3, 3) * x + rng.uniform(-3, 3) * y) * 0.2 + brightness for _ in range(3)]
     return Image.fromarray((np.stack(channels, axis=-1).clip(0, 1) * 255).round().astype(np.uint8))
 

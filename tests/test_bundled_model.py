@@ -16,7 +16,6 @@ from diffae_hub import (
     DiffusionAutoencoderPipeline,
     SchedulerMixin,
     SemanticEncoderModel,
-    VPDDIMScheduler,
     VPDPMSolverMultistepScheduler,
 )
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
@@ -72,13 +71,6 @@ def test_a_bundled_model_is_published_with_licence_and_attribution() -> None:
 def test_inversion_is_nearly_exact(pipeline: DiffusionAutoencoderPipeline, photographs: torch.Tensor) -> None:
     output = pipeline(photographs / 2 + 0.5, mode="inversion", num_inference_steps=20, output_type="latent")
     assert (psnr(output.images, photographs) > 35).all()
-    trips = {}
-    for exponent in (1.0, 1.25):
-        pipe = DiffusionAutoencoderPipeline.from_pipe(pipeline)
-        pipe.scheduler = VPDDIMScheduler.from_config(pipeline.scheduler.config, time_exponent=exponent)
-        output = pipe(photographs / 2 + 0.5, mode="inversion", num_inference_steps=6, output_type="latent")
-        trips[exponent] = psnr(output.images, photographs)
-    assert (trips[1.25] > trips[1.0] + 0.5).all()
 
 
 def test_stochastic_reconstruction_beats_the_mean_colour_and_another_images_code(

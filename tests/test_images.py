@@ -34,13 +34,6 @@ def bomb_bytes() -> bytes:
     )
 
 
-def test_reads_an_intact_file(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    path.write_bytes(encoded())
-    np.testing.assert_array_equal(read_image(path), PIXELS)
-    np.testing.assert_array_equal(read_image("row 7", encoded()), PIXELS)
-
-
 @pytest.mark.parametrize(
     "content",
     [

@@ -13,9 +13,10 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from PIL import Image
 
 from diffae_hub.cli import main as command_line
+
+from ..conftest import pattern
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs"
@@ -78,9 +79,9 @@ def prepare(folder: Path) -> None:
     for name, count in places.items():
         Path(folder, name).mkdir(parents=True)
         for index in range(count):
-            _picture(rng, 0.65 if name == "faces/smiling" else 0.35).save(Path(folder, name, f"{index:03d}.png"))
+            pattern(rng, 0.65 if name == "faces/smiling" else 0.35, 40).save(Path(folder, name, f"{index:03d}.png"))
     for name in ("photo.jpg", "other.jpg"):
-        _picture(rng, 0.5).save(folder / name)
+        pattern(rng, 0.5, 40).save(folder / name)
     for name in ("train", "test"):
         pictures = [{"bytes": path.read_bytes(), "path": None} for path in sorted((folder / "photos").iterdir())]
         pq.write_table(pa.table({"image": pictures}), folder / f"{name}.parquet")
@@ -88,12 +89,6 @@ def prepare(folder: Path) -> None:
     Path(folder, "examples").symlink_to(ROOT / "examples")
     shutil.copytree(ROOT / "src" / "diffae_hub" / "pretrained" / "cifar10-32-small", folder / "runs/mine/pipeline")
     (folder / "runs/mine/pipeline/README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
-
-
-def _picture(rng: np.random.Generator, brightness: float) -> Image.Image:
-    y, x = np.mgrid[:36, :40] / 36
-    channels = [brightness + 0.3 * np.sin(rng.uniform(-6, 6) * x + rng.uniform(-6, 6) * y) for _ in range(3)]
-    return Image.fromarray((np.stack(channels, axis=-1).clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def blocks_of(page: str) -> list[tuple[str, str]]:

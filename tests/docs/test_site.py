@@ -43,11 +43,6 @@ def test_the_zoo_has_a_row_per_model_with_its_figures(site: Path) -> None:
         assert (site / "model_cards" / path.stem / "index.html").is_file()
 
 
-def test_the_changelog_is_the_repositorys(site: Path) -> None:
-    assert "Keep a Changelog" in (site / "changelog" / "index.html").read_text()
-    assert "## " not in (PAGES / "changelog.md").read_text()
-
-
 def test_pictures_that_pages_show_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["figures.py", "--output", str(tmp_path)])
     runpy.run_path(str(PAGES / "figures.py"), run_name="__main__")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffae_hub.evaluation import baselines
 from diffae_hub.evaluation.baselines import fit_pca, jpeg_reconstruct
+from diffae_hub.images import to_pil
 
 from ..metrics.conftest import photographs
 
@@ -46,26 +47,18 @@ def test_randomised_pca_of_large_images(monkeypatch) -> None:
     torch.testing.assert_close(fit_pca(flat(train), 8)(test), result, atol=0, rtol=0)
 
 
-def encode(image: torch.Tensor, quality: int, subsampling: int) -> bytes:
-    pixels = (image * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-    return buffer.getvalue()
-
-
-def entropy_coded_bytes(data: bytes, channels: int) -> int:
-    """FF is always followed by 00 in the data: the last FF DA is the scan's marker; its header is 6 + 2 C bytes."""
-    return len(data) - (data.rindex(b"\xff\xda") + 2 + 6 + 2 * channels) - len(b"\xff\xd9")
-
-
 def exhaustive(image: torch.Tensor, budget: int) -> tuple[torch.Tensor, int, int]:
     """Among all qualities and subsamplings: picture, size, and which subsampling (0: none, 2: both directions)."""
     outcomes = []
     for subsampling in (0, 2) if len(image) == 3 else (0,):
-        files = [encode(image, quality, subsampling) for quality in range(1, 101)]
-        sizes = [entropy_coded_bytes(data, len(image)) for data in files]
+        files = [io.BytesIO() for _ in range(100)]
+        for quality, file in enumerate(files, start=1):
+            to_pil(image).save(file, "JPEG", quality=quality, subsampling=subsampling)
+        # FF is always followed by 00 in the data: the last FF DA is the scan's marker; its header is 6 + 2 C bytes.
+        ends = [len(f.getvalue()) - f.getvalue().rindex(b"\xff\xda") for f in files]
+        sizes = [end - 2 - (6 + 2 * len(image)) - len(b"\xff\xd9") for end in ends]
         best = max((index for index, size in enumerate(sizes) if size <= budget), default=0)
-        decoded = np.atleast_3d(np.array(Image.open(io.BytesIO(files[best]))))
+        decoded = np.atleast_3d(np.array(Image.open(files[best])))
         decoded = torch.from_numpy(decoded).permute(2, 0, 1).float() / 255
         error = float((decoded - image).double().square().sum())
         outcomes.append((sizes[best] > budget, error, sizes[best], subsampling, decoded))

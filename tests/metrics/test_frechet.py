@@ -1,10 +1,8 @@
 """Fréchet distances on locally made networks, against closed forms and features computed another way."""
 
 import urllib.request
-import warnings
 from pathlib import Path
 
-import lpips
 import numpy as np
 import pytest
 import torch
@@ -24,36 +22,25 @@ from diffae_hub.metrics.weights import WeightsUnavailable
 
 from .conftest import photographs
 
-COUNT = 4
-
-
-def distance_of(metric: str, files: tuple[list[Path], list[Path]], **options: object) -> float:
-    features = FEATURES[metric](**options)
-    return frechet_distance(*map(features, files))
-
-
-def read(files: list[Path]) -> torch.Tensor:
-    """(N, 3, H, W), uint8."""
-    images = [np.array(Image.open(path).convert("RGB")) for path in files]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[Path]]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Crops of two photographs, 32 x 32; the second ones are grayscale files."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
-    for index, crop in enumerate(photographs(2 * COUNT, 32, 32)):
-        image = to_pil(crop).convert(("RGB", "L")[index % 2])
-        image.save(folders[index % 2] / f"{index}.png")
-    return tuple(sorted(folder.iterdir()) for folder in folders)
+    folder = tmp_path_factory.mktemp("files")
+    for index, crop in enumerate(photographs(4, 32, 32)):
+        to_pil(crop).convert(("RGB", "L")[index % 2]).save(folder / f"{index}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def pixels(files: list[Path]) -> torch.Tensor:
+    """(N, 3, H, W), uint8."""
+    return torch.from_numpy(np.stack([Image.open(path).convert("RGB") for path in files])).permute(0, 3, 1, 2)
 
 
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """torch-fidelity's Inception with kaiming-normal convolutions: with smaller ones all its features are alike.
-
-    All but 320 of the 2048 features are zero, with which eigenvalues are found in no time.
-    """
+    """torch-fidelity's Inception with kaiming-normal convolutions: with smaller ones all its features are alike."""
 
     class Unloaded(FeatureExtractorInceptionV3):
         def load_state_dict(self, *args, **kwargs) -> None:
@@ -67,9 +54,6 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-    for name, parameter in network.Mixed_7c.named_parameters():
-        if name.endswith("bn.bias") and not name.startswith("branch1x1"):
-            nn.init.constant_(parameter, -1e4)
     torch.save(network.state_dict(), path)
     return path
 
@@ -85,19 +69,29 @@ def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_fid_torch_fidelity(files, inception_weights, monkeypatch, capfd) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(inception_weights.parents[2]))
-    distance = distance_of("fid_torch_fidelity", files)
+def test_distance_is_the_librarys() -> None:
+    random = np.random.default_rng(0)
+    for counts in ((50, 40), (50, 4)):  # also of fewer images than features
+        features = [random.normal(size=(count, 6)) @ random.normal(size=(6, 6)) + 1 for count in counts]
+        statistics = [{"mu": x.mean(axis=0), "sigma": np.cov(x, rowvar=False)} for x in features]
+        expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+        assert frechet_distance(*map(torch.from_numpy, features)) == pytest.approx(expected, rel=1e-5)
+
+
+def check(metric: str, files: list[Path], expected: torch.Tensor, capfd, rtol: float = 1e-3, **options: object) -> None:
+    """Features are those of another computation, differ between images, and nothing is printed."""
+    capfd.readouterr()  # of the other computation
+    features = FEATURES[metric](**options)(files)
     assert capfd.readouterr() == ("", "")
+    spread = float(features.std(dim=0).max())
+    assert spread > 0
+    torch.testing.assert_close(features, expected, rtol=0, atol=rtol * spread)
+
+
+def test_fid_torch_fidelity(files, pixels, inception_weights, monkeypatch, capfd) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(inception_weights.parents[2]))
     network = FeatureExtractorInceptionV3("local", ["2048"], feature_extractor_weights_path=str(inception_weights))
-    features = [network(read(paths))[0].numpy() for paths in files]
-    assert [np.count_nonzero(x.std(axis=0)) > 100 for x in features] == [True, True]
-    assert distance > 1e-3
-    # Features that are always zero change nothing, but cost the library's matrix root a minute.
-    used = np.flatnonzero(np.concatenate(features).any(axis=0))
-    statistics = [{"mu": x[:, used].mean(axis=0), "sigma": np.cov(x[:, used], rowvar=False)} for x in features]
-    library = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    assert distance == pytest.approx(library, rel=1e-4)
+    check("fid_torch_fidelity", files, network(pixels)[0], capfd)
 
 
 class PatchLayers(nn.Module):
@@ -121,56 +115,31 @@ def test_fid_clean_fid(files, tmp_path, monkeypatch, capfd) -> None:
     torch.jit.script(Patches()).save(tmp_path / "inception-2015-12-05.pt")
     extractor = InceptionV3W(str(tmp_path), download=False)  # the library itself looks in /tmp only
     monkeypatch.setattr("cleanfid.features.build_feature_extractor", lambda *_, **options: extractor)
-    distance = distance_of("fid_clean_fid", files)
-    assert capfd.readouterr() == ("", "")
     options = {"mode": "clean", "num_workers": 0, "device": torch.device("cpu"), "verbose": False}
-    features = [clean_fid.get_folder_features(str(paths[0].parent), extractor, **options)[:, :96] for paths in files]
-    statistics = [part for x in features for part in (x.mean(axis=0), np.cov(x, rowvar=False))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy's: these covariances are singular
-        library = clean_fid.frechet_distance(*statistics)  # of all 2048 features it takes a minute
-    assert distance == pytest.approx(library, rel=1e-3)
-    assert distance > 1e-2
+    expected = clean_fid.get_folder_features(str(files[0].parent), extractor, **options)
+    check("fid_clean_fid", files, torch.from_numpy(expected), capfd)
 
 
-def test_fd_vgg16(files, torch_home, tmp_path, monkeypatch, capfd) -> None:
+def test_fd_vgg16(files, pixels, torch_home, tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     Image.new("RGB", (20, 15)).save(tmp_path / "small.png")
     with pytest.raises(ValueError, match="images"):
-        distance_of("fd_vgg16", ([tmp_path / "small.png"], files[0]))
-    distance = distance_of("fd_vgg16", files)
-    assert capfd.readouterr() == ("", "")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        perceptual = lpips.LPIPS(net="vgg", verbose=False)
-    features = []
-    for paths in files:
-        scaled = perceptual.scaling_layer(read(paths) / 127.5 - 1)  # its constants have three digits
-        features.append(perceptual.net(scaled).relu5_3.mean(dim=(2, 3)).numpy())
-    assert features[0].shape == (COUNT, 512)
-    assert distance == pytest.approx(frechet_distance(*map(torch.from_numpy, features)), rel=5e-3)
-    assert distance > 1e-3
+        FEATURES["fd_vgg16"]()([tmp_path / "small.png"])
+    perceptual = PerceptualDistance("vgg")._model
+    scaled = perceptual.scaling_layer(pixels / 127.5 - 1)  # its constants have three digits
+    check("fd_vgg16", files, perceptual.net(scaled).relu5_3.mean(dim=(2, 3)), capfd, rtol=2e-2)
 
 
-def test_fd_dinov2(files, dinov2, capfd) -> None:
-    distance = distance_of("fd_dinov2", files, model=dinov2)
-    assert abs(distance_of("fd_dinov2", (files[0], files[0]), model=str(dinov2))) < 1e-3 * distance
-    assert capfd.readouterr() == ("", "")
-
+@torch.no_grad()
+def test_fd_dinov2(files, pixels, dinov2, capfd) -> None:
     def resized(channel: torch.Tensor) -> np.ndarray:
         image = Image.fromarray(channel.float().numpy() / 255)  # Pillow's own bicubic, in floating point
         return np.clip(np.array(image.resize((224, 224), Image.Resampling.BICUBIC)), 0, 1)
 
-    network = Dinov2Model.from_pretrained(dinov2)
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    features = []
-    for paths in files:
-        images = torch.stack([torch.from_numpy(np.stack([resized(c) for c in image])) for image in read(paths)])
-        with torch.no_grad():
-            features.append(network((images - mean) / std).pooler_output.numpy())  # the class token
-    assert distance == pytest.approx(frechet_distance(*map(torch.from_numpy, features)), rel=1e-3)
-    assert distance > 1e-2
+    images = torch.stack([torch.from_numpy(np.stack([resized(c) for c in image])) for image in pixels])
+    expected = Dinov2Model.from_pretrained(dinov2)((images - mean) / std).pooler_output  # the class token
+    check("fd_dinov2", files, expected, capfd, model=dinov2)
 
 
 @pytest.mark.parametrize("load", [*FEATURES.values(), PerceptualDistance])

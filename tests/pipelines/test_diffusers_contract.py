@@ -118,13 +118,6 @@ def test_a_folder_of_results_does_not_hide_the_bundled_model(tiny_pipeline, tmp_
 # ---- calling ---------------------------------------------------------------------------------------------------------
 
 
-def test_batch_consistency(tiny_pipeline, images) -> None:
-    together = run(tiny_pipeline, images, generator=[seeded(7), seeded(8)])
-    for index, seed in enumerate((7, 8)):
-        alone = run(tiny_pipeline, list(images[index : index + 1]), generator=[seeded(seed)])
-        torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
-
-
 def test_callback_sees_and_changes_every_step(tiny_pipeline, images) -> None:
     seen = []
 

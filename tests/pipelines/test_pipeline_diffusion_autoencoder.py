@@ -1,7 +1,6 @@
 """The pipeline on tiny real components: arithmetic against a float64 loop, round trips, threads, tiles, gradients."""
 
 import doctest
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,15 +20,7 @@ from diffae_hub import (
 from diffae_hub.images import Tiles
 
 from ..conftest import TINY, seeded
-
-
-def sc4(t: float) -> tuple[float, float]:
-    """alpha and sigma of SC-4, from tan: alpha / sigma = S / tan(pi t / 2)."""
-    if t == 1.0:
-        return 0.0, 1.0
-    ratio = math.tan(math.pi * t / 2) / 4.0  # sigma / alpha
-    alpha = 1.0 / math.sqrt(1.0 + ratio * ratio)
-    return alpha, alpha * ratio
+from ..schedulers.test_probability_flow import level
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -40,7 +31,7 @@ def test_decode_equals_a_float64_loop(tiny_pipeline, steps: int) -> None:
     times = [1 - k / steps for k in range(steps + 1)]
     with torch.no_grad():
         for now, after in zip(times, times[1:], strict=False):
-            (alpha, sigma), (next_alpha, next_sigma) = sc4(now), sc4(after)
+            (alpha, sigma), (next_alpha, next_sigma) = (level("shifted_cosine", 4.0, t) for t in (now, after))
             velocity = tiny_pipeline.decoder(x.float(), torch.full((2,), 1000 * now), code).sample.double()
             x = next_alpha * (alpha * x - sigma * velocity) + next_sigma * (sigma * x + alpha * velocity)
     actual = tiny_pipeline.decode(code, noise=noise, num_inference_steps=steps, output_type="latent").images

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from diffae_hub.cli.main import main
-
 INDEX, CONFIG, SCHEDULER = "model_index.json", "encoder/config.json", "scheduler/scheduler_config.json"
 ENCODER = "encoder/diffusion_pytorch_model.safetensors"
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -63,14 +61,10 @@ def damage(path: Path, change: Change) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_malformed_model_is_one_line(case: str, model: str, tmp_path: Path, capfd) -> None:
+def test_malformed_model_is_one_line(case: str, model: str, tmp_path: Path, refusal) -> None:
     name, change = CASES[case]
     damage(Path(model, name), change)
     (tmp_path / "photo.ppm").write_bytes(b"P6 2 2 255 " + bytes(12))
-    output = tmp_path / "out"
-    assert main(["reconstruct", str(tmp_path / "photo.ppm"), "--model", model, "--output", str(output)]) == 2
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1, captured.err
-    assert str(tmp_path) in captured.err
-    assert not output.exists()
+    words = ("reconstruct", tmp_path / "photo.ppm", "--model", model, "--output", tmp_path / "out")
+    assert str(tmp_path) in refusal(*words)
+    assert not (tmp_path / "out").exists()

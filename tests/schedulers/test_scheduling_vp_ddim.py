@@ -211,18 +211,6 @@ def test_training_formulas_broadcast_over_the_batch(rng):
     assert VPDDIMScheduler(prediction_type="sample").training_target(image, noise, timesteps) is image
 
 
-def test_training_formulas_compile_without_graph_breaks(rng):
-    scheduler = VPDDIMScheduler()
-    image, noise = torch.randn(2, 2, 3, 4, 4, generator=rng)
-    timesteps = torch.tensor([10.0, 990.0])
-
-    def both(x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return scheduler.add_noise(x, eps, t), scheduler.training_target(x, eps, t)
-
-    compiled = torch.compile(both, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(image, noise, timesteps), both(image, noise, timesteps))
-
-
 # ---- configuration --------------------------------------------------------------------------------------------------
 
 

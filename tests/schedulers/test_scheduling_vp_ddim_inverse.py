@@ -84,27 +84,6 @@ def test_iterated_correction_is_the_exact_inverse_of_sampling(config):
     assert once_error < 0.5 * plain_error
 
 
-def test_predictor_corrector_by_hand():
-    """Two steps of v-prediction: t = 0, 1/2, 1, by the angles of the noise levels."""
-    inverse = VPDDIMInverseScheduler()
-    inverse.set_timesteps(2)
-    assert inverse.timesteps.tolist() == [0.0, 500.0, 1000.0]
-    x_0, v_0, v_1, v_2 = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    first = math.atan(1 / 4)
-    second = math.pi / 2 - first
-
-    def implicit(x: torch.Tensor, v: torch.Tensor, angle: float) -> torch.Tensor:
-        # The sampling step is x_low = cos(angle) x_high - sin(angle) v.
-        return (x + math.sin(angle) * v) / math.cos(angle)
-
-    guess_1 = inverse.step(v_0, 0, x_0).prev_sample
-    torch.testing.assert_close(guess_1, implicit(x_0, v_0, first))
-    x_1 = implicit(x_0, v_1, first)
-    guess_2 = inverse.step(v_1, 500, guess_1).prev_sample
-    torch.testing.assert_close(guess_2, implicit(x_1, 2 * v_1 - v_0, second))
-    torch.testing.assert_close(inverse.step(v_2, 1000, guess_2).prev_sample, implicit(x_1, v_2, second))
-
-
 @pytest.mark.parametrize("scheduler_class", [VPDDIMInverseScheduler, VPDPMSolverMultistepScheduler])
 def test_the_state_of_a_loop_does_not_reach_the_next(scheduler_class):
     image = torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -11,7 +11,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from diffae_hub import DiffusionAutoencoderPipeline
-from diffae_hub.training.checkpoints import load_checkpoint
 
 from .runner import TINY_EXPERIMENT, arguments, run
 
@@ -23,18 +22,10 @@ EXPERIMENT = {
 }
 EXPERIMENT |= {"batch_size": 64, "training_examples": 19_200, "warmup_examples": 640, "learning_rate": 2e-3}
 EXPERIMENT |= {"ema_decay": 0.99, "horizontal_flip": False}
-END_OF_PHASE_1 = 4_800
 
 
 def mean_psnr(images: np.ndarray, references: np.ndarray) -> float:
     return float((-10 * np.log10(((images - references) ** 2).mean(axis=(1, 2)))).mean())
-
-
-def fine_energy(images: np.ndarray) -> float:
-    """Returns the energy of the spatial frequencies 3 and 4 (of at most 4), which blur reduces."""
-    frequency = np.abs(np.fft.fftfreq(8) * 8)
-    fine = np.maximum(frequency[:, None], frequency[None]) >= 3
-    return float((np.abs(np.fft.fft2(images)) ** 2)[:, fine].sum())
 
 
 def as_array(output: object) -> np.ndarray:
@@ -48,8 +39,7 @@ def test_two_phases_on_digits(tmp_path: Path) -> None:
     images.mkdir()
     for index, digit in enumerate(training):
         Image.fromarray((digit * 255).round().astype(np.uint8)).save(images / f"{index:04d}.png")
-    flags = (f"--checkpoint-every={END_OF_PHASE_1}", "--keep-checkpoints=9", "--log-every=4800")
-    run(arguments(images, tmp_path / "run", *flags, **EXPERIMENT))
+    run(arguments(images, tmp_path / "run", "--checkpoint-every=19200", "--log-every=4800", **EXPERIMENT))
     pipeline = DiffusionAutoencoderPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     originals = torch.from_numpy(held_out).float()[:, None]
 
@@ -67,14 +57,3 @@ def test_two_phases_on_digits(tmp_path: Path) -> None:
     codes = pipeline.encode(originals).roll(1, dims=0)
     other = as_array(pipeline.decode(codes, num_inference_steps=20, **noise()))
     assert mean_psnr(other, held_out) < mean_psnr(stochastic, held_out) - 4
-
-    # Phase 1 has learned to reconstruct; what it lacks, since it averages, is the detail.
-    state = load_checkpoint(tmp_path / "run" / f"checkpoint-{END_OF_PHASE_1}.pt")
-    averaged = dict(zip(state["model"], state["ema"]["shadow_params"], strict=True))
-    for name in ("encoder", "decoder"):
-        weights = {key.removeprefix(f"{name}."): value for key, value in averaged.items() if key.startswith(name)}
-        getattr(pipeline, name).load_state_dict(weights)
-    blurred = as_array(pipeline(originals, num_inference_steps=1, **noise()))
-    assert mean_psnr(blurred, held_out) > baseline + 1.5
-    assert fine_energy(blurred) / fine_energy(held_out) < 0.65
-    assert 0.75 < fine_energy(stochastic) / fine_energy(held_out) < 1.25

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffae_hub.training.optimizers import Muon, learning_rate_at, newton_schulz
+from diffae_hub.training.optimizers import Muon, learning_rate_at
 
 
 def test_learning_rates() -> None:
@@ -19,25 +19,16 @@ def test_learning_rates() -> None:
             assert learning_rate_at(seen, 2.0, name, 100, 1000) == pytest.approx(2 * warm * share)
 
 
-@pytest.mark.parametrize("shape", [(6, 6), (4, 30), (30, 4)])
-def test_newton_schulz_keeps_the_singular_vectors(rng: torch.Generator, shape: tuple[int, int]) -> None:
-    matrix = torch.randn(*shape, generator=rng)
-    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    values = values / values.norm()
-    for _ in range(5):
-        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    torch.testing.assert_close(newton_schulz(matrix).double(), left @ values.diag() @ right, rtol=0, atol=1e-3)
-
-
-def test_muon_is_torchs_on_matrices(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_muon_is_torchs_on_matrices(rng: torch.Generator, shape: tuple[int, int]) -> None:
     """torch computes in bfloat16, so a step agrees to about 2 % of its size."""
-    start = torch.randn(8, 24, generator=rng)
+    start = torch.randn(*shape, generator=rng)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     options = {"weight_decay": 0.0, "momentum": 0.95, "nesterov": True, "adjust_lr_fn": "match_rms_adamw"}
     optimizers = Muon([ours], lr=0.01), torch.optim.Muon([theirs], lr=0.01, **options)
     for _ in range(4):
         before = ours.detach().clone(), theirs.detach().clone()
-        gradient = torch.randn(8, 24, generator=rng)
+        gradient = torch.randn(*shape, generator=rng)
         for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
             parameter.grad = gradient.clone()
             optimizer.step()
