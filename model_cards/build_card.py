@@ -126,7 +126,7 @@ def card_results(report: dict[str, Any]) -> list[dict[str, Any]]:
         fade = path_length["cross_fade"]["mean"]
         line = {"metric": "PPL ↓ (LPIPS-VGG)", "mode": "cross-fade (baseline)", "value": fade, "note": note}
         lines.append(line | {"baseline": True})
-    if probe := report["results"].get("probe"):
+    if "accuracy" in (probe := report["results"].get("probe", {})):
         note = f"linear probe of the code, {probe['test_codes']:,} test images"
         lines.append({"metric": "accuracy ↑", "mode": "latent code", "value": probe["accuracy"], "note": note})
         lines.append({"metric": "AUROC ↑, macro", "mode": "latent code", "value": probe["auroc_macro"], "note": note})

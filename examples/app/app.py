@@ -10,6 +10,7 @@ import argparse
 import functools
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -50,14 +51,17 @@ def main() -> None:
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no downloaded fonts
     css = ".result [data-testid=block-label] { position: static !important; }"  # a label above its picture, not on it
     theme.set(block_info_text_color="*neutral_600", block_label_text_color="*neutral_700")  # easier to read
-    app.queue(max_size=MAX_WAITING).launch(
-        server_port=arguments.port,
-        max_file_size=MAX_FILE_SIZE,
-        theme=theme,
-        css=css,
-        ssr_mode=False,
-        footer_links=["gradio", "settings"],
-    )
+    try:
+        app.queue(max_size=MAX_WAITING).launch(
+            server_port=arguments.port,
+            max_file_size=MAX_FILE_SIZE,
+            theme=theme,
+            css=css,
+            ssr_mode=False,
+            footer_links=["gradio", "settings"],
+        )
+    except OSError as error:  # the port is taken
+        parser.error(str(error))
 
 
 def build(first_model: str, codes: str | None = None) -> gr.Blocks:
@@ -69,7 +73,8 @@ def build(first_model: str, codes: str | None = None) -> gr.Blocks:
         codes_summary(codes)  # fails now rather than in a visitor's page
 
     def choose(name: str | None) -> str:
-        if name not in models and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", name or ""):
+        is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", name or "") and not Path(name).exists()
+        if name not in models and not is_hub_id:
             raise ValueError(f"Model must be one of {', '.join(models)} or a Hub id, owner/name, got {name!r}")
         load_once(name, device)
         return name

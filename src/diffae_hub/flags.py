@@ -27,19 +27,32 @@ def option(
     """Declares a dataclass field with its flag. The default `dataclasses.MISSING` makes it required.
 
     `help` is one line, to which the default is added. `group` is the title under which `--help` lists the flag.
-    [`check_minimums`] checks `minimum`. A `positional` argument has no flag. With `append`, the flag of a tuple takes
+    [`check_values`] checks `minimum`. A `positional` argument has no flag. With `append`, the flag of a tuple takes
     one value and is repeated for more.
     """
     metadata = {"help": help, "group": group, "minimum": minimum, "positional": positional, "append": append}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_minimums(options: Any) -> None:
-    """Raises ValueError, which names the field, if a field is below its minimum."""
+def check_values(options: Any) -> None:
+    """Raises ValueError, which names the field, if a value is below its minimum or not one of its choices."""
+    hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
         value, minimum = getattr(options, field.name), field.metadata["minimum"]
         if minimum is not None and value is not None and value < minimum:
             raise ValueError(f"{field.name} must be at least {minimum}, got {value}")
+        kind, _ = _kind_of(hints[field.name])
+        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        if typing.get_origin(kind) is Literal and not {*values} <= {*typing.get_args(kind)}:
+            raise ValueError(f"{field.name} must be of {typing.get_args(kind)}, got {value!r}")
+
+
+def _kind_of(hint: Any) -> tuple[Any, bool]:
+    """Returns the type of a field's value, or of each value of a tuple, and whether it is a tuple. None is ignored."""
+    if type(None) in typing.get_args(hint):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    is_tuple = typing.get_origin(hint) is tuple
+    return typing.get_args(hint)[0] if is_tuple else hint, is_tuple
 
 
 def whole_number(text: str) -> int:
@@ -79,11 +92,8 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
             if default not in (None, ()) and default is not False:  # 0 == False, but is shown
                 shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
                 settings["help"] += f" (default: {shown})".replace("%", "%%")
-        kind = hints[field.name]
-        if type(None) in typing.get_args(kind):
-            kind = next(part for part in typing.get_args(kind) if part is not type(None))
-        if typing.get_origin(kind) is tuple:
-            kind = typing.get_args(kind)[0]
+        kind, is_tuple = _kind_of(hints[field.name])
+        if is_tuple:
             repeated = {"action": "append", "default": []}
             settings |= repeated if extra["append"] else {"nargs": "+" if required else "*"}
         if typing.get_origin(kind) is Literal:

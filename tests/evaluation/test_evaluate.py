@@ -17,6 +17,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
+from diffae_hub import DiffusionAutoencoderPipeline, VPDDIMScheduler
 from diffae_hub.cli.main import main
 from diffae_hub.conversion.official_configuration import CELEBA_ATTRIBUTES
 from diffae_hub.data.open_dataset import load_rows
@@ -131,14 +132,18 @@ def test_probe_compares_classes_by_name(model: str, tmp_path: Path, capsys) -> N
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["bright", "dark"])})
     columns["label"] = [1 - label for label in columns["label"]]
     Dataset.from_dict(columns, features).to_parquet(tmp_path / "swapped.parquet")
+    features["label"] = ClassLabel(names=["bright", "dim"])  # that no training image is
+    Dataset.from_dict(columns, features).to_parquet(tmp_path / "unknown.parquet")
     probes = []
-    for name in (test, tmp_path / "swapped.parquet"):
+    for name in (test, tmp_path / "swapped.parquet", tmp_path / "unknown.parquet"):
         arguments = run(model, "--dataset", name, "--train-dataset", train, "--mode", "stochastic", "--metrics")
         arguments += ["--probe", "multiclass", "--label-columns", "label", "--output", tmp_path / Path(name).stem]
         assert main(list(map(str, arguments))) == 0
         probes.append(json.loads(capsys.readouterr().out)["results"]["probe"])
     assert probes[0] == probes[1]
     assert probes[0]["accuracy"] > 0.5
+    assert "dim" in probes[2]["unavailable"]
+    assert probes[2]["unavailable"] in (tmp_path / "unknown" / "report.md").read_text()
 
 
 def test_probe_of_a_column_of_lists(model: str, tmp_path: Path, capsys) -> None:
@@ -308,13 +313,22 @@ def test_what_is_refused_leaves_the_folder_free(
         (["--train-dataset", "nonsense", "--baselines", "pca"], "nonsense"),
         (["--probe", "regression", "--label-columns", "nonsense"], "columns"),
         (["--probe", "multiclass", "--label-columns", "a", "b"], "label_columns"),
+        (["--label-columns", "label"], "label_columns"),
+        (["--baselines", "jpeg", "jpeg"], "baselines"),
         (["--require", "fd_vgg16"], "require"),
         (["--num-images", "1"], "num_images"),
     ):
         assert message in refusal(*arguments, "--output", tmp_path / "out", "--metrics", *more)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="train_dataset"):
-        EvaluationOptions("m", "d", tmp_path, baselines=("pca",))
+    official = DiffusionAutoencoderPipeline.from_pretrained(model)
+    official.scheduler = VPDDIMScheduler(timestep_spacing="leading")
+    official.save_pretrained(tmp_path / "official")
+    steps = ["--solver", "dpm", "--steps", "60", "--output", tmp_path / "out"]  # which fit the solver alone
+    assert "num_inference_steps" in refusal("evaluate", tmp_path / "official", "--dataset", test_images, *steps)
+    assert not (tmp_path / "out").exists()
+    for change in ({"baselines": ("pca",)}, {"mode": "inverted"}, {"metrics": ("fid",)}):
+        with pytest.raises(ValueError, match={"baselines": "train_dataset"}.get(*change, *change)):
+            EvaluationOptions("m", "d", tmp_path, **change)
 
 
 def test_bad_images_and_outputs(model: str, tmp_path: Path, refusal) -> None:
@@ -325,6 +339,12 @@ def test_bad_images_and_outputs(model: str, tmp_path: Path, refusal) -> None:
     assert "dataset" in refusal(*arguments, out), "one image is too few"
     (photos / "1.png").write_bytes(b"junk")
     assert "1.png" in refusal(*arguments, out), "before the sampling"
+    shutil.copytree(photos, tmp_path / "train")
+    Image.new("RGB", (20, 20), "blue").save(photos / "1.png")
+    damaged = ["--train-dataset", tmp_path / "train", "--baselines", "pca", "--output", out]
+    assert "train/1.png" in refusal(*arguments[:-1], *damaged)
+    assert not (out / "stochastic").exists()
+    shutil.rmtree(out)
     out.mkdir()
     (out / "precious.txt").write_text("x")
     for output in (out, photos / "out", photos / "0.png"):
@@ -332,6 +352,12 @@ def test_bad_images_and_outputs(model: str, tmp_path: Path, refusal) -> None:
     assert "output" in refusal("encode", photos, "--model", model, "--output", photos / "out")
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
     assert sorted(path.name for path in photos.iterdir()) == ["0.png", "1.png"]
+
+
+def test_pairs_differ() -> None:
+    pairs = image_pairs(5, 20, seed=0)
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs) == 10  # all that there are
+    assert image_pairs(5, 4, seed=0) == pairs[:4]
 
 
 def test_equal_images(tmp_path: Path) -> None:

@@ -40,9 +40,12 @@ def batches(indices: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
 
 
 def image_pairs(count: int, num_pairs: int, seed: int) -> list[tuple[int, int]]:
-    """Draws pairs of different images by the seed; a longer list begins with the shorter one."""
-    random = np.random.default_rng(seed)
-    return [tuple(random.choice(count, size=2, replace=False).tolist()) for _ in range(num_pairs)]
+    """Draws pairs of different images by the seed, no pair twice; a longer list begins with the shorter one."""
+    random, pairs = np.random.default_rng(seed), {}
+    while len(pairs) < min(num_pairs, count * (count - 1) // 2):
+        pair = random.choice(count, size=2, replace=False).tolist()
+        pairs.setdefault(frozenset(pair), tuple(pair))
+    return list(pairs.values())
 
 
 class EvaluationFolder:

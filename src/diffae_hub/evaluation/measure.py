@@ -35,7 +35,10 @@ def measure(path: Path, show_progress: bool = False) -> dict[str, Any]:
     _, device = join_processes(options.device)
     results: dict[str, Any] = {}
     if options.probe:
-        results["probe"] = _probe(options)
+        try:
+            results["probe"] = _probe(options)
+        except ValueError as error:  # labels that do not fit
+            results["probe"] = _unavailable("probe", error, options)
     for method in options.methods:
         scores = [score for index, score in folder.scores(method).items() if index < count]
         results[method] = _from_scores(scores, options.seed, facts["latent_dim"])
@@ -109,11 +112,13 @@ def _path_length(
     folder: EvaluationFolder, options: EvaluationOptions, count: int, device: torch.device
 ) -> dict[str, Any]:
     records = list(folder.path_lengths(options, count).values())
-    if len(records) < options.path_length_pairs:  # the network was not available
+    if not records:  # the network was not available
+        reason: Exception = RuntimeError("it was not measured; run the evaluation again")
         try:
             PerceptualDistance("vgg", device=device)
         except (WeightsUnavailable, ImportError) as error:
-            return _unavailable(PATH_LENGTH, error, options)
+            reason = error
+        return _unavailable(PATH_LENGTH, reason, options)
     lengths, fades = ([record[name] for record in records] for name in ("path_length", "cross_fade"))
     return {**_summary(lengths, options.seed), "cross_fade": _summary(fades, options.seed)}
 
@@ -122,6 +127,8 @@ def _probe(options: EvaluationOptions) -> dict[str, Any]:
     """Linear probe of the codes."""
     names, folders = list(options.label_columns), [options.output / f"codes_{name}" for name in ("train", "test")]
     train, test = (load_codes(folder, names) for folder in folders)
+    if gaps := [name for name in names for codes in (train, test) if codes[name].dtype == object]:
+        raise ValueError(f"label_columns must hold a value for every image, but {gaps[0]} does not")
     learnt, expected = (
         codes[names[0]] if len(names) == 1 else np.stack([codes[name] for name in names], axis=1)
         for codes in (train, test)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ..files import read_json, write_text
-from ..flags import check_minimums, from_values, option
+from ..flags import check_values, from_values, option
 
 PATH_LENGTH = "perceptual_path_length"
 _FILE = "options.json"
@@ -73,7 +73,7 @@ class EvaluationOptions:
     data_note: str | None = _report(None, "what readers should know about the data, in words")
 
     def __post_init__(self) -> None:
-        check_minimums(self)
+        check_values(self)
         measured = self.metrics + (PATH_LENGTH,) * bool(self.path_length_pairs)
         for metric in set(self.require) - set(measured):
             flag = "path_length_pairs" if metric == PATH_LENGTH else "metrics"
@@ -83,10 +83,11 @@ class EvaluationOptions:
         fitted = [name for name in self.baselines if name != "jpeg"] + ([self.probe] if self.probe else [])
         if fitted and self.train_dataset is None:
             raise ValueError(f"train_dataset must be given for {', '.join(fitted)}, got none")
-        if self.probe and not self.label_columns:
-            raise ValueError("label_columns must be given for a probe, got none")
-        if len({*self.label_columns}) < len(self.label_columns):
-            raise ValueError(f"label_columns must differ from one another, got {', '.join(self.label_columns)}")
+        if bool(self.probe) != bool(self.label_columns):
+            raise ValueError("label_columns and probe must be given together")
+        for name in ("label_columns", "metrics", "baselines"):
+            if len({*(values := getattr(self, name))}) < len(values):
+                raise ValueError(f"{name} must differ from one another, got {', '.join(values)}")
         if self.probe == "multiclass" and len(self.label_columns) > 1:
             raise ValueError(f"label_columns must be one column for multiclass, got {', '.join(self.label_columns)}")
 

@@ -32,6 +32,7 @@ from ..metrics.weights import WeightsUnavailable
 from ..pipelines.interpolation import lerp, slerp
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..schedulers.compatibility import with_solver
+from ..schedulers.scheduling_vp_ddim_inverse import VPDDIMInverseScheduler
 from .baselines import BYTES_PER_NUMBER, fit_mean_image, fit_pca, jpeg_reconstruct
 from .evaluation_folder import EvaluationFolder, batches, image_pairs
 from .options import EvaluationOptions
@@ -137,6 +138,8 @@ def reconstruct(
             shard_size=5_000,
             show_progress=run.show_progress,
         )
+    if state.is_main_process:  # before the sampling: a training image may be unreadable
+        _baselines(run, train, fitted, config.latent_dim)
     for mode in options.modes:
         _sample(run, pipeline, mode, mode)
         if other is not None:
@@ -148,7 +151,6 @@ def reconstruct(
         return
     if "inversion" in options.modes:
         _interpolate(run, pipeline)
-    _baselines(run, train, fitted, config.latent_dim)
     facts = {
         "weights": weights,
         "num_images": count,
@@ -187,6 +189,9 @@ def _load(model: str, options: EvaluationOptions, device: torch.device) -> tuple
     weights = weights_fingerprint(pipeline)
     pipeline.scheduler = with_solver(pipeline.scheduler, options.solver)
     pipeline.scheduler.set_timesteps(options.steps)  # a bad number fails before any work
+    if "inversion" in options.modes or options.path_length_pairs:
+        inverse = VPDDIMInverseScheduler.from_config(pipeline.scheduler.config, inversion="plain")
+        inverse.set_timesteps(options.steps)
     return pipeline, weights
 
 

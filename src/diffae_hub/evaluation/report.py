@@ -114,10 +114,11 @@ def _pictures(folder: EvaluationFolder, options: EvaluationOptions, figures: Map
     axes.set(xlabel="PSNR (dB)", ylabel="images")
     axes.legend()
     plots = {"psnr.png": ("PSNR per image", psnr)}
-    if aurocs := _aurocs(figures["results"].get("probe", {"task": None})):
+    if aurocs := _aurocs(figures["results"].get("probe", {})):
         auroc = Figure(figsize=(7, 1 + 0.2 * len(aurocs)), layout="constrained")
         axes = auroc.subplots()
-        axes.barh(list(aurocs), [value or 0 for value in aurocs.values()])
+        names = [name.replace("$", r"\$") for name in aurocs]  # else matplotlib reads formulas
+        axes.barh(names, [value or 0 for value in aurocs.values()])
         axes.set(xlabel="AUROC", xlim=(0.5, 1))
         axes.invert_yaxis()
         plots["auroc.png"] = "AUROC of linear probes", auroc
@@ -133,13 +134,15 @@ def _pictures(folder: EvaluationFolder, options: EvaluationOptions, figures: Map
 
 def _what(figures: Mapping[str, Any]) -> str:
     machine, parameters = figures["machine"], figures["parameters"]
+    inverts = "inversion" in figures["modes"] or PATH_LENGTH in figures["results"]
+    inversion = ", and plain DDIM inversion" if inverts else ""
     rows = {
         "data": f"{figures['dataset']}, split {figures['split']}, the first {figures['num_images']:,} images",
         "about the data": figures.get("data_note"),
         "training": figures.get("budget"),
         "parameters": f"encoder {parameters['encoder']:,}, decoder {parameters['decoder']:,}",
         "latent code": f"{figures['latent_dim']} numbers",
-        "steps": f"{figures['steps']} (decoding by {figures['solver'].upper()}, and plain DDIM inversion)",
+        "steps": f"{figures['steps']} (decoding by {figures['solver'].upper()}{inversion})",
         "seed": str(figures["seed"]),
         "networks in": figures["dtype"],
         "measured on": f"{machine['device']}, {machine['processes']} process(es) of {machine['threads']} thread(s), "
@@ -217,10 +220,10 @@ def _path_length_table(figures: Mapping[str, Any], dataset: str) -> str:
 
 def _aurocs(probe: Mapping[str, Any]) -> dict[str, float | None]:
     """The AUROC of each label."""
-    if probe["task"] == "multiclass":
+    if probe.get("task") == "multiclass":
         names = map(str, probe["classes"])
         return dict(zip(names, probe["auroc_per_class"], strict=True))
-    if probe["task"] == "multilabel":
+    if probe.get("task") == "multilabel":
         return dict(zip(probe["labels"], probe["auroc_per_attribute"], strict=True))
     return {}
 
@@ -229,6 +232,8 @@ def _probe_section(probe: Mapping[str, Any]) -> str:
     def decimals(value: float | None) -> str:
         return "n/a" if value is None else f"{value:.4f}"
 
+    if "unavailable" in probe:
+        return f"n/a: {probe['unavailable']}"
     counts = f"Trained on {probe['train_codes']:,} codes, tested on {probe['test_codes']:,}."
     if probe["task"] == "regression":
         header = ["target", "R² ↑", "mean absolute error ↓", "correlation ↑"]

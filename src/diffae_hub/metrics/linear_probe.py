@@ -29,7 +29,6 @@ def multiclass_probe(
     Returns `accuracy`; `classes`, the training labels, sorted; `auroc_per_class`, the area under the ROC curve of each
     class's probability against the rest; `auroc_macro`, their mean (table 11's average); and `left_out`.
     """
-    from scipy.special import log_softmax
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
@@ -40,16 +39,13 @@ def multiclass_probe(
     unknown = np.setdiff1d(test_labels, classes)
     if len(unknown):
         raise ValueError(f"test_labels must be classes of train_labels, got {unknown[:5].tolist()} too")
-    logits = model.decision_function(test)
-    if len(classes) == 2:
-        logits = np.stack([np.zeros_like(logits), logits], axis=1)
     # Logits are defined only up to a constant per code, so they cannot be ranked across codes; probabilities can.
-    scores = log_softmax(logits, axis=1)
+    scores = model.predict_log_proba(test)
     members = test_labels[:, None] == classes
     defined = _has_both(members)
     auroc = [float(roc_auc_score(members[:, k], scores[:, k])) if defined[k] else math.nan for k in range(len(classes))]
     return {
-        "accuracy": float((classes[scores.argmax(axis=1)] == test_labels).mean()),
+        "accuracy": float(model.score(test, test_labels)),
         "auroc_macro": _mean_of_defined(auroc),
         "auroc_per_class": auroc,
         "classes": classes.tolist(),

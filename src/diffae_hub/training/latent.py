@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from ..files import append_json_lines
-from ..flags import check_minimums, option
+from ..flags import check_values, option
 from ..metrics.frechet import frechet_distance
 from ..models.latent_code_model import LatentCodeModel
 from ..schedulers.scheduling_vp_ddim import VPDDIMScheduler
@@ -58,7 +58,7 @@ class LatentOptions:
     seed: int = _training(0, "seed of the initial weights and of all random draws", minimum=0)
 
     def __post_init__(self) -> None:
-        check_minimums(self)
+        check_values(self)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
         if not 0 <= self.ema_decay < 1:

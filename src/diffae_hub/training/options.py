@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from ..data.transform import CROPS
 from ..files import check_output, read_json
-from ..flags import check_minimums, option
+from ..flags import check_values, option
 from ..pipelines.pipeline_diffusion_autoencoder import DiffusionAutoencoderPipeline
 from ..schedulers.compatibility import trained_scheduler
 from .objective import LOSS_WEIGHTINGS
@@ -97,7 +97,7 @@ class TrainingOptions:
     hub_license: str | None = _output(None, "licence in the model card, e.g. cc-by-4.0; default: none")
 
     def __post_init__(self) -> None:
-        check_minimums(self)
+        check_values(self)
         for decay in self.more_ema_decays:
             if not 0 <= decay < 1 or self.more_ema_decays.count(decay) > 1:
                 raise ValueError(f"more_ema_decays must be in [0, 1) and differ, got {self.more_ema_decays}")
