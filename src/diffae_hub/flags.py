@@ -42,7 +42,7 @@ def check_values(options: Any) -> None:
         if minimum is not None and value is not None and value < minimum:
             raise ValueError(f"{field.name} must be at least {minimum}, got {value}")
         kind, _ = _kind_of(hints[field.name])
-        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        values = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
         if typing.get_origin(kind) is Literal and not {*values} <= {*typing.get_args(kind)}:
             raise ValueError(f"{field.name} must be of {typing.get_args(kind)}, got {value!r}")
 

@@ -63,7 +63,7 @@ def publish(
     repo_id: str,
     card: str | Path | None,
     figures: Mapping[str, Any],
-    private: bool | None = None,
+    private: bool | None,
     token: str | None = None,
     **commit: Any,
 ) -> Any:
@@ -232,40 +232,26 @@ class PublishingMixin:
         datasets: Sequence[str] = (),
         tags: Sequence[str] = (),
         base_model: str | None = None,
+        saved_in: Path | None = None,
     ) -> Any:
         """Uploads weights, configuration and card in one commit and returns huggingface_hub's `CommitInfo`.
 
-        Creates the repository if needed. Without arguments for the card, from `card` on, an existing card stays.
+        Creates the repository if needed. Without arguments for the card, an existing card stays. `saved_in` is a folder
+        that `save_pretrained` has written, to upload it as it is.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are written as safetensors only, got False")
-        header = {"license": license, "datasets": datasets, "tags": tags, "base_model": base_model}
-        commit = {"commit_message": commit_message, "create_pr": create_pr, "private": private, "token": token}
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **({"variant": variant} if variant else {}))
-            return self._publish(Path(folder), repo_id, card=card, evaluation=evaluation, **header, **commit)
-
-    def _publish(
-        self,
-        folder: Path,
-        repo_id: str,
-        card: str | Path | None = None,
-        evaluation: str | Path | None = None,
-        license: str | None = None,
-        datasets: Sequence[str] = (),
-        tags: Sequence[str] = (),
-        base_model: str | None = None,
-        commit_message: str | None = None,
-        **commit: Any,
-    ) -> Any:
-        """Uploads what `save_pretrained` wrote; arguments as in `push_to_hub`."""
         datasets, tags = ([given] if isinstance(given, str) else [*given] for given in (datasets, tags))
         header = {"datasets": datasets, "tags": tags, "base_model": base_model}
         figures = card_figures(card, license, evaluation) | {name: value for name, value in header.items() if value}
-        if not (folder / INDEX).is_file():
-            figures["class_name"] = _loadable_class(self)[1]
-        message = commit_message or f"Upload {type(self).__name__}"
-        return publish(folder, repo_id, card, figures, commit_message=message, **commit)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = saved_in or Path(temporary)
+            if saved_in is None:
+                self.save_pretrained(folder, **({"variant": variant} if variant else {}))
+            if not (folder / INDEX).is_file():
+                figures["class_name"] = _loadable_class(self)[1]
+            commit = {"commit_message": commit_message or f"Upload {type(self).__name__}", "create_pr": create_pr}
+            return publish(folder, repo_id, card, figures, private, token, **commit)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves as diffusers does. A pipeline gets the loader file that plain diffusers needs, too."""
@@ -282,7 +268,8 @@ class PublishingMixin:
             write_text(index.with_name("pipeline.py"), _loader(own_name).decode())
         if push_to_hub and kwargs.get("is_main_process", True):
             repo_id, page = publishing.pop("repo_id", Path(save_directory).resolve().name), index.with_name("README.md")
-            self._publish(index.parent, repo_id, **{"card": page if page.is_file() else None} | publishing)
+            publishing.setdefault("card", page if page.is_file() else None)
+            PublishingMixin.push_to_hub(self, repo_id, saved_in=index.parent, **publishing)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:

@@ -23,28 +23,24 @@ def truncated_svd(train: torch.Tensor, images: torch.Tensor, rank: int) -> np.nd
     return projected.clip(0, 1).reshape(images.shape)
 
 
-def flat(images: torch.Tensor) -> np.ndarray:
-    return images.flatten(1).double().numpy()
-
-
 @pytest.mark.parametrize("count", [400, 60])
 def test_pca_equals_the_truncated_svd(count: int) -> None:
     train, test = (
         photographs(count, 8, 8),
         photographs(20, 8, 8, seed=1),
     )  # 192 numbers each: more and fewer images than that
-    reconstruct = fit_pca(flat(train), 24)
+    reconstruct = fit_pca(train.split(50), count, 24)
     np.testing.assert_allclose(reconstruct(test).numpy(), truncated_svd(train, test, 24), atol=2e-5)
 
 
 def test_randomised_pca_of_large_images(monkeypatch) -> None:
     monkeypatch.setattr(baselines, "_EXACT_PIXELS", 50)
     train, test = photographs(150, 8, 8), photographs(20, 8, 8, seed=1)
-    result = fit_pca(flat(train), 8)(test)
+    result = fit_pca(train.split(50), 150, 8)(test)
     exact = truncated_svd(train, test, 8)
     error, least = (float(np.square(array - test.numpy()).mean()) for array in (result.numpy(), exact))
     assert error == pytest.approx(least, rel=0.01)
-    torch.testing.assert_close(fit_pca(flat(train), 8)(test), result, atol=0, rtol=0)
+    torch.testing.assert_close(fit_pca(train.split(50), 150, 8)(test), result, atol=0, rtol=0)
 
 
 def exhaustive(image: torch.Tensor, budget: int) -> tuple[torch.Tensor, int, int]:

@@ -4,7 +4,8 @@ PSNR means little without them: on small images a linear code of 512 numbers is 
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,26 +14,40 @@ from PIL import Image
 from ..images import to_uint8
 
 BYTES_PER_NUMBER = 2  # of a latent code, without entropy coding and without the noise x_T of inversion
-_EXACT_PIXELS = 4096  # up to here PCA is exact (a covariance of 128 MiB), above it randomised with a fixed seed
+# Up to here PCA is exact, in float64 (a covariance of 128 MiB), above it randomised with a fixed seed, in float32.
+_EXACT_PIXELS = 4096
 
 Reconstruct = Callable[[torch.Tensor], torch.Tensor]  # images (B, C, H, W), float32, in [0, 1] -> the same
 
 
-def fit_mean_image(train: np.ndarray) -> Reconstruct:
-    """Returns a method that gives the mean of the training images (N, C * H * W) in [0, 1], without any latent code."""
-    mean = torch.from_numpy(train.mean(axis=0, dtype=np.float64)).float()
-    return lambda images: mean.reshape(images.shape[1:]).expand_as(images).clone()
+def fit_mean_image(train: Iterable[torch.Tensor]) -> Reconstruct:
+    """Returns a method that gives the mean of the training images, without any latent code.
+
+    `train` are batches (B, C, H, W), in [0, 1].
+    """
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for batch in train:
+        total, count = total + batch.double().sum(dim=0), count + len(batch)
+    return lambda images: (total / count).float().expand_as(images).clone()
 
 
-def fit_pca(train: np.ndarray, num_components: int) -> Reconstruct:
+def fit_pca(train: Iterable[torch.Tensor], num_images: int, num_components: int) -> Reconstruct:
     """Fits a PCA: of all linear codes of `num_components` numbers, the one with the least squared training error.
 
-    `train` is (N, C * H * W), float64, in [0, 1], and is overwritten. `num_components` is at most its shorter side.
+    `train` are batches (B, C, H, W), in [0, 1], of `num_images` in all. They are held in memory together.
+    `num_components` is at most their number, and that of their values.
     """
     from sklearn.decomposition import PCA
 
-    solver = "covariance_eigh" if train.shape[1] <= _EXACT_PIXELS else "randomized"
-    pca = PCA(num_components, svd_solver=solver, copy=False, random_state=0).fit(train)
+    batches = iter(train)
+    first = next(batches).flatten(1)
+    exact = first.shape[1] <= _EXACT_PIXELS
+    pixels, filled = np.empty((num_images, first.shape[1]), np.float64 if exact else np.float32), 0
+    for batch in chain([first], batches):
+        pixels[filled : filled + len(batch)] = batch.flatten(1)
+        filled += len(batch)
+    solver = "covariance_eigh" if exact else "randomized"
+    pca = PCA(num_components, svd_solver=solver, copy=False, random_state=0).fit(pixels)
     components, mean = (torch.from_numpy(array).float() for array in (pca.components_, pca.mean_))
 
     def reconstruct(images: torch.Tensor) -> torch.Tensor:

@@ -8,13 +8,12 @@ folder has already is kept.
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
@@ -278,20 +277,20 @@ def _interpolate(run: _Run, pipeline: DiffusionAutoencoderPipeline) -> None:
 
 def _baselines(run: _Run, train: _Images | None, fitted: Mapping[str, Any] | None, latent_dim: int) -> None:
     """Reconstructs with methods without a network, at the same latent size."""
-    pixels = None
-    for name in sorted(run.options.baselines):  # PCA is last: it overwrites the pixels
+
+    def training_images() -> Iterator[torch.Tensor]:
+        for batch in batches(range(fitted["images"]), 500):
+            yield train[batch] / 2 + 0.5
+
+    for name in run.options.baselines:
         done = run.folder.scores(name)
         waiting = [index for index in range(run.count) if index not in done]
         if not waiting:
             continue
-        if name != "jpeg" and pixels is None:
-            pixels = np.empty((fitted["images"], train[[0]].numel()))
-            for batch in batches(range(len(pixels)), 500):
-                pixels[batch.start : batch.stop] = train[batch].flatten(1) / 2 + 0.5
         if name == "mean_image":
-            method = fit_mean_image(pixels)
+            method = fit_mean_image(training_images())
         elif name == "pca":
-            method = fit_pca(pixels, fitted["pca_components"])
+            method = fit_pca(training_images(), fitted["images"], fitted["pca_components"])
         for batch in tqdm(list(batches(waiting, 500)), desc=name, disable=not run.show_progress):
             originals, sizes = run.images[batch] / 2 + 0.5, None
             if name == "jpeg":

@@ -207,7 +207,7 @@ class AttributeClassifier(LatentStatisticsMixin, SafetensorsOnlyMixin, ModelMixi
 
 def _normalized(codes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Normalises codes (N, latent_dim), in float64. Returns them, their mean and their standard deviation."""
-    codes = codes.detach().double().cpu() if isinstance(codes, torch.Tensor) else codes
+    codes = codes.detach().cpu().double() if isinstance(codes, torch.Tensor) else codes
     codes = np.asarray(codes, dtype=np.float64)
     if codes.ndim != 2 or len(codes) < 2:
         raise ValueError(f"codes must have shape (at least 2, latent_dim), got {codes.shape}")

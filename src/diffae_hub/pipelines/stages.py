@@ -83,7 +83,7 @@ class DiffusionAutoencoderStages(DiffusionPipeline):
         self.image_processor.check_output_type(output_type)
         check_choice("mode", mode, MODES)
         check_choice("inversion", inversion, (None, "predictor_corrector", "plain"))
-        if mode == "stochastic" and not tolerance is inversion is None:
+        if mode == "stochastic" and (tolerance is not None or inversion is not None):
             raise ValueError(f"tolerance and inversion need mode 'inversion', got {tolerance} and {inversion!r}")
         if tolerance is not None and not (tolerance > 0 and inversion != "plain"):
             raise ValueError(f"tolerance must be above 0, and inversion not 'plain', got {tolerance} and {inversion!r}")
