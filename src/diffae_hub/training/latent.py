@@ -181,5 +181,6 @@ def train_latent(
     accelerator.wait_for_everyone()
     if not trainer.finished:
         signal.raise_signal(signal.Signals[stop_signal.name or "SIGTERM"])  # now with its usual effect
+        raise KeyboardInterrupt  # unless it is ignored, as Ctrl-C is in a shell's background jobs
     trainer.averages.copy_to(trainer.parameters)
     return trainer.network.eval(), trainer.scheduler
