@@ -241,6 +241,13 @@ def test_components_must_fit(encoder: dict, decoder: dict, others: dict, named: 
         DiffusionAutoencoderPipeline(*networks, VPDDIMScheduler(), **others)
 
 
+def test_images_get_the_size_of_networks_that_replace_others(tiny_pipeline) -> None:
+    larger = TINY | {"sample_size": 32}
+    tiny_pipeline.encoder, tiny_pipeline.decoder = SemanticEncoderModel(**larger), ConditionedUNet2DModel(**larger)
+    output = tiny_pipeline(Image.new("RGB", (40, 40)), mode="inversion", num_inference_steps=2)
+    assert (output.images[0].size, output.noise.shape) == ((32, 32), (1, 3, 32, 32))
+
+
 def test_the_example_in_the_docstring_runs() -> None:
     text = DiffusionAutoencoderPipeline.__call__.__doc__.replace("```py", "").replace("```", "")
     results = doctest.DocTestRunner().run(doctest.DocTestParser().get_doctest(text, {}, "example", None, 0))

@@ -74,11 +74,11 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         attribute_classifier: AttributeClassifier | None = None,
     ) -> None:
         super().__init__()
-        fixed_size = encoder.config.latent_head == "flatten" or decoder.config.latent_spatial_size is not None
+        processor = _image_processor(encoder, decoder)
         channels = {encoder.config.in_channels, decoder.config.in_channels, decoder.config.out_channels}
         if len(channels) > 1:
             raise ValueError(f"encoder and decoder must have the same in_channels and out_channels, got {channels}")
-        if fixed_size and encoder.config.sample_size != decoder.config.sample_size:
+        if processor.fixed_size and encoder.config.sample_size != decoder.config.sample_size:
             sizes = (encoder.config.sample_size, decoder.config.sample_size)
             raise ValueError(f"encoder and decoder must have the same sample_size, got {sizes}")
         self.register_modules(
@@ -89,12 +89,7 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             latent_scheduler=latent_scheduler,
             attribute_classifier=attribute_classifier,
         )
-        self.image_processor = DiffusionAutoencoderImageProcessor(
-            sample_size=decoder.config.sample_size,
-            channels=encoder.config.in_channels,
-            downsampling_factor=max(encoder.downsampling_factor, decoder.downsampling_factor),
-            fixed_size=fixed_size,
-        )
+        self.image_processor = processor
         self._tile_overlap: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -108,6 +103,8 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
             self.register_modules(**{name: value})
         else:
             super().__setattr__(name, value)
+            if name in ("encoder", "decoder") and config is not None and hasattr(self, "image_processor"):
+                self.image_processor = _image_processor(self.encoder, self.decoder)
 
     # ---- loading, saving, settings ---------------------------------------------------------------------------------
 
@@ -288,6 +285,17 @@ class DiffusionAutoencoderPipeline(PublishingMixin, ManipulationMixin):
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._decode(latent_code, noise, num_inference_steps, generator, tiles, callback)
         return self._output(sample, latent_code, noise, output_type, return_dict)
+
+
+def _image_processor(
+    encoder: SemanticEncoderModel, decoder: ConditionedUNet2DModel
+) -> DiffusionAutoencoderImageProcessor:
+    return DiffusionAutoencoderImageProcessor(
+        sample_size=decoder.config.sample_size,
+        channels=encoder.config.in_channels,
+        downsampling_factor=max(encoder.downsampling_factor, decoder.downsampling_factor),
+        fixed_size=encoder.config.latent_head == "flatten" or decoder.config.latent_spatial_size is not None,
+    )
 
 
 def _pipeline_folder(source: str | Path, options: dict[str, Any]) -> Path:
