@@ -20,8 +20,7 @@ from parts import PICTURES, Pipeline, animated, connect, picture_input, picture_
 from PIL import Image
 
 from diffae_hub import list_models, load_codes, nearest_codes
-from diffae_hub.codes import check_encoder, codes_summary, encoded_rows, query_code
-from diffae_hub.data.transform import ImageTransform
+from diffae_hub.codes import check_encoder, codes_summary, encode_images, encoded_rows, transform_of_codes
 from diffae_hub.devices import load_pipeline
 from diffae_hub.images import film_strip, image_grid
 from diffae_hub.metrics.psnr import peak_signal_to_noise_ratio
@@ -220,7 +219,7 @@ def sample_tab(pipeline: Pipeline, inputs: list[gr.Component]) -> None:
 
 def neighbours_tab(pipeline: Pipeline, inputs: list[gr.Component], codes: str) -> None:
     with gr.Tab("Neighbours"):
-        summary, config = codes_summary(codes), pipeline.encoder.config
+        summary = codes_summary(codes)
         try:
             check_encoder(pipeline, summary)
         except ValueError:
@@ -242,10 +241,10 @@ def neighbours_tab(pipeline: Pipeline, inputs: list[gr.Component], codes: str) -
 
     def search(pipe: Pipeline, options: dict[str, Any], path: str | None, count: int) -> list[tuple[Image.Image, str]]:
         read(path)  # says so if there is none
-        stored, query = codes_once(codes), query_code(pipe, path, summary)
+        stored, transform = codes_once(codes), transform_of_codes(pipe, summary)
+        query = encode_images(pipe, transform({"path": path, "bytes": None})[None]).cpu().numpy()
         distances, rows = nearest_codes(stored["latent_code"], query, count)
         data = encoded_rows(summary)
-        transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
         pictures = [image_grid([transform(data[int(stored["index"][row])]) / 2 + 0.5], 1) for row in rows[0]]
         return [(image, f"{distance:.3f}") for image, distance in zip(pictures, distances[0], strict=True)]
 

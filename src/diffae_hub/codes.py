@@ -200,11 +200,10 @@ def encoded_rows(summary: Mapping[str, Any]) -> Any:
     return data
 
 
-def query_code(pipeline: DiffusionAutoencoderPipeline, image: str | Path, summary: Mapping[str, Any]) -> np.ndarray:
-    """Encodes an image file with the crop of a [`codes_summary`], (1, latent_dim), to search those codes."""
+def transform_of_codes(pipeline: DiffusionAutoencoderPipeline, summary: Mapping[str, Any]) -> ImageTransform:
+    """Returns the transform of the images of a [`codes_summary`], also for an image to compare with them."""
     config = pipeline.encoder.config
-    transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
-    return encode_images(pipeline, transform({"path": image, "bytes": None})[None]).float().cpu().numpy()
+    return ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
 
 
 def nearest_codes(

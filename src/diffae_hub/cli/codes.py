@@ -72,8 +72,7 @@ class NeighboursOptions:
 
 def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, str]:
     """Find the images of an encoded data set that are nearest to an image."""
-    from ..codes import codes_summary, encoded_rows, load_codes, nearest_codes, query_code
-    from ..data.transform import ImageTransform
+    from ..codes import codes_summary, encode_images, encoded_rows, load_codes, nearest_codes, transform_of_codes
     from ..images import film_strip, read_image
 
     read_image(options.image)  # or fails before any work
@@ -83,16 +82,15 @@ def neighbours(options: NeighboursOptions, arguments: Namespace) -> tuple[Any, s
         check_not_replaced([options.image, *of_its_name], [options.sheet])
         data = encoded_rows(summary)
     pipeline = load_for_codes(options.model, options.codes)
-    query = query_code(pipeline, options.image, summary)
+    transform = transform_of_codes(pipeline, summary)
+    first = transform({"path": options.image, "bytes": None})
+    query = encode_images(pipeline, first[None]).numpy()
     distances, rows = nearest_codes(codes["latent_code"], query, options.num_neighbours, options.metric)
     found = [
         {"index": int(codes["index"][row]), "source": str(codes["source"][row]), "distance": float(distance)}
         for row, distance in zip(rows[0], distances[0], strict=True)
     ]
     if options.sheet is not None:
-        config = pipeline.encoder.config
-        transform = ImageTransform(config.sample_size, config.in_channels, crop=summary["crop"])
-        first = transform({"path": options.image, "bytes": None})
         pictures = [first, *(transform(data[neighbour["index"]]) for neighbour in found)]
         write_png(options.sheet, film_strip([picture / 2 + 0.5 for picture in pictures]))
     lines = [f"{neighbour['distance']:.4f}  {neighbour['source']}" for neighbour in found]
